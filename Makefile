@@ -1,0 +1,72 @@
+# Everything a developer needs; each target sets up .venv itself. `make` lists the targets.
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+ARGS ?=
+# `make bench` starts a server of its own here
+BENCH_PORT ?= 8123
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# One thread a process: the suite runs engines beside the tests, and small models gain nothing from more.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test bench lint format clean
+
+help:
+	@echo 'make setup    make .venv and $(BIN)/twinline   (PYTHON=python3.12 chooses the Python)'
+	@echo 'make serve    serve the embedded tiny-r1 on http://$(HOST):$(PORT)/v1   (HOST, PORT, ARGS)'
+	@echo 'make test     run the test suite   (ARGS="-k words" chooses tests)'
+	@echo 'make bench    serve tiny-r1 and put load on it   (ARGS="--concurrency 8 ...")'
+	@echo 'make lint     check style and types'
+	@echo 'make format   rewrite the code in the house style'
+	@echo 'make clean    remove .venv and everything built'
+
+setup: $(VENV)/.setup
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "twinline needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	         "Name another: PYTHON=python3.12 make setup" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu install python3-venv" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.setup: $(VENV)/.python pyproject.toml scripts/install-torch
+	@$(BIN)/python scripts/install-torch
+	@echo 'installing twinline'
+	@$(PIP) install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.setup
+	@echo 'installing development tools'
+	@$(PIP) install --quiet --editable '.[dev]'
+	@touch $@
+
+serve: setup
+	@$(BIN)/twinline serve --host $(HOST) --port $(PORT) $(ARGS)
+
+test: $(VENV)/.dev
+	$(ONE_THREAD) $(BIN)/python -m pytest -q $(ARGS)
+
+bench: setup
+	@$(BIN)/twinline serve --port $(BENCH_PORT) --log-level warning & server=$$!; \
+	trap 'kill $$server 2>/dev/null; wait $$server' EXIT; trap 'exit 130' INT TERM; \
+	$(BIN)/twinline bench serve --url http://127.0.0.1:$(BENCH_PORT)/v1 --model tiny-r1 --wait 60 --warmup 2 \
+	  --requests 64 --concurrency 4 --prompt-tokens 64 --output-tokens 64 $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf src/*.egg-info

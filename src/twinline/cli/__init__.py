@@ -1,0 +1,68 @@
+"""The command line: which verbs there are, and how their errors end.
+
+Owns the registry of verbs and the exit codes. Must not know what a verb does, and imports only the one that was asked
+for: `twinline --help` answers at once.
+
+Exit codes: 0 what was asked holds, 1 it failed, 2 it was asked wrongly, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from twinline import __version__
+from twinline.cli.parser import CliError, Parser
+
+# verb: (module with `configure(parser)` and `run(args) -> int`, help)
+VERBS: dict[str, tuple[str, str]] = {
+    "serve": ("twinline.cli.serve", "serve a model folder behind an OpenAI endpoint"),
+    "chat": ("twinline.cli.chat", "talk to a model that is served"),
+    "models": ("twinline.cli.models", "list the models that a server offers"),
+    "bench": ("twinline.cli.bench", "measure an endpoint under load"),
+}
+
+
+def build_parser(verb: str | None) -> Parser:
+    """A parser that knows every verb by name, and the options of `verb` alone."""
+    parser = Parser(prog="twinline", description="One endpoint, one name per model, over many unlike accelerators.")
+    parser.add_argument("--version", action="version", version=f"twinline {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, (path, help_text) in VERBS.items():
+        sub = verbs.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+        if name == verb:
+            module = importlib.import_module(path)
+            module.configure(sub)
+            sub.set_defaults(run=module.run)
+    return parser
+
+
+def explain(exc: Exception) -> str:
+    """One line for a person. Errors that are not a refusal say how to see where they came from."""
+    text = " ".join(str(exc).split())
+    if isinstance(exc, CliError | OSError | ValueError) and text:
+        return text
+    return f"{type(exc).__name__}: {text} (TWINLINE_DEBUG=1 shows where)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code; errors end in one line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = next((a for a in arguments if not a.startswith("-")), None)
+    try:
+        args = build_parser(verb).parse_args(arguments)
+        return int(args.run(args))
+    except KeyboardInterrupt:
+        print("twinline: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout once more
+        return 1
+    except Exception as exc:
+        if os.environ.get("TWINLINE_DEBUG") == "1":
+            traceback.print_exc()
+        print(f"twinline: error: {explain(exc)}", file=sys.stderr)
+        return exc.code if isinstance(exc, CliError) else 1

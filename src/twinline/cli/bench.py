@@ -1,0 +1,155 @@
+"""`twinline bench`: measures, and prints what was measured for people or machines.
+
+`bench serve` puts load on any OpenAI endpoint. Owns the options and the run's record; the measuring is
+`verify/load.py`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twinline import __version__
+from twinline.cli.client import Server, base_url
+from twinline.cli.parser import DEFAULT_URL, CliError, add_server, integer, positive
+
+if TYPE_CHECKING:
+    from twinline.cli.bench_requests import Body
+    from twinline.verify.load import Target
+
+REQUESTS, CONCURRENCY, PROMPT_TOKENS = 64, 4, 128
+NOT_RECORDED = ("run", "verb", "kind", "api_key", "json", "output")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", metavar="WHAT", required=True)
+    text = "time to first token, inter-token latency, throughput and goodput of an OpenAI endpoint"
+    serve = kinds.add_parser("serve", help=text, description=text[0].upper() + text[1:] + ".")
+    add_server(serve)
+    serve.add_argument("--model", metavar="M", help="default: the one that is served")
+    serve.add_argument(
+        "--endpoint", choices=("completions", "chat"), default="completions", help="default: %(default)s"
+    )
+    _configure_load(serve.add_argument_group("load"))
+    _configure_prompts(serve.add_argument_group("prompts"))
+    report = serve.add_argument_group("report")
+    report.add_argument("--ttft-limit-ms", type=positive, metavar="X", help="goodput: latest first token")
+    report.add_argument("--itl-limit-ms", type=positive, metavar="Y", help="goodput: highest mean time per later token")
+    report.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    report.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON here")
+
+
+def _configure_load(group: Any) -> None:
+    group.add_argument(
+        "--requests", type=integer(1), metavar="N", help=f"default: {REQUESTS}, or one for each line of --prompts"
+    )
+    shape = group.add_mutually_exclusive_group()
+    shape.add_argument(
+        "--concurrency", type=integer(1), metavar="C", help=f"closed loop: clients at once (default: {CONCURRENCY})"
+    )
+    shape.add_argument("--rate", type=positive, metavar="R", help="open loop: Poisson arrivals, R requests a second")
+    group.add_argument(
+        "--warmup", type=integer(0), default=1, metavar="N", help="requests before (default: %(default)s)"
+    )
+    group.add_argument(
+        "--timeout", type=positive, default=600.0, metavar="S", help="longest run, in seconds (default: %(default)g)"
+    )
+    group.add_argument(
+        "--wait", type=positive, default=0.0, metavar="S", help="wait for a server that is still starting"
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of prompts and arrivals (default: %(default)s)"
+    )
+
+
+def _configure_prompts(group: Any) -> None:
+    group.add_argument(
+        "--prompts", type=Path, metavar="FILE.jsonl", help='lines of {"prompt": ...} or {"messages": ...}'
+    )
+    group.add_argument(
+        "--prompt-tokens",
+        type=integer(1),
+        metavar="N",
+        help=f"words or ids in each made-up prompt (default: {PROMPT_TOKENS})",
+    )
+    group.add_argument(
+        "--output-tokens", type=integer(1), default=64, metavar="N", help="asked of each request (default: %(default)s)"
+    )
+    group.add_argument("--token-ids", action="store_true", help="made-up prompts are token ids (completions only)")
+    group.add_argument("--vocab", type=integer(1), metavar="V", help="--token-ids draws ids below V")
+    group.add_argument("--respect-eos", action="store_true", help="let answers end early: do not send ignore_eos")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuses options that contradict each other or would be ignored."""
+    if args.token_ids and args.endpoint == "chat":
+        raise CliError("--token-ids needs --endpoint completions: the chat endpoint takes text", code=2)
+    if args.token_ids != (args.vocab is not None):
+        raise CliError("--token-ids and --vocab V go together: ids are drawn below V", code=2)
+    if args.prompts and (args.token_ids or args.prompt_tokens):
+        raise CliError("--prompts brings its own prompts: leave out --token-ids and --prompt-tokens", code=2)
+    if args.wait and not args.warmup:
+        raise CliError("--wait waits for the first warm-up request: it needs --warmup 1 or more", code=2)
+    if args.output and not args.output.parent.is_dir():
+        raise CliError(f"--output: there is no folder {args.output.parent}", code=2)
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when every request was answered whole."""
+    check(args)
+    from twinline.cli.bench_report import render
+    from twinline.verify.load import Closed, Open, Target, offer
+    from twinline.verify.load_report import Limits, summarise
+
+    base = base_url(args.url or DEFAULT_URL)
+    model = args.model or Server(base, args.api_key).only_model()
+    warm, bodies = _bodies(args, model)
+    target = Target(base, args.endpoint, args.api_key)
+    _warm_up(target, warm, args)
+    shape = Open(args.rate, args.seed) if args.rate else Closed(args.concurrency or CONCURRENCY)
+    began = time.time()
+    answers = asyncio.run(offer(target, bodies, shape, args.timeout))
+    report = summarise(answers, Limits(args.ttft_limit_ms, args.itl_limit_ms))
+
+    given = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items() if name not in NOT_RECORDED}
+    settings = {**given, "url": base, "model": model, "requests": len(bodies), **asdict(shape)}
+    document = {"twinline": __version__, "began_unix_s": began, "settings": settings, "report": asdict(report)}
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    print(text if args.json else render(report, settings))
+    if args.output:
+        args.output.write_text(text + "\n", encoding="utf-8")
+    return 0 if report.completed == report.requests else 1
+
+
+def _bodies(args: argparse.Namespace, model: str) -> tuple[list[Body], list[Body]]:
+    """Requests to warm up with, and to measure: other ones while there are enough, so that no prefix is cached yet."""
+    from twinline.cli.bench_requests import Wanted, from_file, synthetic
+
+    wanted = Wanted(
+        model=model,
+        endpoint=args.endpoint,
+        output_tokens=args.output_tokens,
+        prompt_tokens=args.prompt_tokens or PROMPT_TOKENS,
+        vocab=args.vocab,
+        ignore_eos=not args.respect_eos,
+        seed=args.seed,
+    )
+    if args.prompts:
+        bodies = from_file(wanted, args.prompts, args.requests)
+        return [bodies[-1 - i % len(bodies)] for i in range(args.warmup)], bodies
+    count = args.requests or REQUESTS
+    bodies = synthetic(wanted, count + args.warmup)
+    return bodies[count:], bodies[:count]
+
+
+def _warm_up(target: Target, bodies: list[Body], args: argparse.Namespace) -> None:
+    from twinline.verify.load import warm_up
+
+    failed = asyncio.run(warm_up(target, bodies, args.timeout, args.wait))
+    if failed:
+        raise CliError(f"the warm-up request to {target.url} failed: {failed.error}: {failed.detail}")

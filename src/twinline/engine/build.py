@@ -1,0 +1,124 @@
+"""Puts an engine together from a checkpoint folder: device, dtype, ops, model, cache, scheduler.
+
+Owns the sizes that are derived when nobody gave them. The only place that knows all the parts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from twinline.engine.devices.device import Device, open_device
+from twinline.engine.loop import Engine
+from twinline.engine.models.loader import load
+from twinline.engine.ops.registry import Ops, StaticFacts
+from twinline.engine.pages import PagePool
+from twinline.engine.request import Output, Request
+from twinline.engine.runner import Runner
+from twinline.engine.sampler import Sampler
+from twinline.engine.scheduler import Scheduler
+from twinline.facts.models import ModelSpec, read_spec
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CACHE_SHARE = 0.5  # of the memory that is free once the weights are in
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a model. 0 and "auto" mean: derived from the model and the device."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    max_tokens_per_step: int = 512
+    max_running: int = 64
+    max_waiting: int = 1024
+    max_model_len: int = 0
+    kv_tokens: int = 0
+    page_size: int = 0
+    threads: int = 0
+    strict_ops: bool = False
+    prefix_cache: bool = True
+
+
+@dataclass(frozen=True)
+class Built:
+    engine: Engine
+    spec: ModelSpec
+    device: Device
+    dtype: torch.dtype
+    ops: Ops
+    max_model_len: int
+    kv_tokens: int
+
+
+def build(
+    directory: Path,
+    options: Options,
+    deliver: Callable[[Sequence[Output]], None],
+    observe: Callable[[Request, float], None] = lambda request, now: None,
+) -> Built:
+    """An engine ready to start.
+
+    Raises UnsupportedModel for a checkpoint that cannot be served, ValueError for options that cannot hold.
+    """
+    spec = read_spec(directory)
+    device = open_device(options.device)
+    if options.threads:
+        device.set_threads(options.threads)
+    dtype = _dtype(options.dtype, spec, device)
+    ops = Ops(device.providers, StaticFacts(device.torch_device.type, dtype), strict=options.strict_ops)
+    context = options.max_model_len or spec.context
+    if context > spec.context:
+        raise ValueError(f"max_model_len {context} is beyond the model's context of {spec.context} tokens")
+    if options.max_tokens_per_step <= options.max_running:
+        raise ValueError(
+            f"max_tokens_per_step {options.max_tokens_per_step} must exceed max_running {options.max_running}"
+        )
+    model = load(directory, spec, ops, device.torch_device, context).eval()
+    page_size = options.page_size or device.page_size
+    pages = _pages(options, spec, device, dtype, context, page_size)
+    pool = PagePool(pages, page_size, prefix_cache=options.prefix_cache)
+    scheduler = Scheduler(
+        pool,
+        max_tokens_per_step=options.max_tokens_per_step,
+        max_running=options.max_running,
+        max_waiting=options.max_waiting,
+        max_model_len=min(context, pages * page_size + 1),
+    )
+    runner = Runner(model, device, pages=pages, page_size=page_size, dtype=dtype)
+    engine = Engine(runner, pool, scheduler, Sampler(spec.vocab), deliver, observe)
+    log.info("ops:\n%s", ops.explain())
+    return Built(engine, spec, device, dtype, ops, scheduler.max_model_len, pages * page_size)
+
+
+def _dtype(name: str, spec: ModelSpec, device: Device) -> torch.dtype:
+    wanted = spec.dtype if name == "auto" else name
+    if wanted not in DTYPES:
+        raise ValueError(f"dtype {wanted!r} is not supported (supported: {', '.join(DTYPES)})")
+    if device.supports(DTYPES[wanted]):
+        return DTYPES[wanted]
+    usable = [n for n, d in DTYPES.items() if device.supports(d)]
+    raise ValueError(f"device {device.name} does not compute in {wanted}: use --dtype {' or '.join(usable) or '(none)'}")
+
+
+def _pages(
+    options: Options, spec: ModelSpec, device: Device, dtype: torch.dtype, context: int, page_size: int
+) -> int:
+    """Cache pages: what was asked for, else what the running sequences could fill, within half the free memory."""
+    bytes_per_token = spec.kv_values * dtype.itemsize
+    room = int(device.free_memory() * CACHE_SHARE) // bytes_per_token
+    tokens = options.kv_tokens or min(room, options.max_running * context)
+    if tokens > device.free_memory() // bytes_per_token:
+        raise ValueError(
+            f"a cache of {tokens} tokens needs {tokens * bytes_per_token / 2**30:.1f} GiB and "
+            f"{device.free_memory() / 2**30:.1f} GiB are free: at most {room} tokens fit"
+        )
+    if tokens < page_size * 2:
+        raise ValueError(f"a cache of {tokens} tokens is too small: at least {page_size * 2} are needed")
+    return -(-tokens // page_size)

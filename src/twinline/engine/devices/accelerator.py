@@ -1,0 +1,42 @@
+"""Any PyTorch accelerator, through `torch.accelerator` and the device type's module alone.
+
+Written against PyTorch's documented interface; what it has run on is said in the support table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+
+class Accelerator:
+    providers: tuple[str, ...] = ("reference",)
+    page_size = 16
+    visible_devices_variable: str | None = None
+
+    def __init__(self, device: torch.device):
+        self.torch_device = device
+        self.name = device.type
+        self.module = torch.get_device_module(device)
+
+    def supports(self, dtype: torch.dtype) -> bool:
+        """Tried, not declared: a small product in that dtype."""
+        try:
+            one = torch.ones(2, 2, dtype=dtype, device=self.torch_device)
+            return bool((one @ one).float().sum().item() == 8)
+        except (RuntimeError, TypeError):
+            return False
+
+    def free_memory(self) -> int:
+        free, _ = self.module.mem_get_info(self.torch_device)
+        return int(free)
+
+    def synchronize(self) -> None:
+        torch.accelerator.synchronize(self.torch_device)
+
+    def set_threads(self, count: int) -> None:
+        torch.set_num_threads(count)
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None] | None:
+        return None

@@ -1,0 +1,44 @@
+"""Plain CPUs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+
+
+class Cpu:
+    name = "cpu"
+    providers = ("onednn", "batched", "reference")
+    page_size = 16
+    visible_devices_variable = None
+
+    def __init__(self, device: torch.device):
+        self.torch_device = device
+        # Denormals cost a hundred times a normal number and mean nothing here.
+        torch.set_flush_denormal(True)
+
+    def supports(self, dtype: torch.dtype) -> bool:
+        return dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+    def free_memory(self) -> int:
+        """Bytes that this process could still take: what the machine has free, within the container's limit."""
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        try:
+            with open("/proc/meminfo") as lines:
+                free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+            with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
+                free = min(free, int(limit.read()) - int(used.read()))
+        except (OSError, ValueError, StopIteration):
+            pass
+        return free
+
+    def synchronize(self) -> None:
+        pass
+
+    def set_threads(self, count: int) -> None:
+        torch.set_num_threads(count)
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None] | None:
+        return None

@@ -1,0 +1,26 @@
+"""Devices that PyTorch calls `cuda`: NVIDIA's, and those whose stacks take that name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from twinline.engine.devices.accelerator import Accelerator
+
+
+class Cuda(Accelerator):
+    providers = ("batched", "reference")
+    visible_devices_variable = "CUDA_VISIBLE_DEVICES"
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None] | None:
+        """Records `step` as a graph after a warm-up on a side stream, as PyTorch's CUDA-graph notes ask."""
+        side = torch.cuda.Stream(self.torch_device)
+        side.wait_stream(torch.cuda.current_stream(self.torch_device))
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream(self.torch_device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        return graph.replay

@@ -1,0 +1,57 @@
+"""The engine's handle on a PyTorch device type: what the rest of the engine may ask of a device, and nothing more.
+
+Everything above this room is the same code for every chip. A new chip is one small file here and one line in
+`DEVICES`; one that has none starts with the generic accelerator.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+
+class Device(Protocol):
+    """Ten members. `providers` is the order in which op providers are tried; `capture` returns None where a device has
+    no graphs, else a callable that replays what `step` did on the same tensors."""
+
+    name: str
+    torch_device: torch.device
+    providers: tuple[str, ...]
+    page_size: int
+    visible_devices_variable: str | None
+
+    def supports(self, dtype: torch.dtype) -> bool: ...
+    def free_memory(self) -> int: ...
+    def synchronize(self) -> None: ...
+    def set_threads(self, count: int) -> None: ...
+    def capture(self, step: Callable[[], None]) -> Callable[[], None] | None: ...
+
+
+DEVICES: dict[str, str] = {
+    "cpu": "twinline.engine.devices.cpu:Cpu",
+    "cuda": "twinline.engine.devices.cuda:Cuda",
+}
+GENERIC = "twinline.engine.devices.accelerator:Accelerator"
+
+
+def open_device(name: str = "auto") -> Device:
+    """The device called `name` (`cpu`, or a PyTorch device type, with an index if wanted).
+
+    `auto` takes the accelerator that PyTorch reports, else the CPU. Raises ValueError if it is not there.
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        name = found.type if found is not None else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r} is not known to PyTorch: {str(error).splitlines()[0]}") from None
+    if device.type != "cpu":
+        module = getattr(torch, device.type, None)
+        if module is None or not module.is_available():
+            raise ValueError(f"device {name!r} is not available on this machine")
+    module_name, _, class_name = DEVICES.get(device.type, GENERIC).partition(":")
+    return getattr(importlib.import_module(module_name), class_name)(device)

@@ -1,0 +1,199 @@
+"""The engine's loop: schedule, run, sample, hand out; submit, abort and deadlines between steps.
+
+Owns the order of things and the one thread that runs them. `submit` and `abort` may be called from any thread; outputs
+are handed to `deliver`, once per step, on the loop's thread. Knows no HTTP and no text.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from twinline.engine import batch as batches
+from twinline.engine.pages import PagePool
+from twinline.engine.request import FinishReason, Output, Request, TokenLogprob
+from twinline.engine.runner import Runner
+from twinline.engine.sampler import Sampler, prompt_logprobs
+from twinline.engine.scheduler import Scheduler, Step
+
+log = logging.getLogger(__name__)
+
+FATAL_FAILURES = 3  # steps in a row that raise, before the engine says it is dead
+PROMPT_LOGPROB_ROWS = 64  # logits of a whole vocabulary at a time
+
+
+@dataclass
+class Counters:
+    """What the engine has done since it started. Only grows."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    finished: dict[FinishReason, int] = field(default_factory=dict)
+
+
+class Engine:
+    def __init__(
+        self,
+        runner: Runner,
+        pool: PagePool,
+        scheduler: Scheduler,
+        sampler: Sampler,
+        deliver: Callable[[Sequence[Output]], None],
+        observe: Callable[[Request, float], None] = lambda request, now: None,
+    ):
+        """`observe` is called with each request that ends, and the time, for metrics."""
+        self.runner, self.pool, self.scheduler, self.sampler = runner, pool, scheduler, sampler
+        self.deliver, self.observe = deliver, observe
+        self.counters = Counters()
+        self.failure: str | None = None
+        self._lock = threading.Condition()
+        self._aborts: list[str] = []
+        self._stopping = False
+        self._failures = 0
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the loop after the step it is in."""
+        with self._lock:
+            self._stopping = True
+            self._lock.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def submit(self, request: Request) -> None:
+        """Queues a request. Raises ValueError if it can never be served, QueueFull if too many wait."""
+        if self.failure:
+            raise RuntimeError(self.failure)
+        with self._lock:
+            self.scheduler.submit(request)
+            self.counters.prompt_tokens += len(request.prompt)
+            self._lock.notify()
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request at any moment; its pages are free before the next step."""
+        with self._lock:
+            self._aborts.append(request_id)
+            self._lock.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                while not (self._stopping or self._aborts or self.scheduler.has_work):
+                    self._lock.wait()
+                if self._stopping:
+                    return
+            self.step()
+
+    def step(self) -> None:
+        """One pass: end what was aborted or is late, schedule, run, sample, hand out."""
+        with self._lock:
+            outputs = self._end_aborted_and_late()
+            step = self.scheduler.schedule()
+        if step.work:
+            try:
+                outputs += self._execute(step)
+                self._failures = 0
+            except Exception as error:
+                log.exception("a step failed")
+                outputs += self._fail(step, f"the engine failed: {type(error).__name__}: {error}")
+        if outputs:
+            self.deliver(outputs)
+
+    def _end_aborted_and_late(self) -> list[Output]:
+        now, ended = time.monotonic(), []
+        aborts, self._aborts = self._aborts, []
+        for request_id in aborts:
+            request = self.scheduler.abort(request_id)
+            if request is not None:
+                ended.append(self._ended(request, "abort", now))
+        ended += [self._ended(request, "deadline", now) for request in self.scheduler.expired(now)]
+        return ended
+
+    def _ended(self, request: Request, finish: FinishReason, now: float, error: str | None = None) -> Output:
+        """Books the end of a request that the scheduler has forgotten already."""
+        self.sampler.forget(request.id)
+        self.counters.finished[finish] = self.counters.finished.get(finish, 0) + 1
+        self.observe(request, now)
+        return Output(request.id, finish=finish, cached_tokens=request.cached_tokens, error=error)
+
+    def _execute(self, step: Step) -> list[Output]:
+        batch = batches.build(step.work, self.runner.page_size, self.runner.device.torch_device)
+        hidden = self.runner.hidden(batch)
+        self._collect_prompt_logprobs(batch, hidden)
+        sampled = [(w, row) for w, row in zip(batch.work, batch.ends, strict=True) if w.samples]
+        requests = [w.request for w, _ in sampled]
+        tokens, logprobs = [], []
+        if sampled:
+            logits = self.runner.logits(hidden, [row for _, row in sampled])
+            result = self.sampler.sample(logits, requests)
+            tokens, logprobs = result.tokens, result.logprobs
+        with self._lock:
+            self.scheduler.commit(step)
+            self.counters.steps += 1
+            self.counters.generated_tokens += len(tokens)
+            now = time.monotonic()
+            return [self._advance(*one, now) for one in zip(requests, tokens, logprobs, strict=True)]
+
+    def _advance(self, request: Request, token: int, logprob: TokenLogprob | None, now: float) -> Output:
+        """Appends a new token, ends the request if it is the last, and says so."""
+        request.output.append(token)
+        first = request.first_token_at is None
+        if first:
+            request.first_token_at = now
+        params, finish = request.params, None
+        if token in params.stop_token_ids and len(request.output) > params.min_tokens:
+            finish = "stop"
+        elif len(request.output) >= params.max_tokens or request.known >= self.scheduler.max_model_len:
+            finish = "length"
+        if finish:
+            self.scheduler.finish(request)
+            self._ended(request, finish, now)  # type: ignore[arg-type]
+        wants_prompt = first and params.prompt_logprobs is not None
+        return Output(
+            request.id,
+            (token,),
+            (logprob,) if logprob is not None else (),
+            tuple(request.prompt_logprobs) if wants_prompt else None,
+            finish,  # type: ignore[arg-type]
+            token if finish == "stop" else None,
+            request.cached_tokens,
+        )
+
+    def _collect_prompt_logprobs(self, batch: batches.Batch, hidden: torch.Tensor) -> None:
+        """The logits at position p judge the prompt's token p + 1; the first token has none."""
+        for w, end_row in zip(batch.work, batch.ends, strict=True):
+            request = w.request
+            if request.params.prompt_logprobs is None:
+                continue
+            found = request.prompt_logprobs
+            if not found:
+                found.append(None)
+            begin, stop = max(w.start, len(found) - 1), min(w.end, len(request.prompt) - 1)
+            first_row = end_row - (w.end - 1)
+            for at in range(begin, stop, PROMPT_LOGPROB_ROWS):
+                until = min(at + PROMPT_LOGPROB_ROWS, stop)
+                logits = self.runner.logits(hidden, range(first_row + at, first_row + until))
+                found += prompt_logprobs(logits, request.prompt[at + 1 : until + 1], request.params.prompt_logprobs)
+
+    def _fail(self, step: Step, message: str) -> list[Output]:
+        """Ends every request of a step that raised: their tokens cannot be known. Others go on."""
+        self._failures += 1
+        if self._failures >= FATAL_FAILURES:
+            self.failure = f"{FATAL_FAILURES} steps in a row failed; the last: {message}"
+        self.runner.scrub([slot for w in step.work for slot in batches.slots(w, self.runner.page_size)])
+        with self._lock:
+            now, outputs = time.monotonic(), []
+            for request in (w.request for w in step.work):
+                if request in self.scheduler:
+                    self.scheduler.finish(request)
+                    outputs.append(self._ended(request, "error", now, message))
+        return outputs

@@ -1,0 +1,194 @@
+"""From a checkpoint folder to a model in memory: one tensor at a time, each part sealed as soon as it is whole.
+
+Owns the reading of safetensors shards. Never holds two copies of more than one part's weights: tensors are mapped from
+the file, copied to their place, and given to the provider at once. Everything wrong with a file is an UnsupportedModel
+with one line that names the file or the tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from twinline.engine.models import tables
+from twinline.engine.models.parts import Part
+from twinline.engine.models.transformer import Transformer
+from twinline.engine.ops.registry import Ops
+from twinline.facts.models import Latent, ModelSpec, UnsupportedModel
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one checkpoint tensor goes: the `source`-th run of rows of a parameter, or of one expert's matrix in it."""
+
+    parameter: str
+    expert: int | None
+    source: int
+
+
+def table_for(spec: ModelSpec) -> tables.Table:
+    if spec.family == "llama":
+        return tables.LLAMA
+    assert isinstance(spec.attention, Latent)
+    return tables.DEEPSEEK if spec.attention.q_rank else tables.DEEPSEEK_PLAIN_QUERY
+
+
+def places(spec: ModelSpec, parameters: Iterator[str]) -> dict[str, Place]:
+    """Every checkpoint tensor that the model needs, and its place."""
+    table, found = table_for(spec), {}
+    for name in parameters:
+        if name == "head.weight" and spec.tied:
+            continue
+        layer = re.match(r"layers\.(\d+)\.", name)
+        index = layer[1] if layer else ""
+        for source, template in enumerate(table[re.sub(r"^layers\.\d+\.", "layers.{i}.", name)]):
+            filled = template.replace("{i}", index)
+            if "{e}" not in filled:
+                found[filled] = Place(name, None, source)
+                continue
+            assert spec.experts is not None
+            for e in range(spec.experts.count):
+                found[filled.replace("{e}", str(e))] = Place(name, e, source)
+    return found
+
+
+def shards(directory: Path) -> dict[str, list[str]]:
+    """Files of the checkpoint and the tensors in each, from the index or the single file."""
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            files: dict[str, list[str]] = defaultdict(list)
+            for tensor, file in json.loads(index.read_text("utf-8"))["weight_map"].items():
+                files[file].append(tensor)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UnsupportedModel(f"{index} cannot be read: {error!r}") from None
+        missing = [file for file in files if not (directory / file).exists()]
+        if missing:
+            raise UnsupportedModel(f"{directory}: {len(missing)} of {len(files)} shards are missing, first {missing[0]}")
+        return dict(files)
+    single = directory / "model.safetensors"
+    if not single.exists():
+        raise UnsupportedModel(f"{directory} has no model.safetensors and no model.safetensors.index.json")
+    with _open(single) as file:
+        return {single.name: list(file.keys())}
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UnsupportedModel(f"{path} is corrupt or truncated: {error}") from None
+
+
+class _Filling:
+    """One parameter while its pieces arrive."""
+
+    def __init__(self, parameter: nn.Parameter, device: torch.device, sources: int, experts: int | None):
+        self.data = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+        self.sources = sources
+        self.waiting = sources * (experts or 1)
+        self.early: dict[tuple[int, int | None], torch.Tensor] = {}
+
+    def put(self, tensor: torch.Tensor, place: Place, name: str) -> None:
+        """Copies a piece to its rows. Pieces of a fused parameter may come in any order."""
+        self.early[place.source, place.expert] = tensor
+        self.waiting -= 1
+        target = self.data if place.expert is None else self.data[place.expert]
+        mine = {s: t for (s, e), t in self.early.items() if e == place.expert}
+        if len(mine) < self.sources:
+            return
+        whole = [mine[s] for s in range(self.sources)]
+        shape = (sum(t.shape[0] for t in whole), *tensor.shape[1:])
+        if shape != tuple(target.shape):
+            raise UnsupportedModel(f"{name}: shape {list(shape)} where the configuration asks for {list(target.shape)}")
+        row = 0
+        for piece in whole:
+            target[row : row + piece.shape[0]].copy_(piece)
+            row += piece.shape[0]
+        for source in range(self.sources):
+            del self.early[source, place.expert]
+
+
+def load(directory: Path, spec: ModelSpec, ops: Ops, device: torch.device, context: int) -> Transformer:
+    """The model of a checkpoint folder, on `device`, every part packed by its provider and ready to run.
+
+    Raises UnsupportedModel for missing, surplus, misshapen or unreadable tensors.
+    """
+    model = Transformer(ops, spec)
+    parameters = dict(model.named_parameters())
+    wanted = places(spec, iter(parameters))
+    files = shards(directory)
+    _check_names(wanted, files, spec)
+    sources: dict[str, set[int]] = defaultdict(set)
+    for place in wanted.values():
+        sources[place.parameter].add(place.source)
+    filling: dict[str, _Filling] = {}
+    unsealed = _owners(model)
+    for file_name, names in files.items():
+        with _open(directory / file_name) as file:
+            for name in names:
+                place = wanted.get(name)
+                if place is None:
+                    continue
+                key = place.parameter
+                if key not in filling:
+                    experts = None if place.expert is None or spec.experts is None else spec.experts.count
+                    filling[key] = _Filling(parameters[key], device, len(sources[key]), experts)
+                filling[key].put(_read(file, directory / file_name, name), place, name)
+                if filling[key].waiting == 0:
+                    _settle(model, key, filling.pop(key).data, unsealed)
+    if spec.tied:
+        model.head.share(model.embed.weight.data)
+    model.ready(context, device)
+    return model
+
+
+def _read(file: Any, path: Path, name: str) -> torch.Tensor:
+    try:
+        return file.get_tensor(name)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise UnsupportedModel(f"{path}: tensor {name} cannot be read: {error}") from None
+
+
+def _check_names(wanted: dict[str, Place], files: dict[str, list[str]], spec: ModelSpec) -> None:
+    present = {name for names in files.values() for name in names}
+    missing = wanted.keys() - present
+    if missing:
+        raise UnsupportedModel(f"the checkpoint lacks {len(missing)} tensors, first {min(missing)}")
+
+    def expected(name: str) -> bool:
+        if tables.UNUSED.search(name) or (name == "lm_head.weight" and spec.tied):
+            return True
+        layer = re.match(r"model\.layers\.(\d+)\.", name)
+        # Layers past the last are multi-token prediction: loaded when speculation asks for them.
+        return layer is not None and int(layer[1]) >= spec.layers
+
+    surplus = sorted(name for name in present - wanted.keys() if not expected(name))
+    if surplus:
+        raise UnsupportedModel(f"the checkpoint has {len(surplus)} tensors that {spec.architecture} has no use for, first {surplus[0]}")
+
+
+def _owners(model: Transformer) -> dict[str, set[str]]:
+    """Per module path, the parameters that must be there before it can be sealed."""
+    owners: dict[str, set[str]] = defaultdict(set)
+    for name, _ in model.named_parameters():
+        owners[name.rpartition(".")[0]].add(name)
+    return owners
+
+
+def _settle(model: Transformer, name: str, data: torch.Tensor, unsealed: dict[str, set[str]]) -> None:
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    setattr(module, attribute, nn.Parameter(data, requires_grad=False))
+    unsealed[path].discard(name)
+    if not unsealed[path] and isinstance(module, Part):
+        module.seal()

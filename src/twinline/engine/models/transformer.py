@@ -1,0 +1,74 @@
+"""The decoder that every family shares: embedding, layers of attention and MLP (or experts), norm, head.
+
+Architecture only. Where a checkpoint's tensors go is said in `tables.py`; how they get there in `loader.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from twinline.engine.models.attention import RopeAt, attention
+from twinline.engine.models.moe import MoE
+from twinline.engine.models.parts import MLP, Embedding, Linear, Norm, Part, RopeTable
+from twinline.engine.ops.plan import Plan
+from twinline.engine.ops.registry import Ops
+from twinline.facts.models import ModelSpec
+
+LayerCache = Sequence[Tensor]
+
+
+class Layer(Part):
+    def __init__(self, ops: Ops, spec: ModelSpec, index: int):
+        super().__init__()
+        self.input_norm = Norm(ops, spec.hidden, spec.norm_eps)
+        self.attention = attention(ops, spec)
+        self.mlp_norm = Norm(ops, spec.hidden, spec.norm_eps)
+        with_experts = spec.experts is not None and index in spec.expert_layers
+        self.mlp: Part = MoE(ops, spec.hidden, spec.experts) if with_experts else MLP(ops, spec.hidden, spec.inner)  # type: ignore[arg-type]
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None, rope: RopeAt, plan: Plan, cache: LayerCache
+    ) -> tuple[Tensor, Tensor]:
+        """`x` is what the last layer adds to `residual`; returns the same pair, one layer on."""
+        if residual is None:
+            residual, x = x, self.input_norm(x)
+        else:
+            x, residual = self.input_norm.after(x, residual)
+        x = self.attention(x, rope, plan, cache)
+        x, residual = self.mlp_norm.after(x, residual)
+        return self.mlp(x), residual
+
+
+class Transformer(Part):
+    def __init__(self, ops: Ops, spec: ModelSpec):
+        super().__init__()
+        self.spec = spec
+        self.embed = Embedding(ops, spec.vocab, spec.hidden)
+        self.layers = nn.ModuleList(Layer(ops, spec, i) for i in range(spec.layers))
+        self.norm = Norm(ops, spec.hidden, spec.norm_eps)
+        self.head = Linear(ops, spec.hidden, spec.vocab)
+        self.rope: RopeTable | None = None
+
+    def ready(self, context: int, device: torch.device) -> None:
+        """Makes the rotary tables, once the weights are in place."""
+        self.rope = RopeTable(self.spec, context, device)
+
+    def forward(self, ids_N: Tensor, positions_N: Tensor, plan: Plan, cache: Sequence[LayerCache]) -> Tensor:
+        """Hidden states `[N, X]` of a step's rows, before the last norm; writes their keys and values to the cache."""
+        assert self.rope is not None, "ready() was not called"
+        rope, residual = self.rope.at(positions_N), None
+        x = self.embed(ids_N)
+        for layer, layer_cache in zip(self.layers, cache, strict=True):
+            x, residual = layer(x, residual, rope, plan, layer_cache)
+        return residual + x
+
+    def logits(self, hidden_SX: Tensor) -> Tensor:
+        """Logits `[S, vocab]` of chosen rows of `forward`'s result."""
+        return self.head(self.norm(hidden_SX))
+
+    def cache_rows(self) -> list[tuple[tuple[int, ...], ...]]:
+        """Per layer, the shape of one token's row in each of its cache tensors."""
+        return [layer.attention.cache_rows for layer in self.layers]

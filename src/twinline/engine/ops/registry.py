@@ -1,0 +1,142 @@
+"""Which implementation of each op a model uses: chosen once, when it is built, and explainable afterwards.
+
+Owns the table of providers and the choosing. Knows no op's mathematics and no device's name.
+
+An op is its reference function. A provider is a module that implements some ops, each with a condition on static facts
+(dtype, device type), never on values or the environment. A device lists its providers in order; the first whose
+condition holds is bound. Nothing falls back at run time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PROVIDERS: dict[str, str] = {
+    "reference": "twinline.engine.ops.reference",
+    "batched": "twinline.engine.ops.batched",
+    "onednn": "twinline.engine.ops.onednn",
+}
+
+OPS = (
+    "embedding",
+    "rms_norm",
+    "add_rms_norm",
+    "linear",
+    "silu_mul",
+    "rope",
+    "kv_write",
+    "attention_prefill",
+    "attention_decode",
+    "mla_absorb",
+    "mla_prefill",
+    "mla_decode",
+    "route",
+    "experts",
+)
+
+
+@dataclass(frozen=True)
+class StaticFacts:
+    """What a provider may look at when it decides whether it can serve."""
+
+    device_type: str
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One op of one provider. `refuse` returns why it cannot serve under these facts, or None."""
+
+    op: str
+    provider: str
+    function: Any
+    refuse: Callable[[StaticFacts], str | None]
+
+
+_registered: dict[tuple[str, str], Implementation] = {}
+
+
+def implements(op: str, *, refuse: Callable[[StaticFacts], str | None] = lambda facts: None):
+    """Registers a function (or an object with `pack`, for ops that own a weight layout) as its module's provider."""
+    if op not in OPS:
+        raise KeyError(f"{op!r} is not an op; ops are {', '.join(OPS)}")
+
+    def register(function: Any) -> Any:
+        provider = next(name for name, module in PROVIDERS.items() if module == function.__module__)
+        instance = function() if isinstance(function, type) else function
+        _registered[op, provider] = Implementation(op, provider, instance, refuse)
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
+class Choice:
+    op: str
+    provider: str
+    passed_over: tuple[tuple[str, str], ...]
+    """Providers that came earlier in the device's order, each with the reason it was not taken."""
+
+
+class PackedOp:
+    """The shape of an op that owns its weights' layout: `pack` once at load, then call with the packed weights."""
+
+    def pack(self, *weights: Tensor) -> Any: ...
+    def __call__(self, x: Tensor, packed: Any, *args: Any) -> Tensor: ...
+
+
+class Ops:
+    """The bound ops of one model: `ops.rms_norm(...)`. `choices` says who serves each, and why."""
+
+    embedding: Callable[..., Tensor]
+    rms_norm: Callable[..., Tensor]
+    add_rms_norm: Callable[..., tuple[Tensor, Tensor]]
+    linear: PackedOp
+    silu_mul: Callable[..., Tensor]
+    rope: Callable[..., Tensor]
+    kv_write: Callable[..., None]
+    attention_prefill: Callable[..., Tensor]
+    attention_decode: Callable[..., Tensor]
+    mla_absorb: Callable[..., Tensor]
+    mla_prefill: Callable[..., Tensor]
+    mla_decode: Callable[..., Tensor]
+    route: Callable[..., tuple[Tensor, Tensor]]
+    experts: PackedOp
+
+    def __init__(self, order: tuple[str, ...], facts: StaticFacts, *, strict: bool = False):
+        """Binds every op to the first provider in `order` that serves it.
+
+        With `strict`, raises ValueError where only the reference is left though another provider was listed.
+        """
+        for provider in order:
+            importlib.import_module(PROVIDERS[provider])
+        self.facts = facts
+        self.choices = tuple(self._bind(op, order) for op in OPS)
+        fallen = [c.op for c in self.choices if c.provider == "reference"]
+        if strict and fallen and order != ("reference",):
+            raise ValueError(f"--strict-ops: only the reference implements {', '.join(fallen)} here")
+
+    def _bind(self, op: str, order: tuple[str, ...]) -> Choice:
+        passed_over = []
+        for provider in order:
+            found = _registered.get((op, provider))
+            reason = "does not implement it" if found is None else found.refuse(self.facts)
+            if found is not None and reason is None:
+                setattr(self, op, found.function)
+                return Choice(op, provider, tuple(passed_over))
+            passed_over.append((provider, str(reason)))
+        raise ValueError(f"no provider of {', '.join(order)} implements {op}")
+
+    def explain(self) -> str:
+        """One line per op: who serves it, and why those before it were passed over."""
+        lines = []
+        for c in self.choices:
+            why = "; ".join(f"{name}: {reason}" for name, reason in c.passed_over)
+            lines.append(f"{c.op:18} {c.provider:10} {f'({why})' if why else ''}".rstrip())
+        return "\n".join(lines)

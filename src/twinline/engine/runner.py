@@ -1,0 +1,45 @@
+"""The model and its cache: runs a batch, gives logits. The same code for every device.
+
+Owns the cache tensors. Knows no requests: rows in, logits out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from twinline.engine.batch import Batch
+from twinline.engine.devices.device import Device
+from twinline.engine.models.transformer import Transformer
+
+
+class Runner:
+    def __init__(self, model: Transformer, device: Device, *, pages: int, page_size: int, dtype: torch.dtype):
+        """Allocates a cache of `pages` pages of `page_size` tokens for every layer."""
+        self.model, self.device, self.page_size = model, device, page_size
+        # Zeros, not empty: a place beyond a sequence's length is weighed with 0, and 0 * NaN is NaN.
+        self.cache = [
+            tuple(torch.zeros(pages, page_size, *row, dtype=dtype, device=device.torch_device) for row in rows)
+            for rows in model.cache_rows()
+        ]
+
+    @torch.inference_mode()
+    def hidden(self, batch: Batch) -> Tensor:
+        """Hidden states `[N, X]` of every row; keys and values are written."""
+        return self.model(batch.ids_N, batch.positions_N, batch.plan, self.cache)
+
+    @torch.inference_mode()
+    def logits(self, hidden_NX: Tensor, rows: Sequence[int]) -> Tensor:
+        """Logits `[len(rows), vocab]` of the chosen rows."""
+        if len(rows) == len(hidden_NX):
+            return self.model.logits(hidden_NX)
+        return self.model.logits(hidden_NX[torch.tensor(rows, device=hidden_NX.device)])
+
+    def scrub(self, slots: Sequence[int]) -> None:
+        """Zeroes slots that a failed step may have filled with NaN, so that they cannot poison who gets them next."""
+        index = torch.tensor(slots, device=self.device.torch_device)
+        for layer in self.cache:
+            for tensor in layer:
+                tensor.flatten(0, 1)[index] = 0

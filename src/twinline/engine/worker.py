@@ -1,0 +1,307 @@
+"""The native line's process: one model, the line protocol over HTTP on loopback, token ids in and out.
+
+    python -m twinline.engine.worker --model DIR --name NAME --port 0
+
+Owns the process, its HTTP surface and the hand-over between the engine's thread and the event loop. Knows no text. When
+ready it prints one JSON line on stdout, `{"ready": true, "port": ...}`, or `{"error": "..."}` and exits 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import gc
+import json
+import logging
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from twinline.engine import wire
+from twinline.engine.build import Built, Options, build
+from twinline.engine.metrics import Metrics
+from twinline.engine.request import Output, Request
+from twinline.engine.scheduler import QueueFull
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+JSON_TYPE = (b"content-type", b"application/json")
+BODY_LIMIT = 64 * 2**20
+
+
+class Worker:
+    """The ASGI application over one engine."""
+
+    def __init__(self, name: str, metrics: Metrics):
+        self.name, self.metrics = name, metrics
+        self.created = int(time.time())
+        self.streams: dict[str, asyncio.Queue[Output]] = {}
+        self.built: Built
+        self.eos: frozenset[int] = frozenset()
+        self.loop: asyncio.AbstractEventLoop
+
+    def deliver(self, outputs: Sequence[Output]) -> None:
+        """Called on the engine's thread, once per step."""
+        self.loop.call_soon_threadsafe(self._dispatch, outputs)
+
+    def _dispatch(self, outputs: Sequence[Output]) -> None:
+        for output in outputs:
+            stream = self.streams.get(output.request_id)
+            if stream is not None:
+                stream.put_nowait(output)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        path, method = scope["path"], scope["method"]
+        routes = {
+            ("POST", "/v1/completions"): self._completions,
+            ("GET", "/v1/models"): self._models,
+            ("GET", "/health"): self._health,
+            ("GET", "/metrics"): self._metrics,
+        }
+        handler = routes.get((method, path))
+        if handler is None:
+            known = any(p == path for _, p in routes)
+            status, text = (405, f"{method} is not allowed on {path}") if known else (404, f"there is no {path}")
+            await _reply(send, status, wire.error_body(text, "invalid_request_error"))
+            return
+        try:
+            await handler(receive, send)
+        except wire.BadRequest as error:
+            body = wire.error_body(str(error), "invalid_request_error", error.param, error.code)
+            await _reply(send, error.status, body)
+        except QueueFull as error:
+            body = wire.error_body(str(error), "rate_limit_error", code="queue_full")
+            await _reply(send, 429, body, (b"retry-after", b"1"))
+
+    async def _models(self, receive: Receive, send: Send) -> None:
+        card = {"id": self.name, "object": "model", "created": self.created, "owned_by": "twinline",
+                "max_model_len": self.built.max_model_len}  # fmt: skip
+        await _reply(send, 200, wire.encode({"object": "list", "data": [card]}))
+
+    async def _health(self, receive: Receive, send: Send) -> None:
+        engine = self.built.engine
+        body = {
+            "status": "error" if engine.failure else "ok",
+            "reason": engine.failure,
+            "steps": engine.counters.steps,
+            "tokens_generated": engine.counters.generated_tokens,
+            "running": engine.scheduler.running,
+            "waiting": engine.scheduler.waiting,
+        }
+        await _reply(send, 503 if engine.failure else 200, wire.encode(body))
+
+    async def _metrics(self, receive: Receive, send: Send) -> None:
+        await _reply(send, 200, self.metrics.text(), content=(b"content-type", b"text/plain; version=0.0.4"))
+
+    async def _completions(self, receive: Receive, send: Send) -> None:
+        asked = wire.decode(await _body(receive))
+        if asked.model is not None and asked.model != self.name:
+            raise wire.BadRequest(f"this line serves {self.name!r}, not {asked.model!r}", "model", 404, "model_not_found")
+        request_id = asked.request_id or f"cmpl-{secrets.token_hex(12)}"
+        if request_id in self.streams:
+            raise wire.BadRequest(f"request_id {request_id!r} is in use", "request_id", 409)
+        vocab = self.built.spec.vocab
+        request = wire.to_request(asked, request_id, vocab=vocab, eos=self.eos, seed=secrets.randbits(63))
+        queue = self.streams[request_id] = asyncio.Queue()
+        try:
+            self._submit(request)
+            done = asyncio.ensure_future(_disconnected(receive))
+            answer = self._stream if asked.stream else self._whole
+            task = asyncio.ensure_future(answer(asked, request, queue, send))
+            await asyncio.wait({done, task}, return_when=asyncio.FIRST_COMPLETED)
+            done.cancel()
+            if not task.done():
+                task.cancel()
+            else:
+                task.result()
+        finally:
+            del self.streams[request_id]
+            self.built.engine.abort(request_id)
+
+    def _submit(self, request: Request) -> None:
+        try:
+            self.built.engine.submit(request)
+        except ValueError as error:
+            code = "context_length_exceeded" if "max_model_len" in str(error) else None
+            raise wire.BadRequest(str(error), "prompt", code=code) from None
+        except RuntimeError as error:
+            raise wire.BadRequest(str(error), status=503, code="line_failed") from None
+
+    def _envelope(self, request: Request) -> dict[str, Any]:
+        return {"id": request.id, "object": "text_completion", "created": int(time.time()), "model": self.name}
+
+    async def _stream(
+        self, asked: wire.CompletionRequest, request: Request, queue: asyncio.Queue[Output], send: Send
+    ) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+        envelope, first, count, cached = self._envelope(request), True, 0, 0
+        while True:
+            outputs = [await queue.get()]
+            while not queue.empty():
+                outputs.append(queue.get_nowait())
+            events = []
+            if first:
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+            for output in outputs:
+                chosen = wire.choice(output)
+                if first:
+                    chosen["prompt_token_ids"], first = request.prompt, False
+                count, cached = count + len(output.tokens), output.cached_tokens
+                events.append(b"data: " + wire.encode(envelope | {"choices": [chosen]}) + b"\n\n")
+                if output.error:
+                    events[-1] = b"data: " + wire.error_body(output.error, "server_error", code="line_failed") + b"\n\n"
+            last = outputs[-1]
+            if last.finish and not last.error:
+                if asked.stream_options and asked.stream_options.include_usage:
+                    totals = wire.usage(len(request.prompt), request.carried + count, cached)
+                    events.append(b"data: " + wire.encode(envelope | {"choices": [], "usage": totals}) + b"\n\n")
+                events.append(b"data: [DONE]\n\n")
+            await send({"type": "http.response.body", "body": b"".join(events), "more_body": last.finish is None})
+            if last.finish:
+                return
+
+    async def _whole(
+        self, asked: wire.CompletionRequest, request: Request, queue: asyncio.Queue[Output], send: Send
+    ) -> None:
+        outputs = [await queue.get()]
+        while outputs[-1].finish is None:
+            outputs.append(await queue.get())
+        last = outputs[-1]
+        if last.error:
+            await _reply(send, 500, wire.error_body(last.error, "server_error", code="line_failed"))
+            return
+        joined = dataclasses.replace(
+            last,
+            tokens=tuple(t for o in outputs for t in o.tokens),
+            logprobs=tuple(p for o in outputs for p in o.logprobs),
+            prompt_logprobs=outputs[0].prompt_logprobs,
+        )
+        chosen = wire.choice(joined) | {"prompt_token_ids": request.prompt}
+        totals = wire.usage(len(request.prompt), request.carried + len(joined.tokens), last.cached_tokens)
+        await _reply(send, 200, wire.encode(self._envelope(request) | {"choices": [chosen], "usage": totals}))
+
+
+async def _body(receive: Receive) -> bytes:
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise wire.BadRequest("the client went away")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > BODY_LIMIT:
+            raise wire.BadRequest(f"the body is larger than {BODY_LIMIT} bytes", status=413)
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _reply(send: Send, status: int, body: bytes, *extra: tuple[bytes, bytes], content=JSON_TYPE) -> None:
+    headers = [content, (b"content-length", str(len(body)).encode()), *extra]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def end_tokens(directory: Path) -> frozenset[int]:
+    """The model's end tokens: `generation_config.json` first, then `config.json`; one id or a list."""
+    for name in ("generation_config.json", "config.json"):
+        file = directory / name
+        if file.exists():
+            found = json.loads(file.read_text("utf-8")).get("eos_token_id")
+            if found is not None:
+                return frozenset([found] if isinstance(found, int) else found)
+    return frozenset()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="twinline-worker", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--watch-stdin", action="store_true", help="exit when stdin closes, so as not to outlive a parent")
+    parser.add_argument("--log-level", default="info")
+    for field in dataclasses.fields(Options):
+        flag = "--" + field.name.replace("_", "-")
+        if isinstance(field.default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
+        else:
+            parser.add_argument(flag, type=type(field.default), default=field.default)
+    return parser.parse_args()
+
+
+async def _serve(worker: Worker, sock: socket.socket, options: argparse.Namespace) -> None:
+    worker.loop = asyncio.get_running_loop()
+    level = options.log_level if options.log_level == "debug" else "warning"
+    server = uvicorn.Server(
+        uvicorn.Config(worker, log_level=level, lifespan="off", access_log=False, timeout_keep_alive=300)
+    )
+    if options.watch_stdin:
+
+        def watch() -> None:
+            sys.stdin.buffer.read()
+            server.should_exit = server.force_exit = True
+
+        threading.Thread(target=watch, daemon=True, name="watch-stdin").start()
+    worker.built.engine.start()
+    serving = asyncio.ensure_future(server.serve(sockets=[sock]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.005)
+    built = worker.built
+    ready = {
+        "ready": True,
+        "port": sock.getsockname()[1],
+        "model": worker.name,
+        "max_model_len": built.max_model_len,
+        "vocab_size": built.spec.vocab,
+        "device": built.device.name,
+        "dtype": str(built.dtype).removeprefix("torch."),
+        "kv_tokens": built.kv_tokens,
+        "providers": sorted({c.provider for c in built.ops.choices}),
+    }
+    print(json.dumps(ready), flush=True)
+    await serving
+    built.engine.stop()
+
+
+def main() -> int:
+    arguments = _arguments()
+    logging.basicConfig(level=arguments.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    engine_options = Options(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(Options)})
+    metrics = Metrics(arguments.name)
+    worker = Worker(arguments.name, metrics)
+    try:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((arguments.host, arguments.port))
+        worker.built = build(arguments.model, engine_options, worker.deliver, metrics.observe)
+        worker.eos = end_tokens(arguments.model)
+    except (ValueError, OSError) as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        return 1
+    metrics.watch(worker.built)
+    gc.freeze()  # what is loaded now stays: the collector need not walk it between steps
+    asyncio.run(_serve(worker, sock, arguments))
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""`POST /v1/completions`: prompts as text or token ids, with echo and log-probabilities in the legacy shape.
+
+Owns that shape; it is what evaluation harnesses score with (prompts with `echo`, `logprobs` and `max_tokens` 0 or 1). Must
+not know how tokens become text or how a line is spoken to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import msgspec
+
+from twinline.gateway.api_types import CompletionRequest, LegacyLogprobs, TextChoice
+from twinline.gateway.door import Door
+from twinline.gateway.errors import ApiError, bad_request
+from twinline.gateway.exchange import Exchange
+from twinline.gateway.generation import Generation, Piece, together
+from twinline.gateway.logprobs import LegacyWriter, joined
+from twinline.gateway.reply import DONE, Envelope, usage_of
+from twinline.gateway.sampling import TIMEOUT_HEADER, check_prompt, plan, refuse_unsupported, room
+from twinline.gateway.served import ServedModel
+
+DEFAULT_TOKENS = 16  # OpenAI's default for this endpoint
+MAX_PROMPTS = 1024
+LONG_TEXT = 16_384  # characters from which prompts are tokenized in a thread
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids, the text that echo shows, and how many leading ids (the begin token) that text does not show."""
+
+    ids: list[int]
+    text: str
+    hidden: int
+
+
+class Completions:
+    """Answers completion requests; one for all."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def answer(self, exchange: Exchange, request: CompletionRequest) -> None:
+        """Raises ApiError."""
+        served = self._door.find(request.model)
+        _check(request)
+        envelope = Envelope("cmpl-", "text_completion", request)
+        prompts = await _prompts(request, served)
+        wanted = DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
+        for prompt in prompts:
+            check_prompt(prompt.ids, served, "prompt")
+            room(len(prompt.ids), max(1, wanted), served, "prompt")
+        shared = plan(
+            request,
+            served,
+            request_id=envelope.id,
+            max_tokens=max(1, wanted),
+            logprobs=request.logprobs,
+            prompt_logprobs=request.logprobs if request.echo else None,
+            timeout_header=exchange.header(TIMEOUT_HEADER),
+        )
+        n = request.n or 1
+        meter = self._door.meter(served)
+        generations = []
+        shapes = []
+        for index in range(len(prompts) * n):
+            prompt = prompts[index // n]
+            asked = shared.for_choice(prompt.ids, index, index % n)
+            generations.append(Generation(served, asked, index, shared.stops, None, meter))
+            shapes.append(_Shape(request, served, prompt))
+        ids = [prompt.ids for prompt in prompts]
+        if request.stream:
+            await _stream(exchange, envelope, shapes, ids, generations)
+        else:
+            await _whole(exchange, envelope, shapes, ids, generations)
+
+
+class _Shape:
+    """Writes one choice, piece by piece."""
+
+    def __init__(self, request: CompletionRequest, served: ServedModel, prompt: Prompt) -> None:
+        self._prompt = prompt
+        self._echo = bool(request.echo)
+        self._with_ids = bool(request.return_token_ids)
+        self._only_echo = request.max_tokens == 0
+        self._writer = None if request.logprobs is None else LegacyWriter(served.tokenizer, request.logprobs)
+        self._begun = False
+        self.completion_tokens = 0
+
+    def choice(self, piece: Piece) -> TextChoice | None:
+        """The news in a piece; None if there are none."""
+        first, self._begun = not self._begun, True
+        written: list[LegacyLogprobs] = []
+        text = ""
+        if first and self._echo:
+            text = self._prompt.text
+            if self._writer is not None:
+                written.append(self._prompt_logprobs(self._writer, piece))
+        tokens = piece.tokens
+        if self._only_echo:
+            tokens = []
+        else:
+            text += "".join(part for _, part in piece.parts)
+            if self._writer is not None and piece.logprobs is not None:
+                written.append(self._writer.write(tokens, piece.logprobs))
+        self.completion_tokens += len(tokens)
+        if not (text or piece.finish or written or (self._with_ids and (tokens or first))):
+            return None
+        return TextChoice(
+            piece.index,
+            text,
+            joined(written) if written else None,
+            "length" if self._only_echo and piece.finish else piece.finish,
+            None if self._only_echo else piece.stop_reason,
+            self._prompt.ids if self._with_ids and first else msgspec.UNSET,
+            tokens if self._with_ids else msgspec.UNSET,
+        )
+
+    def _prompt_logprobs(self, writer: LegacyWriter, piece: Piece) -> LegacyLogprobs:
+        entries = piece.prompt_logprobs
+        if entries is None or len(entries) != len(self._prompt.ids):
+            raise ApiError(502, "The line sent no log-probabilities of the prompt.", code="line_broken")
+        return writer.write_prompt(self._prompt.ids, entries, self._prompt.text, self._prompt.hidden)
+
+
+def _check(request: CompletionRequest) -> None:
+    refuse_unsupported(
+        {
+            "suffix": bool(request.suffix),
+            "best_of": request.best_of is not None and request.best_of != (request.n or 1),
+            "response_format": request.response_format is not None and request.response_format.type != "text",
+        }
+    )
+    if request.max_tokens == 0 and not request.echo:
+        raise bad_request("max_tokens 0 generates nothing; it is allowed only with echo.", "max_tokens")
+
+
+async def _prompts(request: CompletionRequest, served: ServedModel) -> list[Prompt]:
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        given: list[str | list[int]] = [prompt]
+    elif not prompt:
+        raise bad_request("The prompt is an empty list.", "prompt")
+    elif all(type(item) is int for item in prompt):
+        given = [[item for item in prompt if isinstance(item, int)]]
+    elif all(type(item) is str for item in prompt) or all(type(item) is list for item in prompt):
+        given = [item for item in prompt if not isinstance(item, int)]
+    else:
+        raise bad_request("A prompt is a string, a list of strings, a list of token ids, or a list of such lists.", "prompt")
+    if len(given) > MAX_PROMPTS:
+        raise bad_request(f"{len(given)} prompts, at most {MAX_PROMPTS} are allowed.", "prompt")
+    for item in given:
+        if not isinstance(item, str):
+            check_prompt(item, served, "prompt")  # before they are decoded
+    long = sum(len(item) for item in given) > LONG_TEXT
+    return await asyncio.to_thread(_encode, given, served) if long else _encode(given, served)
+
+
+def _encode(given: Iterable[str | list[int]], served: ServedModel) -> list[Prompt]:
+    tokenizer = served.tokenizer
+    prompts = []
+    for item in given:
+        if isinstance(item, str):
+            ids = tokenizer.encode(item, special=True)
+            bos = tokenizer.bos_id
+            hidden = bos is not None and ids[:1] == [bos] and not item.startswith(tokenizer.token(bos))
+            prompts.append(Prompt(ids, item, int(hidden)))
+        else:
+            prompts.append(Prompt(item, tokenizer.decode(item, skip_special=False), 0))
+    return prompts
+
+
+async def _whole(
+    exchange: Exchange,
+    envelope: Envelope,
+    shapes: list[_Shape],
+    prompts: list[list[int]],
+    generations: list[Generation],
+) -> None:
+    news: list[list[TextChoice]] = [[] for _ in generations]
+    async with aclosing(together(generations)) as pieces:
+        async for piece in pieces:
+            choice = shapes[piece.index].choice(piece)
+            if choice is not None:
+                news[piece.index].append(choice)
+    choices = [_as_one(parts) for parts in news]
+    usage = usage_of(prompts, generations, sum(shape.completion_tokens for shape in shapes))
+    await exchange.json(envelope.whole(choices, usage))
+
+
+def _as_one(parts: list[TextChoice]) -> TextChoice:
+    """A streamed choice's chunks as one; the last has the finish reason, so there is at least one."""
+    if len(parts) == 1:
+        return parts[0]
+    logprobs = [part.logprobs for part in parts if part.logprobs is not None]
+    ids = [part.token_ids for part in parts if part.token_ids is not msgspec.UNSET]
+    return TextChoice(
+        parts[0].index,
+        "".join(part.text for part in parts),
+        joined(logprobs) if logprobs else None,
+        parts[-1].finish_reason,
+        parts[-1].stop_reason,
+        parts[0].prompt_token_ids,
+        [token for some in ids for token in some] if ids else msgspec.UNSET,
+    )
+
+
+async def _stream(
+    exchange: Exchange,
+    envelope: Envelope,
+    shapes: list[_Shape],
+    prompts: list[list[int]],
+    generations: list[Generation],
+) -> None:
+    """Nothing is sent before the first piece, so that a line's refusal is still an HTTP status."""
+    async with aclosing(together(generations)) as pieces:
+        async for piece in pieces:
+            choice = shapes[piece.index].choice(piece)
+            if choice is not None:
+                await exchange.events(envelope.chunk(choice))
+    usage = usage_of(prompts, generations, sum(shape.completion_tokens for shape in shapes))
+    end = envelope.usage_chunk(usage) if envelope.with_usage else b""
+    await exchange.events(end + DONE)
+    await exchange.end()
+
+

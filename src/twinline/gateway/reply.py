@@ -1,0 +1,61 @@
+"""What both endpoints' answers share: the envelope, its events when streamed, and usage.
+
+Owns the outer shape. Must not know what a choice looks like.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from twinline.gateway.api_types import CachedTokens, Common, UsageOut
+from twinline.gateway.errors import bad_request
+from twinline.gateway.generation import Generation
+
+DONE = b"data: [DONE]\n\n"
+_encoder = msgspec.json.Encoder()
+
+
+class Envelope:
+    """One answer's id, time and model. The head of a chunk is encoded once, for it is the same in every token's event."""
+
+    def __init__(self, prefix: str, kind: str, request: Common) -> None:
+        self.id = prefix + secrets.token_hex(16)
+        self._kind = kind
+        self._created = int(time.time())
+        self._model = request.model
+        self.with_usage = bool(request.stream_options and request.stream_options.include_usage)
+        if request.stream_options is not None and not request.stream:
+            raise bad_request("stream_options is only allowed when stream is true.", "stream_options")
+        chunk_kind = kind if kind == "text_completion" else f"{kind}.chunk"
+        self._head = b"data: " + self._open(chunk_kind) + b',"choices":['
+        self._tail = b'],"usage":null}\n\n' if self.with_usage else b"]}\n\n"
+
+    def _open(self, kind: str) -> bytes:
+        fields = {"id": self.id, "object": kind, "created": self._created, "model": self._model}
+        return _encoder.encode(fields)[:-1]
+
+    def chunk(self, choice: msgspec.Struct) -> bytes:
+        """The event of one choice's news."""
+        return self._head + _encoder.encode(choice) + self._tail
+
+    def usage_chunk(self, usage: UsageOut) -> bytes:
+        return self._head + b'],"usage":' + _encoder.encode(usage) + b"}\n\n"
+
+    def whole(self, choices: Sequence[msgspec.Struct], usage: UsageOut) -> bytes:
+        """The body of an answer that is not streamed."""
+        rest = _encoder.encode({"choices": choices, "usage": usage})[1:]
+        return self._open(self._kind) + b"," + rest
+
+
+def usage_of(prompts: Sequence[Sequence[int]], generations: Sequence[Generation], completion: int | None = None) -> UsageOut:
+    """A prompt counts once, however many choices it has. `completion` overrides the tokens generated."""
+    prompt = sum(len(ids) for ids in prompts)
+    if completion is None:
+        completion = sum(len(generation.journal) for generation in generations)
+    cached = [g.cached_tokens for g in generations[:: max(1, len(generations) // max(1, len(prompts)))]]
+    known = [count for count in cached if count is not None]
+    return UsageOut(prompt, completion, prompt + completion, CachedTokens(sum(known)) if known else None)

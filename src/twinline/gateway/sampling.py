@@ -1,0 +1,154 @@
+"""From a client's fields to what a line is asked for: defaults, limits, and the rules that join several fields.
+
+Owns the meaning of sampling fields. Must not know text beyond stop strings, nor how an answer is shaped.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+import msgspec
+
+from twinline.gateway.api_types import MAX_STOPS, Common
+from twinline.gateway.errors import ApiError, bad_request
+from twinline.gateway.served import ServedModel
+from twinline.lines.protocol import TokenRequest
+
+TIMEOUT_HEADER = "x-request-timeout-s"
+_SEEDS = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What every choice of a request shares; `for_choice` makes the line's request from it."""
+
+    base: TokenRequest
+    stops: tuple[str, ...]
+
+    def for_choice(self, prompt: list[int], index: int, seed_step: int) -> TokenRequest:
+        return msgspec.structs.replace(
+            self.base,
+            prompt=prompt,
+            request_id=f"{self.base.request_id}-{index}",
+            seed=(self.base.seed + seed_step) % _SEEDS,
+        )
+
+
+def plan(
+    request: Common,
+    served: ServedModel,
+    *,
+    request_id: str,
+    max_tokens: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+    timeout_header: str | None = None,
+) -> Plan:
+    """Raises ApiError 400 for fields that do not fit the model or each other."""
+    min_tokens = request.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise bad_request(f"min_tokens {min_tokens} is more than max_tokens {max_tokens}.", "min_tokens")
+    defaults = served.defaults
+    ignore_eos = bool(request.ignore_eos)
+    stop_ids = set(_token_ids(request.stop_token_ids or [], served.vocab_size, "stop_token_ids"))
+    if not ignore_eos:
+        stop_ids |= served.tokenizer.eos_ids
+    base = TokenRequest(
+        model=served.line.model,
+        prompt=[],
+        request_id=request_id,
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        temperature=_or(request.temperature, defaults.temperature),
+        top_p=_or(request.top_p, defaults.top_p),
+        top_k=max(0, int(_or(request.top_k, defaults.top_k))),
+        min_p=_or(request.min_p, 0.0),
+        presence_penalty=_or(request.presence_penalty, 0.0),
+        frequency_penalty=_or(request.frequency_penalty, 0.0),
+        repetition_penalty=_or(request.repetition_penalty, 1.0),
+        # Always keyed: a stream that moves to another line must draw the same noise there.
+        seed=secrets.randbelow(_SEEDS) if request.seed is None else request.seed % _SEEDS,
+        logit_bias=_logit_bias(request, served.vocab_size),
+        stop_token_ids=sorted(stop_ids),
+        ignore_eos=ignore_eos,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        priority=request.priority or 0,
+        timeout_s=_timeout(request.timeout_s, timeout_header),
+    )
+    return Plan(base, stop_strings(request.stop))
+
+
+def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(stops) > MAX_STOPS:
+        raise bad_request(f"stop has {len(stops)} strings, at most {MAX_STOPS} are allowed.", "stop")
+    if not all(stops):
+        raise bad_request("A stop string must not be empty.", "stop")
+    return stops
+
+
+def check_prompt(ids: list[int], served: ServedModel, param: str) -> None:
+    """Raises ApiError 400 for an empty prompt, or one with a token id that the model does not have."""
+    if not ids:
+        raise bad_request("The prompt has no tokens, at least one is needed.", param)
+    _token_ids(ids, served.vocab_size, param)
+
+
+def room(prompt_tokens: int, wanted: int | None, served: ServedModel, param: str) -> int:
+    """Output tokens that `wanted` (None: all that fit) allows. Raises ApiError 400 when the context is too short."""
+    limit = served.max_model_len
+    left = limit - prompt_tokens
+    if left < (1 if wanted is None else wanted):
+        what = f"the prompt has {prompt_tokens}" + ("" if wanted is None else f" and max_tokens asks for {wanted}")
+        if left >= 1:
+            change = f"lower max_tokens to {left} or shorten the prompt by {(wanted or 1) - left} tokens"
+        else:
+            change = f"shorten the prompt by at least {1 - left} tokens"
+        raise bad_request(
+            f"This model's context is {limit} tokens, but {what}; {change}.", param, "context_length_exceeded"
+        )
+    return left if wanted is None else wanted
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _token_ids(ids: list[int], vocab_size: int, param: str) -> list[int]:
+    if ids and not (0 <= min(ids) and max(ids) < vocab_size):
+        wrong = next(i for i in ids if not 0 <= i < vocab_size)
+        raise bad_request(f"Token id {wrong} is outside the model's vocabulary of {vocab_size} tokens.", param)
+    return ids
+
+
+def _logit_bias(request: Common, vocab_size: int) -> dict[str, float] | None:
+    if not request.logit_bias:
+        return None
+    bias = {}
+    for name, value in request.logit_bias.items():
+        if not (name.isascii() and name.isdigit() and len(name) < 12):
+            raise bad_request(f"logit_bias has the key {name!r}, which is not a token id.", "logit_bias")
+        _token_ids([int(name)], vocab_size, "logit_bias")
+        bias[str(int(name))] = value
+    return bias
+
+
+def _timeout(field: float | None, header: str | None) -> float | None:
+    if field is not None or header is None:
+        return field
+    try:
+        seconds = float(header)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86400:
+        raise bad_request(f"The header {TIMEOUT_HEADER} must be seconds between 0 and 86400, not {header!r}.", "timeout_s")
+    return seconds
+
+
+def refuse_unsupported(fields: dict[str, bool]) -> None:
+    """Raises ApiError 400 for the first field that is set."""
+    for name, is_set in fields.items():
+        if is_set:
+            raise ApiError(400, f"{name} is not supported yet by this line.", param=name, code="unsupported_parameter")

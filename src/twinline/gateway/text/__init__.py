@@ -1,0 +1,1 @@
+"""The gateway's text layer: text to token ids and back, and what the text means."""

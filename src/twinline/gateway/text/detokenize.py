@@ -1,0 +1,72 @@
+"""Token ids to text, a few at a time.
+
+Owns the bytes that do not yet make a character. Must not know templates, tags or stop strings.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from typing import Protocol
+
+
+class Vocabulary(Protocol):
+    """What is needed of a tokenizer."""
+
+    @property
+    def special_ids(self) -> frozenset[int]: ...
+
+    def token_bytes(self, token: int) -> bytes:
+        """The token's exact bytes; empty for an id outside the vocabulary."""
+
+    def opening_bytes(self, token: int) -> bytes:
+        """Its bytes when it opens the text."""
+
+
+class Detokenizer:
+    """Text of the ids pushed so far, whole characters only.
+
+    What `push` has returned is always the text of the first `whole` ids, no more: a stream can be continued from these
+    ids on another line with nothing lost or doubled. So text waits for its token's last character, and a token that
+    ends inside a character (`" "` and the first byte of `"你"`) gives nothing until that character is complete.
+
+    The pieces joined equal `bytes.decode("utf-8", "replace")` over all the bytes. The `tokenizers` library gives the
+    same, but for invalid UTF-8 in a byte-fallback vocabulary, where it replaces each byte of the whole run of byte
+    tokens, its valid characters too.
+    """
+
+    def __init__(self, tokenizer: Vocabulary, skip_special: bool = True, keep: frozenset[int] = frozenset()) -> None:
+        """`keep`: special ids shown nevertheless, such as those that mark a tool call."""
+        self.whole = 0
+        self._vocabulary = tokenizer
+        self._skipped = tokenizer.special_ids - keep if skip_special else frozenset()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._opening = True
+        self._waiting = ""
+        self._pushed = 0
+
+    def push(self, ids: Iterable[int]) -> str:
+        """The text that these ids complete."""
+        ready = []
+        for token in ids:
+            self._pushed += 1
+            if token not in self._skipped:
+                self._waiting += self._decoder.decode(self._bytes(token))
+            if not self._decoder.getstate()[0]:
+                ready.append(self._waiting)
+                self._waiting = ""
+                self.whole = self._pushed
+        return "".join(ready)
+
+    def finish(self) -> str:
+        """The rest: bytes that no further id will complete become U+FFFD. `whole` stays where it was."""
+        rest = self._waiting + self._decoder.decode(b"", True)
+        self._waiting = ""
+        return rest
+
+    def _bytes(self, token: int) -> bytes:
+        data = self._vocabulary.token_bytes(token)
+        if self._opening and data:
+            self._opening = False
+            return self._vocabulary.opening_bytes(token)
+        return data

@@ -1,0 +1,96 @@
+"""`twinline bench serve`: what it sends and what it prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.cli.scripted_server import Script, serving
+
+from twinline.cli import main
+
+
+def bench(url: str, *options: str) -> int:
+    return main(["bench", "serve", "--url", url, "--requests", "4", *options])
+
+
+def test_json_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.json"
+    limits = ["--ttft-limit-ms", "5000", "--itl-limit-ms", "5000"]
+    with serving(Script(gap=0.01)) as server:
+        assert bench(server.url, "--json", "--output", str(file), "--concurrency", "2", "--warmup", "2", *limits) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data == json.loads(file.read_text())
+    report, settings = data["report"], data["settings"]
+    assert (report["requests"], report["completed"], report["errors"]) == (4, 4, {})
+    assert report["goodput_share"] == 1
+    assert report["ttft_ms"]["count"] == 4
+    assert (settings["model"], settings["concurrency"], settings["rate"]) == ("m", 2, None)
+    assert "api_key" not in settings
+    assert len(server.bodies) == 6
+
+
+def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(Script(usage=False)) as server:
+        assert bench(server.url, "--rate", "200", "--ttft-limit-ms", "5000") == 0
+    out = capsys.readouterr().out
+    for words in ("open loop, 200 requests/s", "time to first token", "p99", "4 of 4", "sent late by", "100.0% of all"):
+        assert words in out
+    assert "counted from chunks" in out
+
+
+def test_failures_are_shown_and_the_exit_code_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(Script(), Script(status=429), Script()) as server:
+        assert bench(server.url) == 1
+    assert "failed: 1 x http 429: scripted refusal" in capsys.readouterr().out
+
+
+def test_a_failing_warm_up_ends_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(Script(status=400)) as server:
+        assert bench(server.url) == 1
+        assert len(server.bodies) == 1
+    assert "warm-up request" in capsys.readouterr().err
+
+
+def test_prompts_are_reproducible_and_unlike(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--token-ids", "--vocab", "50", "--prompt-tokens", "7", "--output-tokens", "9", "--concurrency", "1"]
+    with serving() as server:
+        assert bench(server.url, *options) == 0
+        assert bench(server.url, *options, "--respect-eos") == 0
+    first, second = server.bodies[:5], server.bodies[5:]
+    assert [b["prompt"] for b in first] == [b["prompt"] for b in second]
+    assert len({tuple(b["prompt"]) for b in first}) == 5
+    assert all(len(b["prompt"]) == 7 and max(b["prompt"]) < 50 and b["max_tokens"] == 9 for b in first)
+    assert all(b["ignore_eos"] is True and b["stream_options"] == {"include_usage": True} for b in first)
+    assert not any("ignore_eos" in b for b in second)
+
+
+def test_prompts_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "hi"}\n\n{"messages": [{"role": "user", "content": "yo"}], "max_tokens": 5}\n')
+    with serving() as server:
+        arguments = ["--endpoint", "chat", "--prompts", str(file), "--warmup", "0", "--concurrency", "1"]
+        assert main(["bench", "serve", "--url", server.url, *arguments]) == 0
+    assert [b["messages"][0]["content"] for b in server.bodies] == ["hi", "yo"]
+    assert [b["max_tokens"] for b in server.bodies] == [64, 5]
+
+
+@pytest.mark.parametrize(
+    ("line", "endpoint", "words"),
+    [
+        ("{", "chat", "not JSON"),
+        ('{"messages": []}', "completions", "text or token ids"),
+        ('{"prompt": [1, 2]}', "chat", "takes no token ids"),
+        ("[]", "chat", "not an object"),
+        ("", "chat", "has no prompts"),
+    ],
+)
+def test_a_bad_prompts_file_is_refused(
+    line: str, endpoint: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(line)
+    arguments = ["--model", "m", "--endpoint", endpoint, "--prompts", str(file)]
+    assert main(["bench", "serve", *arguments]) == 1
+    assert words in capsys.readouterr().err

@@ -1,0 +1,101 @@
+"""`twinline chat` against a scripted endpoint: one answer, a conversation, reasoning, refusals."""
+
+from __future__ import annotations
+
+import io
+import socket
+import sys
+
+import pytest
+from tests.cli.scripted_server import Script, serving
+
+from twinline.cli import chat, main
+from twinline.cli.client import Server
+
+R1 = Script(pieces=(("thinking", "\n17+25"), ("thinking", " is 42"), ("text", "\n\n42"), ("text", ".")))
+
+
+def test_one_question_one_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(R1) as server:
+        options = ["--url", server.url, "--system", "Be brief.", "--temperature", "0", "--max-tokens", "50"]
+        assert main(["chat", *options, "What", "is", "17+25?"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "42.\n"
+    assert captured.err == "17+25 is 42\n"
+    (body,) = server.bodies
+    system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 17+25?"}
+    assert body["messages"] == [system, user]
+    assert (body["model"], body["temperature"], body["max_tokens"], body["stream"]) == ("m", 0, 50, True)
+
+
+def test_reasoning_is_dimmed_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with serving(R1) as server:
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        assert main(["chat", "--url", server.url, "x"]) == 0
+        assert capsys.readouterr().out == "\x1b[2m17+25 is 42\x1b[0m\n42.\n"
+        assert main(["chat", "--url", server.url, "--no-thinking-display", "x"]) == 0
+        assert capsys.readouterr().out == "42.\n"
+
+
+def test_a_conversation_keeps_answers_without_reasoning(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n/clear\n/what\nthree\n/exit\nfour\n"))
+    with serving(R1) as server:
+        assert main(["chat", "--url", server.url]) == 0
+    assert [[m["content"] for m in body["messages"]] for body in server.bodies] == [
+        ["one"],
+        ["one", "42.", "two"],
+        ["three"],
+    ]
+    assert "/clear forgets" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_the_answer_and_not_the_program(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = chat.pieces
+
+    def interrupted(events):  # type: ignore[no-untyped-def]
+        for number, piece in enumerate(real(events)):
+            if number == 1:
+                raise KeyboardInterrupt
+            yield piece
+
+    monkeypatch.setattr(chat, "pieces", interrupted)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
+    with serving() as server:
+        assert main(["chat", "--url", server.url]) == 0
+    assert [m["content"] for m in server.bodies[1]["messages"]] == ["one", "a", "two"]
+    assert "(stopped)" in capsys.readouterr().err
+
+
+def test_refusals_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    assert main(["chat", "--url", f"127.0.0.1:{port}", "x"]) == 1
+    assert f"no server answers at http://127.0.0.1:{port}/v1" in capsys.readouterr().err
+    with serving(Script(status=429)) as server:
+        assert main(["chat", "--url", server.url, "x"]) == 1
+    assert "answered 429: scripted refusal" in capsys.readouterr().err
+    with serving(Script(error_midway="the card died")) as server:
+        assert main(["chat", "--url", server.url, "x"]) == 1
+    assert capsys.readouterr().err.endswith("broke off its answer: the card died\n")
+    with serving(models=["a", "b"]) as server:
+        assert main(["chat", "--url", server.url, "x"]) == 2
+    assert "choose with --model: a, b" in capsys.readouterr().err
+
+
+def test_the_key_is_sent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TWINLINE_API_KEY", "k-1")
+    with serving() as server:
+        assert main(["chat", "--url", server.url, "x"]) == 0
+    assert server.headers[0]["Authorization"] == "Bearer k-1"
+
+
+def test_events_are_read_as_they_arrive() -> None:
+    with serving(Script(gap=0.01)) as server:
+        events = Server(server.url).stream("/completions", {"prompt": "x"})
+        assert next(events)["choices"][0]["text"] == "a"
+        events.close()  # type: ignore[attr-defined]

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from twinline.gateway.text.reasoning import ReasoningParser
+
+parts_of_text = st.lists(
+    st.sampled_from(["<think>", "</think>", "\n", " ", "a", "<", "</", "think>", "<think", "答", "\n\n"]), max_size=10
+).map("".join)
+
+
+def split(parser: ReasoningParser, chunks: list[str]) -> tuple[str, str]:
+    found = {"reasoning": "", "content": ""}
+    for parts in (*(parser.push(chunk) for chunk in chunks), parser.finish()):
+        for kind, text in parts:
+            assert text
+            found[kind] += text
+    return found["reasoning"], found["content"]
+
+
+def naive(text: str, opened: bool) -> tuple[str, str]:
+    """The whole text at once."""
+    inner = text.lstrip()
+    if inner.startswith("<think>"):
+        inner = inner.removeprefix("<think>")
+    elif opened:
+        inner = text
+    else:
+        return "", text
+    reasoning, closed, content = inner.partition("</think>")
+    reasoning = reasoning.removeprefix("\n")
+    return (reasoning.removesuffix("\n"), content.lstrip("\n")) if closed else (reasoning, "")
+
+
+@given(text=parts_of_text, cuts=st.lists(st.integers(0, 99), max_size=8), opened=st.booleans())
+@example(text="\n</think>", cuts=[], opened=True)
+@example(text="a\n\n</think>\n\n", cuts=[1, 2, 3, 4, 5], opened=True)
+def test_however_the_text_is_cut(text: str, cuts: list[int], opened: bool) -> None:
+    edges = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
+    chunks = [text[a:b] for a, b in pairwise(edges)]
+    assert split(ReasoningParser(opened), chunks) == naive(text, opened)
+    assert split(ReasoningParser(opened), list(text)) == naive(text, opened)
+
+
+@pytest.mark.parametrize(
+    ("tail", "output", "expected"),
+    [
+        ("<think>\n", "two and two\n</think>\n\nIt is 4.", ("two and two", "It is 4.")),
+        ("<think>", "\nhm\n</think>\n\n4", ("hm", "4")),
+        ("<think>\n", "<think>\nhm</think>4", ("hm", "4")),
+        ("<think>\n", "</think>4", ("", "4")),
+        ("<think>\n", "cut off </thi", ("cut off </thi", "")),
+        ("<think>\n", "", ("", "")),
+        ("<｜Assistant｜>", "plain <think> answer", ("", "plain <think> answer")),
+        ("<｜Assistant｜>", "\n<think>hm</think>4", ("hm", "4")),
+        ("<｜Assistant｜>", "  \n", ("", "  \n")),
+        ("<｜Assistant｜></think>", "4", ("", "4")),
+        ("<think>\n\n</think>\n\n", "4 < 5", ("", "4 < 5")),
+        ("<think>\n", "hm</think>\n\nuse <think>x</think> so", ("hm", "use <think>x</think> so")),
+        ("What does <think> mean?<｜Assistant｜>", "A tag.", ("", "A tag.")),
+    ],
+)
+def test_by_the_tail_of_the_prompt(tail: str, output: str, expected: tuple[str, str]) -> None:
+    assert split(ReasoningParser.for_prompt("<｜User｜>2+2?" + tail), [output]) == expected
+
+
+def test_not_enabled_everything_is_content_untouched() -> None:
+    text = "\n<think>a</think>\n\nb"
+    assert ReasoningParser.for_prompt("<think>\n", enabled=False).push(text) == [("content", text)]
+
+
+def test_what_is_certain_is_sent_at_once() -> None:
+    parser = ReasoningParser(opened=True)
+    assert parser.push("let me ") == [("reasoning", "let me ")]
+    assert parser.push("see\n</th") == [("reasoning", "see")]
+    assert parser.push("ere\n</think>") == [("reasoning", "\n</there")]
+    assert parser.push("\n\n4") == [("content", "4")]
+    assert parser.push(" <") == [("content", " <")]
+    assert parser.finish() == []
