@@ -27,7 +27,7 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
     [
         ([], "VERB"),
         (["fly"], "'fly'"),
-        (["serve", "--port", "99999"], "between 1 and 65535"),
+        (["serve", "--port", "99999"], "between 0 and 65535"),
         (["serve", "--port", "http"], "not a whole number"),
         (["serve", "--dtype", "int8"], "bfloat16"),
         (["serve", "--max-running", "0"], "at least 1"),

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import http.server
 import json
+import shlex
 import socket
-import sys
-import threading
-import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from twinline.cli import main
-from twinline.cli.serve import Announcement, ready_text
+from twinline.cli import build_parser, main
+from twinline.cli.serve import worker_flags
+from twinline.gateway.serve import Serving
+from twinline.lines.native import NativeLine
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -45,29 +45,43 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Calls of the gateway's `run`, which returns 0 at once."""
-    seen: list[tuple[Any, ...]] = []
-    gateway = types.ModuleType("twinline.gateway.serve")
-    gateway.run = lambda *args: seen.append(args) or 0  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "twinline.gateway.serve", gateway)
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Serving]:
+    """What the gateway was asked to serve; it is ready at once and ends at once."""
+    seen: list[Serving] = []
+
+    async def serve(what: Serving, line: NativeLine, ready: Callable[[str], None]) -> None:
+        line.facts = {"device": "cpu", "dtype": "bfloat16"}
+        seen.append(what)
+        ready("http://127.0.0.1:8000")
+
+    monkeypatch.setattr("twinline.gateway.serve.serve", serve)
     return seen
 
 
-def test_options_given_reach_the_gateway_and_others_do_not(
-    folder: Path, free_port: int, calls: list[tuple[Any, ...]]
+def test_a_folder_is_served_under_its_name_and_announced(
+    folder: Path, free_port: int, served: list[Serving], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    port = str(free_port)
+    assert main(["serve", str(folder), "--port", str(free_port)]) == 0
+    assert served == [Serving(folder.resolve(), "my-model", "127.0.0.1", free_port)]
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "my-model on cpu, bfloat16 is ready at http://127.0.0.1:8000/v1"
+    assert second.startswith("  curl http://127.0.0.1:8000/v1/chat/completions")
+    assert json.loads(shlex.split(second)[-1])["model"] == "my-model"
+
+
+def test_without_a_folder_the_demonstration_model_is_served_and_called_so(
+    folder: Path, served: list[Serving], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("twinline.cli.serve.embedded", lambda: folder)
+    assert main(["serve", "--name", "r1", "--port", "0"]) == 0
+    assert (served[0].name, served[0].label) == ("r1", "demonstration model")
+    assert capsys.readouterr().out.startswith("r1 (demonstration model) on cpu, bfloat16 is ready")
+
+
+def test_only_options_that_were_given_reach_the_engine() -> None:
     given = ["--dtype", "float32", "--kv-tokens", "4096", "--strict-ops", "--log-level", "error"]
-    assert main(["serve", str(folder), "--port", port, *given]) == 0
-    options = {"dtype": "float32", "kv_tokens": 4096, "strict_ops": True}
-    assert calls == [(folder.resolve(), "my-model", "127.0.0.1", free_port, options, "error")]
-
-
-def test_the_name_can_be_chosen(folder: Path, free_port: int, calls: list[tuple[Any, ...]]) -> None:
-    assert main(["serve", str(folder), "--name", "r1", "--port", str(free_port)]) == 0
-    assert calls[0][1] == "r1"
-    assert calls[0][4] == {}
+    args = build_parser("serve").parse_args(["serve", *given])
+    assert worker_flags(args) == ["--dtype", "float32", "--kv-tokens", "4096", "--strict-ops", "--log-level", "error"]
 
 
 @pytest.mark.parametrize(
@@ -81,45 +95,19 @@ def test_the_name_can_be_chosen(folder: Path, free_port: int, calls: list[tuple[
     ],
 )
 def test_a_folder_that_cannot_be_a_model_is_refused(
-    make: Any, words: str, tmp_path: Path, calls: list[Any], capsys: pytest.CaptureFixture[str]
+    make: Any, words: str, tmp_path: Path, served: list[Serving], capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(tmp_path / "model")
     assert main(["serve", str(tmp_path / "model")]) == 1
     err = capsys.readouterr().err
     assert words in err
     assert err.count("\n") == 1
-    assert not calls
+    assert not served
 
 
-def test_a_port_in_use_is_refused(folder: Path, calls: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_refused(folder: Path, served: list[Serving], capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["serve", str(folder), "--port", str(port)]) == 1
     assert f"port {port} on 127.0.0.1 is in use" in capsys.readouterr().err
-    assert not calls
-
-
-def test_readiness_is_announced_once_health_says_so() -> None:
-    asked: list[str] = []
-
-    class Health(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_response(503 if len(asked) == 1 else 200)
-            self.end_headers()
-            self.wfile.write(json.dumps({"status": "ok", "lines": [{"device": "cpu", "dtype": "bfloat16"}]}).encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    heard, healths = threading.Event(), []
-    with http.server.HTTPServer(("127.0.0.1", 0), Health) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with Announcement("127.0.0.1", server.server_port, lambda health: (healths.append(health), heard.set())):
-            assert heard.wait(10)
-        server.shutdown()
-    assert asked == ["/health", "/health"]
-    args = types.SimpleNamespace(host="0.0.0.0", port=8000, device=None, dtype="auto")
-    text = ready_text(args, "m", "m", healths[0])  # type: ignore[arg-type]
-    assert text.startswith("m on cpu, bfloat16 is ready at http://127.0.0.1:8000/v1\n")
-    assert text.splitlines()[1].startswith("  curl http://127.0.0.1:8000/v1/chat/completions")
+    assert not served

@@ -168,12 +168,14 @@ def test_a_reset_forgets_what_is_cached_and_what_is_held() -> None:
     pool.publish(chain, held, 0, 4)
     pool.release(gone)
     pool.reset_prefix_cache()
-    pool.publish(chain, held, 4, 12)  # computed in part before the reset: must not come back
-    pool.check_integrity([held])
     assert pool.match(chain_of([1] * 8), 8) == pool.match(chain_of(tokens), 12) == []
+    fresh, _ = enter(pool, tokens[:4])
+    pool.publish(chain, held, 4, 12)  # follows from what was computed before the reset: must not continue the new page
+    pool.check_integrity([held, fresh])
+    assert pool.match(chain_of(tokens), 12) == fresh
     pool.take(chain, [])  # a new life may publish again
     pool.publish(chain, held, 0, 12)
-    assert pool.match(chain_of(tokens), 12) == held
+    assert pool.match(chain_of(tokens), 12) == fresh + held[1:]
 
 
 def test_the_counters_tell_asked_from_got() -> None:

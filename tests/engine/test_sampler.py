@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from twinline.engine import draw, filters, noise
-from twinline.engine.request import Request, SamplingParams, TokenLogprob
-from twinline.engine.sampler import BadLogits, Sampler, prompt_logprobs
+from twinline.engine.request import Request, SamplingParams
+from twinline.engine.sampler import BadLogits, Sampler
 
 SEEDS = st.integers(0, 2**32)
 
@@ -130,8 +130,20 @@ def test_any_batch_equals_reference(data: st.DataObject, seed: int, vocab: int, 
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.05, 1.0, 4.0])
-@pytest.mark.parametrize("filter_", [{}, {"top_k": 300}, {"top_k": 4500}, {"top_p": 0.9}, {"min_p": 0.5},
-                                     {"min_p": 1e-9}, {"top_k": 4200, "top_p": 0.97}, {"top_p": 0.999, "min_p": 0.01}])  # fmt: skip
+@pytest.mark.parametrize(
+    "filter_",
+    [
+        {},
+        {"top_k": 300},
+        {"top_k": 4500},
+        {"top_p": 0.9},
+        {"min_p": 0.5},
+        {"min_p": 1e-9},
+        {"top_k": 4200, "top_p": 0.97},
+        {"top_k": 300, "top_p": 0.1, "min_p": 0.02},
+        {"top_p": 0.999, "min_p": 0.01},
+    ],
+)
 def test_filters_equal_reference_at_every_width(scale: float, filter_: dict[str, Any]) -> None:
     """Flat rows need more candidates than the first width has, and at last the whole vocabulary, sorted."""
     logits = random_logits(3, 5000, seed=3, scale=scale)
@@ -160,12 +172,11 @@ def test_kept_sets_are_exact_or_refused(
     settings_ = (torch.tensor([min(top_k or vocab, vocab)]), torch.tensor([top_p]), torch.tensor([min_p]))
     kept = int(filters.kept(shifted, total, vocab, *settings_))
     expected = [allowed(logits[0].double().tolist(), p, slack) for slack in (0.0, 1e-6, -1e-6)]
-    if width == vocab:
-        assert ids[0, :kept].tolist() in expected
-    elif kept <= int(certain):
+    if width == vocab or kept <= int(certain):
         assert ids[0, :kept].tolist() in expected
     else:
-        assert len(expected[0]) >= int(certain) or step, "refused although the candidates held the whole set"
+        share_of_unseen = top_p < 1 and top_k > width
+        assert len(expected[0]) > int(certain) or share_of_unseen, "refused although the candidates held the whole set"
 
 
 def test_top_k_cuts_a_tie_at_the_lowest_ids() -> None:
@@ -179,17 +190,15 @@ def test_top_k_cuts_a_tie_at_the_lowest_ids() -> None:
 def test_greedy_takes_the_lowest_of_equal_maxima(dtype: torch.dtype) -> None:
     logits = torch.zeros(3, 70_000, dtype=dtype)
     logits[:, [65_000, 4001, 12_345]] = 5.0
-    plain, changed, narrow = (
-        request("a", temperature=0),
-        request("b", temperature=0, logit_bias=((3, 1.0),)),
-        request("c", top_k=1, seed=9),
-    )
-    assert Sampler(70_000).sample(logits, [plain, changed, narrow]).tokens == [4001] * 3
+    changed = request("b", temperature=0, logit_bias=((3, 1.0),))
+    requests = [request("a", temperature=0), changed, request("c", top_k=1, seed=9)]
+    assert Sampler(70_000).sample(logits, requests).tokens == [4001] * 3
 
 
 def test_narrow_logits_sample_as_their_float32_values() -> None:
     logits = random_logits(4, 3000, seed=1).bfloat16()
-    requests = [request("a"), request("b", top_p=0.9), request("c", frequency_penalty=1.0, output=[5]), request("d", top_k=9)]  # fmt: skip
+    settings_: list[dict[str, Any]] = [{}, {"top_p": 0.9}, {"frequency_penalty": 1.0, "output": [5]}, {"top_k": 9}]
+    requests = [request(str(i), **setting) for i, setting in enumerate(settings_)]
     assert Sampler(3000).sample(logits, requests) == Sampler(3000).sample(logits.float(), requests)
 
 
@@ -226,9 +235,7 @@ def test_a_row_is_the_same_alone_and_in_any_batch() -> None:
         random.Random(shuffle).shuffle(order)
         together = Sampler(vocab).sample(logits[order], [requests[i] for i in order])
         assert together.tokens == [alone[i].tokens[0] for i in order]
-        assert [x and x.top for x in together.logprobs] == [
-            alone[i].logprobs[0] and alone[i].logprobs[0].top for i in order
-        ]
+        assert together.logprobs == [alone[i].logprobs[0] for i in order]
 
 
 def test_the_chunk_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +274,7 @@ def test_seed_and_position_both_matter() -> None:
 
 @pytest.mark.parametrize("filter_", [{}, {"top_p": 0.8}, {"top_k": 6, "temperature": 1.7}, {"min_p": 0.1}])
 def test_sampled_distribution_fits_softmax(filter_: dict[str, Any]) -> None:
-    draws, batch = 20_000, 2000
+    draws, batch = 10_000, 2000
     row = random_logits(1, 30, seed=6, scale=1.5)[0]
     p = SamplingParams(**filter_)
     ids = allowed(row.double().tolist(), p)
@@ -356,53 +363,3 @@ def test_logits_are_left_as_they_are_and_shapes_are_checked() -> None:
         Sampler(500).sample(logits, requests[:2])
     with pytest.raises(ValueError, match="vocabulary of 501"):
         Sampler(501).sample(logits, requests)
-
-
-def check_entry(entry: TokenLogprob, row: Tensor, token: int, top: int) -> None:
-    expected = torch.log_softmax(row.double(), -1).tolist()
-    assert entry.token == token
-    assert entry.logprob == pytest.approx(expected[token], abs=1e-5)
-    assert entry.rank == 1 + sum(v > row[token] for v in row)
-    assert [t for t, _ in entry.top] == in_order(row.tolist())[:top]
-    assert [v for _, v in entry.top] == pytest.approx([expected[t] for t, _ in entry.top], abs=1e-5)
-
-
-def test_logprobs_are_the_models_own() -> None:
-    """Whatever bias, penalty or temperature did to the choice."""
-    logits = random_logits(4, 200, seed=5)
-    requests = [
-        request("a", temperature=0, logprobs=0),
-        request("b"),
-        request("c", temperature=0.2, top_k=3, logprobs=20),
-        request("d", temperature=0, logit_bias=((150, 30.0),), logprobs=2),
-    ]
-    sampled = Sampler(200).sample(logits, requests)
-    assert sampled.tokens[3] == 150
-    for i, req in enumerate(requests):
-        entry = sampled.logprobs[i]
-        if req.params.logprobs is None:
-            assert entry is None
-        else:
-            assert entry is not None
-            check_entry(entry, logits[i], sampled.tokens[i], req.params.logprobs)
-
-
-@pytest.mark.parametrize("vocab", [15, 2000])
-def test_prompt_logprobs(vocab: int) -> None:
-    logits = random_logits(6, vocab, seed=5, step=0.5).bfloat16()
-    logits[5] = 0.0  # all equal: the alternatives are the lowest ids
-    targets = [0, 1, 2, 3, 14, 14]
-    for top in (0, 1, 5):
-        for i, entry in enumerate(prompt_logprobs(logits, targets, top)):
-            check_entry(entry, logits[i].float(), targets[i], top)
-    assert prompt_logprobs(logits[:0], [], 3) == []
-    with pytest.raises(ValueError, match="outside the vocabulary"):
-        prompt_logprobs(logits, [vocab] * 6, 1)
-    logits[4, 0] = math.nan
-    with pytest.raises(ValueError, match="row 4"):
-        prompt_logprobs(logits, targets, 1)
-
-
-def test_impossible_tokens_are_no_alternatives() -> None:
-    row = torch.tensor([[0.0, -math.inf, 1.0]])
-    assert [t for t, _ in prompt_logprobs(row, [0], 3)[0].top] == [2, 0]

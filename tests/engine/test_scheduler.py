@@ -135,8 +135,8 @@ def test_admission_keeps_a_page_for_each_running_request() -> None:
     scheduler = make(pages=6)
     scheduler.submit(ask("a", 4, max_tokens=12))
     run(scheduler)  # a holds 1 page of 6
-    scheduler.submit(ask("wide", 17, max_tokens=1))
-    assert run(scheduler) == [("a", 4, 1)]  # now 2 of 6, 5 more and 1 in reserve do not fit
+    scheduler.submit(ask("wide", 16, max_tokens=1))
+    assert run(scheduler) == [("a", 4, 1)]  # now 2 of 6: 4 more would fit, but not 1 in reserve beside them
     scheduler.submit(ask("small", 1, max_tokens=1, priority=0))
     assert "small" not in [name for name, _, _ in run(scheduler)]  # nobody overtakes
     while scheduler.has_work:
@@ -159,6 +159,17 @@ def test_whoever_is_served_last_makes_room() -> None:
     while new.computed == 0:
         work = run(scheduler)
     assert ("n", 0, known) in work
+
+
+def test_nobody_enters_in_a_step_that_preempted() -> None:
+    scheduler = make(pages=4, max_running=2)
+    for request in (ask("u", 4), ask("last", 8, priority=2), ask("small", 1, priority=1, max_tokens=1)):
+        scheduler.submit(request)
+        if request.id == "last":
+            run(scheduler)
+    assert run(scheduler) == [("u", 4, 1)]
+    assert scheduler.preemptions == 1
+    assert run(scheduler) == [("u", 5, 1), ("small", 0, 1)]
 
 
 def test_a_preempted_request_finds_its_own_pages_and_its_old_place() -> None:

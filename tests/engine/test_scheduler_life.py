@@ -145,7 +145,7 @@ class Life:
             self.assert_cache_holds(request, request.pages, request.computed)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), busy=st.floats(0.05, 1.5))
 def test_promises_hold_in_any_life(seed: int, busy: float) -> None:
     rng = random.Random(seed)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 
 from twinline import __version__
@@ -41,11 +40,12 @@ def build_parser(verb: str | None) -> Parser:
 
 
 def explain(exc: Exception) -> str:
-    """One line for a person. Errors that are not a refusal say how to see where they came from."""
+    """One line for a person. Errors that nobody worded for one say how to see where they came from."""
     text = " ".join(str(exc).split())
-    if isinstance(exc, CliError | OSError | ValueError) and text:
+    ours = type(exc).__module__.startswith("twinline.")
+    if text and (ours or isinstance(exc, OSError | ValueError)):
         return text
-    return f"{type(exc).__name__}: {text} (TWINLINE_DEBUG=1 shows where)"
+    return f"{type(exc).__name__}{': ' if text else ''}{text} (TWINLINE_DEBUG=1 shows where)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except Exception as exc:
         if os.environ.get("TWINLINE_DEBUG") == "1":
+            import traceback  # slow to import
+
             traceback.print_exc()
         print(f"twinline: error: {explain(exc)}", file=sys.stderr)
         return exc.code if isinstance(exc, CliError) else 1

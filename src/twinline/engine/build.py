@@ -74,6 +74,8 @@ def build(
     dtype = _dtype(options.dtype, spec, device)
     ops = Ops(device.providers, StaticFacts(device.torch_device.type, dtype), strict=options.strict_ops)
     context = options.max_model_len or spec.context
+    if context < 2:
+        raise ValueError(f"max_model_len must be at least 2 (one token in, one out), not {context}")
     if context > spec.context:
         raise ValueError(f"max_model_len {context} is beyond the model's context of {spec.context} tokens")
     if options.max_tokens_per_step <= options.max_running:
@@ -104,12 +106,12 @@ def _dtype(name: str, spec: ModelSpec, device: Device) -> torch.dtype:
     if device.supports(DTYPES[wanted]):
         return DTYPES[wanted]
     usable = [n for n, d in DTYPES.items() if device.supports(d)]
-    raise ValueError(f"device {device.name} does not compute in {wanted}: use --dtype {' or '.join(usable) or '(none)'}")
+    raise ValueError(
+        f"device {device.name} does not compute in {wanted}: use --dtype {' or '.join(usable) or '(none)'}"
+    )
 
 
-def _pages(
-    options: Options, spec: ModelSpec, device: Device, dtype: torch.dtype, context: int, page_size: int
-) -> int:
+def _pages(options: Options, spec: ModelSpec, device: Device, dtype: torch.dtype, context: int, page_size: int) -> int:
     """Cache pages: what was asked for, else what the running sequences could fill, within half the free memory."""
     bytes_per_token = spec.kv_values * dtype.itemsize
     room = int(device.free_memory() * CACHE_SHARE) // bytes_per_token

@@ -44,7 +44,9 @@ def mass(shifted: Tensor) -> Tensor:
 
 
 def kept(shifted_NK: Tensor, total_N: Tensor, vocab: int, top_k_N: Tensor, top_p_N: Tensor, min_p_N: Tensor) -> Tensor:
-    """How many of the ordered candidates each row keeps, at least 1; a value above K says that K were too few to tell.
+    """How many of the ordered candidates each row keeps, at least 1.
+
+    A value above `Leading.certain_N` says that these candidates are too few to tell (unless they are all there is).
 
     top_k: that many (at least `vocab`: off). top_p: the fewest whose mass reaches top_p of what top_k left (1: off).
     min_p: those at least min_p times as likely as the likeliest (0: off). `total_N`: the mass of the whole vocabulary,
@@ -56,8 +58,9 @@ def kept(shifted_NK: Tensor, total_N: Tensor, vocab: int, top_k_N: Tensor, top_p
     total_N = torch.where(top_k_N < vocab, (mass_NK * within_NK).sum(-1), total_N)
     wanted_N = (total_N.to(torch.float32) * top_p_N).to(torch.int64)
     by_mass_N = (mass_NK.cumsum(-1) < wanted_N[:, None]).sum(-1) + 1
-    unknown_N = (top_p_N >= 1) | ((top_k_N < vocab) & (top_k_N > count))
-    by_mass_N = by_mass_N.masked_fill(unknown_N, count + 1)
+    by_mass_N = by_mass_N.masked_fill(top_p_N >= 1, count + 1)
     likely_N = (shifted_NK.exp() >= min_p_N[:, None]).sum(-1)
-    by_min_N = torch.where(likely_N == count, count + 1, likely_N)
-    return torch.minimum(torch.minimum(by_mass_N, by_min_N), top_k_N).clamp_(min=1)
+    by_min_N = likely_N.masked_fill(likely_N == count, count + 1)
+    kept_N = torch.minimum(torch.minimum(by_mass_N, by_min_N), top_k_N).clamp_(min=1)
+    share_of_unseen_N = (top_p_N < 1) & (top_k_N > count) & (top_k_N < vocab)
+    return kept_N.masked_fill_(share_of_unseen_N, count + 1)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 
@@ -34,7 +35,7 @@ class Counters:
     steps: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
-    finished: dict[FinishReason, int] = field(default_factory=dict)
+    finished: dict[FinishReason, int] = field(default_factory=lambda: dict.fromkeys(get_args(FinishReason), 0))
 
 
 class Engine:
@@ -85,13 +86,19 @@ class Engine:
             self._lock.notify()
 
     def _run(self) -> None:
-        while True:
-            with self._lock:
-                while not (self._stopping or self._aborts or self.scheduler.has_work):
-                    self._lock.wait()
-                if self._stopping:
-                    return
-            self.step()
+        try:
+            while self._wait():
+                self.step()
+        except Exception as error:
+            log.exception("the loop broke")
+            self.failure = f"the engine's loop broke: {type(error).__name__}: {error}"
+
+    def _wait(self) -> bool:
+        """Sleeps until there is something to do; false when the engine is to stop."""
+        with self._lock:
+            while not (self._stopping or self._aborts or self.scheduler.has_work):
+                self._lock.wait()
+            return not self._stopping
 
     def step(self) -> None:
         """One pass: end what was aborted or is late, schedule, run, sample, hand out."""
@@ -121,7 +128,7 @@ class Engine:
     def _ended(self, request: Request, finish: FinishReason, now: float, error: str | None = None) -> Output:
         """Books the end of a request that the scheduler has forgotten already."""
         self.sampler.forget(request.id)
-        self.counters.finished[finish] = self.counters.finished.get(finish, 0) + 1
+        self.counters.finished[finish] += 1
         self.observe(request, now)
         return Output(request.id, finish=finish, cached_tokens=request.cached_tokens, error=error)
 
@@ -185,15 +192,25 @@ class Engine:
                 found += prompt_logprobs(logits, request.prompt[at + 1 : until + 1], request.params.prompt_logprobs)
 
     def _fail(self, step: Step, message: str) -> list[Output]:
-        """Ends every request of a step that raised: their tokens cannot be known. Others go on."""
+        """Ends every request of a step that raised: their tokens cannot be known. Others go on.
+
+        A NaN shows only when a token is sampled, steps after it was written and perhaps published: so nothing that
+        these requests computed is kept, and no prefix is.
+        """
         self._failures += 1
         if self._failures >= FATAL_FAILURES:
             self.failure = f"{FATAL_FAILURES} steps in a row failed; the last: {message}"
-        self.runner.scrub([slot for w in step.work for slot in batches.slots(w, self.runner.page_size)])
         with self._lock:
             now, outputs = time.monotonic(), []
+            pages = dict.fromkeys(page for w in step.work for page in w.request.pages)
             for request in (w.request for w in step.work):
                 if request in self.scheduler:
                     self.scheduler.finish(request)
                     outputs.append(self._ended(request, "error", now, message))
+            self.pool.reset_prefix_cache()
+        try:
+            self.runner.scrub([page for page in pages if self.pool.unheld([page])])
+        except Exception as error:
+            log.exception("the cache cannot be cleaned")
+            self.failure = f"{message}; the cache cannot be cleaned: {type(error).__name__}: {error}"
         return outputs

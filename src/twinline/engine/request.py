@@ -3,8 +3,8 @@
 Owns a request's progress. Knows token ids only: no text, no HTTP, no torch.
 
 A request has progress, not phases: `computed` (tokens whose keys and values are in the cache) chases `known` (prompt
-plus output). Prefill is a large gap, decode a gap of one, preemption sets `computed` back to zero, a prefix hit moves it
-ahead, and a continuation from another line is a request that begins with some output already known.
+plus output). Prefill is a large gap, decode a gap of one, preemption sets `computed` back to zero, a prefix hit moves
+it ahead, and a continuation from another line is a request that begins with some output already known.
 """
 
 from __future__ import annotations

@@ -12,22 +12,27 @@ from torch import Tensor
 
 from twinline.engine.batch import Batch
 from twinline.engine.devices.device import Device
+from twinline.engine.graphs import DecodeGraphs
 from twinline.engine.models.transformer import Transformer
 
 
 class Runner:
     def __init__(self, model: Transformer, device: Device, *, pages: int, page_size: int, dtype: torch.dtype):
-        """Allocates a cache of `pages` pages of `page_size` tokens for every layer."""
+        """Allocates a cache of `pages` pages of `page_size` tokens for every layer, and one more as scratch."""
         self.model, self.device, self.page_size = model, device, page_size
         # Zeros, not empty: a place beyond a sequence's length is weighed with 0, and 0 * NaN is NaN.
         self.cache = [
-            tuple(torch.zeros(pages, page_size, *row, dtype=dtype, device=device.torch_device) for row in rows)
+            tuple(torch.zeros(pages + 1, page_size, *row, dtype=dtype, device=device.torch_device) for row in rows)
             for rows in model.cache_rows()
         ]
+        self.graphs = DecodeGraphs(model, device, self.cache, scratch_page=pages)
 
     @torch.inference_mode()
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states `[N, X]` of every row; keys and values are written."""
+        replayed = self.graphs.hidden(batch)
+        if replayed is not None:
+            return replayed
         return self.model(batch.ids_N, batch.positions_N, batch.plan, self.cache)
 
     @torch.inference_mode()
@@ -37,9 +42,9 @@ class Runner:
             return self.model.logits(hidden_NX)
         return self.model.logits(hidden_NX[torch.tensor(rows, device=hidden_NX.device)])
 
-    def scrub(self, slots: Sequence[int]) -> None:
-        """Zeroes slots that a failed step may have filled with NaN, so that they cannot poison who gets them next."""
-        index = torch.tensor(slots, device=self.device.torch_device)
+    def scrub(self, pages: Sequence[int]) -> None:
+        """Zeroes pages that may hold NaN after a failed step, so that they cannot poison who gets them next."""
+        index = torch.tensor(pages, dtype=torch.int64, device=self.device.torch_device)
         for layer in self.cache:
             for tensor in layer:
-                tensor.flatten(0, 1)[index] = 0
+                tensor[index] = 0

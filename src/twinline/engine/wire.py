@@ -13,6 +13,7 @@ import msgspec
 from twinline.engine.request import Output, Request, SamplingParams, TokenLogprob
 
 Id = Annotated[int, msgspec.Meta(ge=0)]
+Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # JSON has no bound, and float() has one
 
 
 class StreamOptions(msgspec.Struct):
@@ -23,27 +24,27 @@ class CompletionRequest(msgspec.Struct):
     prompt: Annotated[list[Id], msgspec.Meta(min_length=1)]
     model: str | None = None
     output_prefix_ids: list[Id] = []
-    max_tokens: int = 16
-    min_tokens: int = 0
+    max_tokens: Integer = 16
+    min_tokens: Integer = 0
     temperature: float = 1.0
     top_p: float = 1.0
-    top_k: int = 0
+    top_k: Integer = 0
     min_p: float = 0.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    seed: int | None = None
+    seed: Integer | None = None
     logit_bias: dict[str, float] = {}
     stop_token_ids: list[Id] = []
     ignore_eos: bool = False
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    priority: int = 0
+    logprobs: Integer | None = None
+    prompt_logprobs: Integer | None = None
+    priority: Integer = 0
     timeout_s: float | None = None
     request_id: str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    n: int = 1
+    n: Integer = 1
     return_token_ids: bool = True
     return_tokens_as_token_ids: bool = True
 
@@ -67,7 +68,7 @@ def decode(body: bytes) -> CompletionRequest:
     except msgspec.ValidationError as error:
         field = str(error).rpartition("`$.")[2].rstrip("`") if "`$." in str(error) else None
         raise BadRequest(str(error), field) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {error}") from None
 
 
@@ -75,6 +76,8 @@ def to_request(wire: CompletionRequest, request_id: str, *, vocab: int, eos: fro
     """The engine's request; `eos` are the model's own end tokens, `seed` is used if none came. Raises BadRequest."""
     if wire.n != 1:
         raise BadRequest("a line serves n = 1; send n requests", "n")
+    if not wire.return_token_ids:
+        raise BadRequest("a native line has no text: return_token_ids must be true", "return_token_ids")
     for name in ("prompt", "output_prefix_ids", "stop_token_ids"):
         worst = max(getattr(wire, name), default=0)
         if worst >= vocab:

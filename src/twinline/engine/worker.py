@@ -16,11 +16,12 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,15 @@ from twinline.engine.metrics import Metrics
 from twinline.engine.request import Output, Request
 from twinline.engine.scheduler import QueueFull
 
+log = logging.getLogger(__name__)
+
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 JSON_TYPE = (b"content-type", b"application/json")
 BODY_LIMIT = 64 * 2**20
+GRACE_SECONDS = 5  # for requests that still run when the process is told to end
 
 
 class Worker:
@@ -109,27 +113,25 @@ class Worker:
     async def _completions(self, receive: Receive, send: Send) -> None:
         asked = wire.decode(await _body(receive))
         if asked.model is not None and asked.model != self.name:
-            raise wire.BadRequest(f"this line serves {self.name!r}, not {asked.model!r}", "model", 404, "model_not_found")
+            raise wire.BadRequest(
+                f"this line serves {self.name!r}, not {asked.model!r}", "model", 404, "model_not_found"
+            )
         request_id = asked.request_id or f"cmpl-{secrets.token_hex(12)}"
         if request_id in self.streams:
             raise wire.BadRequest(f"request_id {request_id!r} is in use", "request_id", 409)
         vocab = self.built.spec.vocab
         request = wire.to_request(asked, request_id, vocab=vocab, eos=self.eos, seed=secrets.randbits(63))
         queue = self.streams[request_id] = asyncio.Queue()
+        live = False
         try:
             self._submit(request)
-            done = asyncio.ensure_future(_disconnected(receive))
+            live = True
             answer = self._stream if asked.stream else self._whole
-            task = asyncio.ensure_future(answer(asked, request, queue, send))
-            await asyncio.wait({done, task}, return_when=asyncio.FIRST_COMPLETED)
-            done.cancel()
-            if not task.done():
-                task.cancel()
-            else:
-                task.result()
+            live = not await _unless_disconnected(receive, answer(asked, request, queue, send))
         finally:
             del self.streams[request_id]
-            self.built.engine.abort(request_id)
+            if live:  # an abort that comes late would hit the next request of the same id
+                self.built.engine.abort(request_id)
 
     def _submit(self, request: Request) -> None:
         try:
@@ -213,6 +215,20 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
+async def _unless_disconnected(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:
+    """Does `work`, or cancels it and returns false when the client goes away first."""
+    gone, task = asyncio.ensure_future(_disconnected(receive)), asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({gone, task}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            return False
+        task.result()
+        return True
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
 async def _reply(send: Send, status: int, body: bytes, *extra: tuple[bytes, bytes], content=JSON_TYPE) -> None:
     headers = [content, (b"content-length", str(len(body)).encode()), *extra]
     await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -236,7 +252,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--name", required=True)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--watch-stdin", action="store_true", help="exit when stdin closes, so as not to outlive a parent")
+    parser.add_argument(
+        "--watch-stdin", action="store_true", help="exit when stdin closes, so as not to outlive a parent"
+    )
     parser.add_argument("--log-level", default="info")
     for field in dataclasses.fields(Options):
         flag = "--" + field.name.replace("_", "-")
@@ -250,9 +268,21 @@ def _arguments() -> argparse.Namespace:
 async def _serve(worker: Worker, sock: socket.socket, options: argparse.Namespace) -> None:
     worker.loop = asyncio.get_running_loop()
     level = options.log_level if options.log_level == "debug" else "warning"
-    server = uvicorn.Server(
-        uvicorn.Config(worker, log_level=level, lifespan="off", access_log=False, timeout_keep_alive=300)
+    config = uvicorn.Config(
+        worker,
+        log_level=level,
+        lifespan="off",
+        access_log=False,
+        timeout_keep_alive=300,
+        timeout_graceful_shutdown=GRACE_SECONDS,
     )
+    server = uvicorn.Server(config)
+
+    def end(*_: object) -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)  # uvicorn raises it again when it is done, which by default would kill the process
     if options.watch_stdin:
 
         def watch() -> None:
@@ -283,7 +313,9 @@ async def _serve(worker: Worker, sock: socket.socket, options: argparse.Namespac
 
 def main() -> int:
     arguments = _arguments()
-    logging.basicConfig(level=arguments.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=arguments.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+    )
     engine_options = Options(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(Options)})
     metrics = Metrics(arguments.name)
     worker = Worker(arguments.name, metrics)
@@ -293,8 +325,10 @@ def main() -> int:
         sock.bind((arguments.host, arguments.port))
         worker.built = build(arguments.model, engine_options, worker.deliver, metrics.observe)
         worker.eos = end_tokens(arguments.model)
-    except (ValueError, OSError) as error:
-        print(json.dumps({"error": str(error)}), flush=True)
+    except Exception as error:
+        if not isinstance(error, (ValueError, OSError)):
+            log.exception("the start failed")
+        print(json.dumps({"error": str(error) or repr(error)}), flush=True)
         return 1
     metrics.watch(worker.built)
     gc.freeze()  # what is loaded now stays: the collector need not walk it between steps

@@ -108,10 +108,10 @@ class ModelSpec:
         return row * self.layers
 
 
-def _need(config: Config, name: str, kind: type = int) -> Any:
+def _need(config: Config, name: str) -> int:
     value = config.get(name)
-    if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value <= 0):
-        raise UnsupportedModel(f"config.json: {name} should be a positive {kind.__name__}, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise UnsupportedModel(f"config.json: {name} should be a positive integer, not {value!r}")
     return value
 
 
@@ -136,7 +136,9 @@ def _rope(config: Config, size: int, *, interleaved: bool) -> Rope:
                    "original_max_position_embeddings": None},
     }  # fmt: skip
     if kind not in wanted:
-        raise UnsupportedModel(f"config.json: rope kind {kind!r} is not supported (supported: default, {', '.join(wanted)})")
+        raise UnsupportedModel(
+            f"config.json: rope kind {kind!r} is not supported (supported: default, {', '.join(wanted)})"
+        )
     numbers = []
     for name, default in wanted[kind].items():
         value = fields.get(name)
@@ -202,8 +204,9 @@ def _experts(config: Config, third: bool) -> Experts:
         "group_limited_greedy": "max",
         "greedy": "none",
     }
+    scores: dict[str, Literal["sigmoid", "softmax"]] = {"sigmoid": "sigmoid", "softmax": "softmax"}
     score = config.get("scoring_func") or ("sigmoid" if third else "softmax")
-    if method not in limits or score not in ("sigmoid", "softmax"):
+    if method not in limits or score not in scores:
         raise UnsupportedModel(f"config.json: routing {method!r} with {score!r} scores is not supported")
     groups = config.get("n_group") or 1
     if count % groups:
@@ -214,7 +217,7 @@ def _experts(config: Config, third: bool) -> Experts:
         per_token=_need(config, "num_experts_per_tok"),
         groups=groups,
         groups_kept=config.get("topk_group") or groups,
-        score=score,
+        score=scores[score],
         limit=limits[method],
         correction_bias=method == "noaux_tc",
         normalise=bool(config.get("norm_topk_prob", third)),
@@ -278,7 +281,9 @@ def spec_from_config(config: Config) -> ModelSpec:
     names = config.get("architectures") or []
     known = next((n for n in names if n in FAMILIES), None) if isinstance(names, list) else None
     if known is None:
-        raise UnsupportedModel(f"config.json: architecture {names!r} is not supported (supported: {', '.join(FAMILIES)})")
+        raise UnsupportedModel(
+            f"config.json: architecture {names!r} is not supported (supported: {', '.join(FAMILIES)})"
+        )
     try:
         return FAMILIES[known](config, known)
     except (KeyError, TypeError, ZeroDivisionError, AttributeError) as error:

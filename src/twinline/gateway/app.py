@@ -101,7 +101,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
         told = ApiError(404, f"There is no {where}.", code="unknown_path")
     elif error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        told = ApiError(405, f"{where} is not allowed; use {allowed}.", code="method_not_allowed", headers=error.headers)
+        told = ApiError(
+            405, f"{where} is not allowed; use {allowed}.", code="method_not_allowed", headers=error.headers
+        )
     else:
         told = ApiError(error.status_code, error.detail, headers=error.headers)
     return await _api_error(request, told)

@@ -25,7 +25,7 @@ from twinline.gateway.exchange import Exchange
 from twinline.gateway.generation import Generation, Piece, together
 from twinline.gateway.logprobs import chat_logprobs
 from twinline.gateway.reply import DONE, Envelope, usage_of
-from twinline.gateway.sampling import TIMEOUT_HEADER, check_prompt, plan, refuse_unsupported, room
+from twinline.gateway.sampling import TIMEOUT_HEADER, check_prompt, check_text, plan, refuse_unsupported, room
 from twinline.gateway.served import ServedModel
 from twinline.gateway.text.reasoning import ReasoningParser
 from twinline.gateway.text.template import encode_prompt
@@ -111,7 +111,9 @@ def _check(request: ChatRequest) -> None:
     for index, message in enumerate(request.messages):
         if message.role not in _ROLES:
             roles = ", ".join(sorted(_ROLES))
-            raise bad_request(f"A message's role must be one of {roles}, not {message.role!r}.", f"messages[{index}].role")
+            raise bad_request(
+                f"A message's role must be one of {roles}, not {message.role!r}.", f"messages[{index}].role"
+            )
 
 
 async def _prompt(request: ChatRequest, served: ServedModel) -> tuple[str, list[int]]:
@@ -132,9 +134,10 @@ async def _prompt(request: ChatRequest, served: ServedModel) -> tuple[str, list[
         )
         return rendered, encode_prompt(served.tokenizer, rendered)
 
+    characters = sum(_length(message.content) for message in request.messages)
+    check_text(characters, served, "messages")
     try:
-        long = sum(_length(message.content) for message in request.messages) > LONG_TEXT
-        rendered, prompt = await asyncio.to_thread(make) if long else make()
+        rendered, prompt = await asyncio.to_thread(make) if characters > LONG_TEXT else make()
     except ValueError as error:
         raise bad_request(f"{error}", "messages") from error
     check_prompt(prompt, served, "messages")
@@ -142,7 +145,12 @@ async def _prompt(request: ChatRequest, served: ServedModel) -> tuple[str, list[
 
 
 def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    """What the client sent: templates ask whether a field is there."""
+    """What the client sent: templates ask whether a field is there.
+
+    OpenAI's `developer` is what every template calls `system`; under its new name many would drop it silently.
+    """
+    if message["role"] == "developer":
+        message["role"] = "system"
     return {name: value for name, value in message.items() if value is not None or name == "content"}
 
 

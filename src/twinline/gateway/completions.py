@@ -1,7 +1,7 @@
 """`POST /v1/completions`: prompts as text or token ids, with echo and log-probabilities in the legacy shape.
 
-Owns that shape; it is what evaluation harnesses score with (prompts with `echo`, `logprobs` and `max_tokens` 0 or 1). Must
-not know how tokens become text or how a line is spoken to.
+Owns that shape; evaluation harnesses score with it (prompts with `echo`, `logprobs` and `max_tokens` 0 or 1). Must not
+know how tokens become text or how a line is spoken to.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from twinline.gateway.exchange import Exchange
 from twinline.gateway.generation import Generation, Piece, together
 from twinline.gateway.logprobs import LegacyWriter, joined
 from twinline.gateway.reply import DONE, Envelope, usage_of
-from twinline.gateway.sampling import TIMEOUT_HEADER, check_prompt, plan, refuse_unsupported, room
+from twinline.gateway.sampling import TIMEOUT_HEADER, check_prompt, check_text, plan, refuse_unsupported, room
 from twinline.gateway.served import ServedModel
 
 DEFAULT_TOKENS = 16  # OpenAI's default for this endpoint
@@ -149,11 +149,15 @@ async def _prompts(request: CompletionRequest, served: ServedModel) -> list[Prom
     elif all(type(item) is str for item in prompt) or all(type(item) is list for item in prompt):
         given = [item for item in prompt if not isinstance(item, int)]
     else:
-        raise bad_request("A prompt is a string, a list of strings, a list of token ids, or a list of such lists.", "prompt")
+        raise bad_request(
+            "A prompt is a string, a list of strings, a list of token ids, or a list of such lists.", "prompt"
+        )
     if len(given) > MAX_PROMPTS:
         raise bad_request(f"{len(given)} prompts, at most {MAX_PROMPTS} are allowed.", "prompt")
     for item in given:
-        if not isinstance(item, str):
+        if isinstance(item, str):
+            check_text(len(item), served, "prompt")
+        else:
             check_prompt(item, served, "prompt")  # before they are decoded
     long = sum(len(item) for item in given) > LONG_TEXT
     return await asyncio.to_thread(_encode, given, served) if long else _encode(given, served)
@@ -225,5 +229,3 @@ async def _stream(
     end = envelope.usage_chunk(usage) if envelope.with_usage else b""
     await exchange.events(end + DONE)
     await exchange.end()
-
-

@@ -51,9 +51,7 @@ class Door:
 class Endpoint(Generic[R]):
     """A POST endpoint as an ASGI app: `answer` gets the decoded request; what it raises becomes the client's error."""
 
-    def __init__(
-        self, name: str, door: Door, shape: type[R], answer: Callable[[Exchange, R], Awaitable[None]]
-    ) -> None:
+    def __init__(self, name: str, door: Door, shape: type[R], answer: Callable[[Exchange, R], Awaitable[None]]) -> None:
         self._name = name
         self._door = door
         self._decoder = msgspec.json.Decoder(shape)

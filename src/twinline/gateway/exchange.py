@@ -1,7 +1,7 @@
 """One HTTP exchange in raw ASGI: read a bounded body, answer with JSON or with server-sent events, notice who left.
 
-Owns the wire towards the client. Must not know models, tokens or fields. Raw ASGI because a streamed token should cost one
-`send` and nothing else.
+Owns the wire towards the client. Must not know models, tokens or fields. Raw ASGI because a streamed token should cost
+one `send` and nothing else.
 """
 
 from __future__ import annotations

@@ -175,5 +175,3 @@ async def together(generations: Sequence[Generation]) -> AsyncGenerator[Piece, N
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-

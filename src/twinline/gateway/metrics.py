@@ -1,7 +1,7 @@
 """The gateway's own measurements, and the lines' beside them, as Prometheus text.
 
-Owns metric names, with their units. Must not know requests' fields. Each gateway has its own registry, so that several can
-live in one process.
+Owns metric names, with their units. Must not know requests' fields. Each gateway has its own registry, so that several
+can live in one process.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class Metrics:
         self.between_tokens = histogram(
             "inter_token_seconds", "Gap between two arrivals, divided by the tokens of the later one.", _BETWEEN, model
         )
-        self.whole = histogram("request_seconds", "From the request's body to the end of its answer.", _WHOLE, ["endpoint"])
+        self.whole = histogram(
+            "request_seconds", "From the request's body to the end of its answer.", _WHOLE, ["endpoint"]
+        )
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of answered choices.", model)
         self.completion_tokens = counter("completion_tokens", "Tokens generated.", model)
         self.cached_tokens = counter("cached_prompt_tokens", "Prompt tokens that a line had in its cache.", model)

@@ -20,7 +20,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class Envelope:
-    """One answer's id, time and model. The head of a chunk is encoded once, for it is the same in every token's event."""
+    """One answer's id, time and model. The head of a chunk is encoded once: it is the same in every event."""
 
     def __init__(self, prefix: str, kind: str, request: Common) -> None:
         self.id = prefix + secrets.token_hex(16)
@@ -51,7 +51,9 @@ class Envelope:
         return self._open(self._kind) + b"," + rest
 
 
-def usage_of(prompts: Sequence[Sequence[int]], generations: Sequence[Generation], completion: int | None = None) -> UsageOut:
+def usage_of(
+    prompts: Sequence[Sequence[int]], generations: Sequence[Generation], completion: int | None = None
+) -> UsageOut:
     """A prompt counts once, however many choices it has. `completion` overrides the tokens generated."""
     prompt = sum(len(ids) for ids in prompts)
     if completion is None:

@@ -17,6 +17,7 @@ from twinline.lines.protocol import TokenRequest
 
 TIMEOUT_HEADER = "x-request-timeout-s"
 _SEEDS = 2**63
+LONGEST_TOKEN_CHARACTERS = 512  # no published vocabulary has a longer token (DeepSeek, Qwen, Llama: 128 spaces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,17 @@ def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
     return stops
 
 
+def check_text(characters: int, served: ServedModel, param: str) -> None:
+    """Refuses a text that is surely too long before minutes are spent on tokenizing it. Raises ApiError 400."""
+    least = characters // LONGEST_TOKEN_CHARACTERS
+    if least > served.max_model_len:
+        raise bad_request(
+            f"This model's context is {served.max_model_len} tokens, but {characters} characters are at least {least}.",
+            param,
+            "context_length_exceeded",
+        )
+
+
 def check_prompt(ids: list[int], served: ServedModel, param: str) -> None:
     """Raises ApiError 400 for an empty prompt, or one with a token id that the model does not have."""
     if not ids:
@@ -117,17 +129,15 @@ def _or(value: float | None, default: float) -> float:
 
 
 def _token_ids(ids: list[int], vocab_size: int, param: str) -> list[int]:
-    if ids and not (0 <= min(ids) and max(ids) < vocab_size):
+    if ids and (min(ids) < 0 or max(ids) >= vocab_size):
         wrong = next(i for i in ids if not 0 <= i < vocab_size)
         raise bad_request(f"Token id {wrong} is outside the model's vocabulary of {vocab_size} tokens.", param)
     return ids
 
 
-def _logit_bias(request: Common, vocab_size: int) -> dict[str, float] | None:
-    if not request.logit_bias:
-        return None
+def _logit_bias(request: Common, vocab_size: int) -> dict[str, float]:
     bias = {}
-    for name, value in request.logit_bias.items():
+    for name, value in (request.logit_bias or {}).items():
         if not (name.isascii() and name.isdigit() and len(name) < 12):
             raise bad_request(f"logit_bias has the key {name!r}, which is not a token id.", "logit_bias")
         _token_ids([int(name)], vocab_size, "logit_bias")
@@ -143,7 +153,9 @@ def _timeout(field: float | None, header: str | None) -> float | None:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= 86400:
-        raise bad_request(f"The header {TIMEOUT_HEADER} must be seconds between 0 and 86400, not {header!r}.", "timeout_s")
+        raise bad_request(
+            f"The header {TIMEOUT_HEADER} must be seconds between 0 and 86400, not {header!r}.", "timeout_s"
+        )
     return seconds
 
 

@@ -27,18 +27,19 @@ class Defaults:
 
     @classmethod
     def of(cls, generation_config: Mapping[str, Any]) -> Defaults:
-        """Only what the file really says and the protocol allows; `do_sample: false` is transformers' word for greedy."""
+        """What the file says and the protocol allows; `do_sample: false` is transformers' word for greedy."""
 
         def number(name: str, low: float, high: float, default: float) -> float:
             value = generation_config.get(name)
             usable = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
             return float(value) if usable and value is not None else default
 
+        plain = cls()
         greedy = generation_config.get("do_sample") is False
         return cls(
-            0.0 if greedy else number("temperature", 0, 100, cls.temperature),
-            number("top_p", 1e-6, 1, cls.top_p),
-            int(number("top_k", 0, 2**31 - 1, cls.top_k)),
+            0.0 if greedy else number("temperature", 0, 100, plain.temperature),
+            number("top_p", 1e-6, 1, plain.top_p),
+            int(number("top_k", 0, 2**31 - 1, plain.top_k)),
         )
 
 

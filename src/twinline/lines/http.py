@@ -1,14 +1,15 @@
 """One HTTP/1.1 exchange with a line: open a connection, send a request, read the answer as it arrives, close.
 
 Owns bytes on a socket. Must not know what a token is. A connection carries one request: closing it is how a request is
-aborted at the line, so it is never shared or pooled. Written on `asyncio.Protocol` because a body read costs one wake-up
-here, whatever the number of events in it.
+aborted at the line, so it is never shared or pooled. Written on `asyncio.Protocol`: a read costs one wake-up here,
+whatever the number of events in it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -33,7 +34,7 @@ class Target:
 
     @classmethod
     def parse(cls, url: str) -> Target:
-        """From `http://host:port/path`, `https://...` or `unix:///path/to/socket`. Raises ValueError for anything else."""
+        """From `http://host:port/path`, `https://...` or `unix:///path/to/socket`. Raises ValueError for others."""
         parts = urlsplit(url)
         if parts.scheme == "unix" and parts.path:
             return cls(host="localhost", unix=parts.path)
@@ -129,8 +130,7 @@ class Connection(asyncio.Protocol):
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -1,7 +1,8 @@
 """An engine's worker as a child process: start it, hear when it is ready, keep its last words, end it.
 
-Owns the process and its pipes. Must not know the line protocol. The worker prints log lines on stderr and exactly one JSON
-line on stdout: `{"ready": true, "port": ...}` or `{"error": "..."}`. The end of its stdin ends it, so it never outlives us.
+Owns the process and its pipes. Must not know the line protocol. The worker prints log lines on stderr and exactly one
+JSON line on stdout: `{"ready": true, "port": ...}` or `{"error": "..."}`. The end of its stdin ends it, so it never
+outlives us.
 """
 
 from __future__ import annotations

@@ -30,7 +30,12 @@ class LineRefused(LineError):
     """The line did not take the request; nothing was generated. `status` is HTTP's, `retry_after` in seconds."""
 
     def __init__(
-        self, status: int, message: str, code: str | None = None, retry_after: str | None = None, param: str | None = None
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        retry_after: str | None = None,
+        param: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.retry_after, self.param = status, message, code, retry_after, param
@@ -61,7 +66,7 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, float] = {}
     stop_token_ids: list[int] = []
     ignore_eos: bool = False
     logprobs: int | None = None

@@ -27,7 +27,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """What arrived: new token ids, their log-probabilities when asked for, and what only the first or last chunk has."""
+    """What arrived: token ids, their log-probabilities when asked for, and what only the first or last chunk has."""
 
     tokens: list[int] = []
     logprobs: list[TokenLogprob] | None = None
@@ -41,12 +41,11 @@ class Delta(msgspec.Struct, frozen=True):
 class _Logprobs(msgspec.Struct):
     tokens: list[str] = []
     token_logprobs: list[float | None] = []
-    top_logprobs: list[dict[str, float] | None] | None = None
+    top_logprobs: list[dict[str, float | None] | None] | None = None
 
 
 class _PromptLogprob(msgspec.Struct):
-    logprob: float
-    rank: int | None = None
+    logprob: float | None
 
 
 class _Choice(msgspec.Struct):
@@ -164,10 +163,10 @@ def _token_logprobs(tokens: list[int], wire: _Logprobs) -> list[TokenLogprob]:
     ]
 
 
-def _ranked(top: dict[str, float] | None) -> tuple[tuple[int, float], ...]:
+def _ranked(top: dict[str, float | None] | None) -> tuple[tuple[int, float], ...]:
     if not top:
         return ()
-    pairs = [(int(name.removeprefix(TOKEN_PREFIX)), logprob) for name, logprob in top.items()]
+    pairs = [(int(name.removeprefix(TOKEN_PREFIX)), _finite(logprob)) for name, logprob in top.items()]
     return tuple(sorted(pairs, key=lambda pair: -pair[1]))
 
 
@@ -177,10 +176,10 @@ def _prompt_logprob(token: int, entry: dict[str, _PromptLogprob] | None) -> Toke
     own = entry.get(str(token))
     if own is None:
         raise ValueError(f"prompt_logprobs lacks the prompt's own token {token}")
-    top = sorted(((int(name), item.logprob) for name, item in entry.items()), key=lambda pair: -pair[1])
-    return TokenLogprob(token, own.logprob, tuple(top))
+    top = sorted(((int(name), _finite(item.logprob)) for name, item in entry.items()), key=lambda pair: -pair[1])
+    return TokenLogprob(token, _finite(own.logprob), tuple(top))
 
 
 def _finite(logprob: float | None) -> float:
-    """JSON has no infinity: a line sends null for a token that was impossible."""
+    """JSON has no infinity: a line sends null for a token that was impossible, and vLLM -9999."""
     return -9999.0 if logprob is None else logprob

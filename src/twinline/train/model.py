@@ -133,6 +133,8 @@ class Experts(nn.Module):
 
 
 class Gate(nn.Module):
+    e_score_correction_bias: Tensor
+
     def __init__(self, s: Shape):
         super().__init__()
         self.s = s
@@ -148,15 +150,19 @@ class Gate(nn.Module):
             group = biased.view(len(x_ND), s.n_group, -1).topk(2, -1).values.sum(-1)
             kept = torch.zeros_like(group).scatter_(1, group.topk(s.topk_group, -1).indices, 1).bool()
             per_group = s.n_routed_experts // s.n_group
-            chosen_NK = biased.masked_fill(~kept.repeat_interleave(per_group, 1), -math.inf).topk(
-                s.num_experts_per_tok, -1
-            ).indices
+            chosen_NK = (
+                biased.masked_fill(~kept.repeat_interleave(per_group, 1), -math.inf)
+                .topk(s.num_experts_per_tok, -1)
+                .indices
+            )
         weight_NK = score_NE.gather(1, chosen_NK)
         weight_NK = weight_NK / (weight_NK.sum(-1, keepdim=True) + 1e-20) * s.routed_scaling_factor
         return chosen_NK, weight_NK
 
 
 class MoE(nn.Module):
+    load: Tensor
+
     def __init__(self, s: Shape):
         super().__init__()
         self.gate, self.experts = Gate(s), Experts(s)
@@ -231,7 +237,8 @@ class DeepseekV3(nn.Module):
 
     def checkpoint(self) -> dict[str, Tensor]:
         """The weights under their published names, one tensor per expert."""
-        last, out = self.shape.num_hidden_layers, {}
+        last = self.shape.num_hidden_layers
+        out: dict[str, Tensor] = {}
         for name, value in self.state_dict().items():
             name = name.replace("predictor.", f"layers.{last}.")
             name = name if name.startswith("lm_head") else f"model.{name}"

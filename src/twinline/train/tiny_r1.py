@@ -41,7 +41,7 @@ class Encoder:
 
     def __init__(self, file: Path):
         self.tokenizer = Tokenizer.from_file(str(file))
-        self.id = {token: self.tokenizer.token_to_id(token) for token in text.SPECIAL}
+        self.id: dict[str, int] = {t: i for t, i in self.tokenizer.get_vocab().items() if t in text.SPECIAL}
 
     def plain(self, words: str) -> list[int]:
         return self.tokenizer.encode(words, add_special_tokens=False).ids
@@ -219,8 +219,13 @@ def train(run: Run, state_file: Path) -> None:
         dist.all_reduce(stop)
         last = step + 1 == run.steps or bool(stop)
         if rank == 0 and (step % 50 == 49 or last):
-            record = {"step": step + 1, "loss": round(sum(losses) / len(losses), 4), "tokens": seen,
-                      "seconds": round(seconds + time.monotonic() - began), "rate": round(run.rate(step), 3)}  # fmt: skip
+            record: dict[str, object] = {
+                "step": step + 1,
+                "loss": round(sum(losses) / len(losses), 4),
+                "tokens": seen,
+                "seconds": round(seconds + time.monotonic() - began),
+                "rate": round(run.rate(step), 3),
+            }
             if step % 250 == 249 or last:
                 record["solved"] = examine(model, encoder, 60, seed=step)
                 save(step + 1)

@@ -101,9 +101,7 @@ class LatentAttention(Attention):
         out = by_plan(
             plan,
             decode,
-            lambda rows, p: ops.mla_prefill(
-                q_nope[rows], q_pe[rows], cache[0], self.uk_HdC, self.uv_HvC, p, a.scale
-            ),
+            lambda rows, p: ops.mla_prefill(q_nope[rows], q_pe[rows], cache[0], self.uk_HdC, self.uv_HvC, p, a.scale),
         )
         return self.out(out.reshape(rows_all, -1))
 

@@ -73,7 +73,9 @@ def shards(directory: Path) -> dict[str, list[str]]:
             raise UnsupportedModel(f"{index} cannot be read: {error!r}") from None
         missing = [file for file in files if not (directory / file).exists()]
         if missing:
-            raise UnsupportedModel(f"{directory}: {len(missing)} of {len(files)} shards are missing, first {missing[0]}")
+            raise UnsupportedModel(
+                f"{directory}: {len(missing)} of {len(files)} shards are missing, first {missing[0]}"
+            )
         return dict(files)
     single = directory / "model.safetensors"
     if not single.exists():
@@ -136,9 +138,9 @@ def load(directory: Path, spec: ModelSpec, ops: Ops, device: torch.device, conte
     for file_name, names in files.items():
         with _open(directory / file_name) as file:
             for name in names:
-                place = wanted.get(name)
-                if place is None:
+                if name not in wanted:
                     continue
+                place = wanted[name]
                 key = place.parameter
                 if key not in filling:
                     experts = None if place.expert is None or spec.experts is None else spec.experts.count
@@ -174,7 +176,9 @@ def _check_names(wanted: dict[str, Place], files: dict[str, list[str]], spec: Mo
 
     surplus = sorted(name for name in present - wanted.keys() if not expected(name))
     if surplus:
-        raise UnsupportedModel(f"the checkpoint has {len(surplus)} tensors that {spec.architecture} has no use for, first {surplus[0]}")
+        raise UnsupportedModel(
+            f"the checkpoint has {len(surplus)} tensors that {spec.architecture} has no use for, first {surplus[0]}"
+        )
 
 
 def _owners(model: Transformer) -> dict[str, set[str]]:

@@ -14,8 +14,8 @@ from twinline.engine.models.attention import RopeAt, attention
 from twinline.engine.models.moe import MoE
 from twinline.engine.models.parts import MLP, Embedding, Linear, Norm, Part, RopeTable
 from twinline.engine.ops.plan import Plan
-from twinline.engine.ops.registry import Ops
-from twinline.facts.models import ModelSpec
+from twinline.engine.ops.registry import OPS, Ops
+from twinline.facts.models import Latent, ModelSpec
 
 LayerCache = Sequence[Tensor]
 
@@ -26,8 +26,10 @@ class Layer(Part):
         self.input_norm = Norm(ops, spec.hidden, spec.norm_eps)
         self.attention = attention(ops, spec)
         self.mlp_norm = Norm(ops, spec.hidden, spec.norm_eps)
-        with_experts = spec.experts is not None and index in spec.expert_layers
-        self.mlp: Part = MoE(ops, spec.hidden, spec.experts) if with_experts else MLP(ops, spec.hidden, spec.inner)  # type: ignore[arg-type]
+        if spec.experts is not None and index in spec.expert_layers:
+            self.mlp: Part = MoE(ops, spec.hidden, spec.experts)
+        else:
+            self.mlp = MLP(ops, spec.hidden, spec.inner)
 
     def forward(
         self, x: Tensor, residual: Tensor | None, rope: RopeAt, plan: Plan, cache: LayerCache
@@ -45,7 +47,7 @@ class Layer(Part):
 class Transformer(Part):
     def __init__(self, ops: Ops, spec: ModelSpec):
         super().__init__()
-        self.spec = spec
+        self.spec, self.ops = spec, ops
         self.embed = Embedding(ops, spec.vocab, spec.hidden)
         self.layers = nn.ModuleList(Layer(ops, spec, i) for i in range(spec.layers))
         self.norm = Norm(ops, spec.hidden, spec.norm_eps)
@@ -69,6 +71,15 @@ class Transformer(Part):
         """Logits `[S, vocab]` of chosen rows of `forward`'s result."""
         return self.head(self.norm(hidden_SX))
 
+    def uses(self) -> frozenset[str]:
+        """The ops that some layer of this model calls."""
+        unused = {"attention_prefill", "attention_decode"}
+        if not isinstance(self.spec.attention, Latent):
+            unused = {"mla_absorb", "mla_prefill", "mla_decode"}
+        if self.spec.experts is None:
+            unused |= {"route", "experts"}
+        return frozenset(OPS) - unused
+
     def cache_rows(self) -> list[tuple[tuple[int, ...], ...]]:
         """Per layer, the shape of one token's row in each of its cache tensors."""
-        return [layer.attention.cache_rows for layer in self.layers]
+        return [layer.attention.cache_rows for layer in self.layers if isinstance(layer, Layer)]

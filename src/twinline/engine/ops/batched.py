@@ -131,7 +131,7 @@ def mla_decode(q_latent_DHC: Tensor, q_pe_DHR: Tensor, cache: Tensor, plan: Deco
     return weights.to(q.dtype) @ k_DWC[..., : q_latent_DHC.shape[-1]]
 
 
-@implements("experts")
+@implements("experts", reads_values=True)
 class GroupedExperts:
     """Rows sorted by expert, one product per expert that has rows."""
 

@@ -25,7 +25,7 @@ def embedding(ids_N: Tensor, table_VX: Tensor) -> Tensor:
 
 @implements("rms_norm")
 def rms_norm(x_NX: Tensor, weight_X: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight; rounded to the input's dtype before the weight, as the families were trained."""
+    """x / sqrt(mean(x^2) + eps) * weight; rounded to the input's dtype before the weight, as in training."""
     x = x_NX.float()
     normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
     return weight_X * normed.to(x_NX.dtype)
@@ -96,12 +96,12 @@ def _attend(q_THd: Tensor, k_LGd: Tensor, v_LGd: Tensor, scale: float) -> Tensor
 
 @implements("attention_prefill")
 def attention_prefill(q_THd: Tensor, k_cache: Tensor, v_cache: Tensor, plan: PrefillPlan, scale: float) -> Tensor:
-    """Attention of one sequence's chunk over its whole past and itself; its keys and values are already in the cache."""
+    """Attention of one sequence's chunk over its past and itself; its keys and values are already in the cache."""
     k, v = gather(k_cache, plan.pages_P, plan.total), gather(v_cache, plan.pages_P, plan.total)
     return _attend(q_THd, k, v, scale)
 
 
-@implements("attention_decode")
+@implements("attention_decode", reads_values=True)
 def attention_decode(q_DHd: Tensor, k_cache: Tensor, v_cache: Tensor, plan: DecodePlan, scale: float) -> Tensor:
     """Attention of one new token per sequence, each over its own past."""
     out = []
@@ -130,7 +130,7 @@ def mla_prefill(
     return _attend(torch.cat((q_nope_THd, q_pe_THR), -1), k, v, scale)
 
 
-@implements("mla_decode")
+@implements("mla_decode", reads_values=True)
 def mla_decode(q_latent_DHC: Tensor, q_pe_DHR: Tensor, cache: Tensor, plan: DecodePlan, scale: float) -> Tensor:
     """Absorbed latent attention: one key head of [latent | rotated key], whose values are the latents. `[D, H, C]`."""
     rank, out = q_latent_DHC.shape[-1], []
@@ -165,7 +165,7 @@ def route(x_NX: Tensor, gate_EX: Tensor, bias_E: Tensor | None, e: Experts) -> t
     return chosen_NK, weights_NK * e.scale
 
 
-@implements("experts")
+@implements("experts", reads_values=True)
 class GroupedExperts:
     """Sum over each row's experts of weight * down(silu(gate(x)) * up(x)), added up in float32."""
 

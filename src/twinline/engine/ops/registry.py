@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -51,18 +51,24 @@ class StaticFacts:
 
 @dataclass(frozen=True)
 class Implementation:
-    """One op of one provider. `refuse` returns why it cannot serve under these facts, or None."""
+    """One op of one provider. `refuse` returns why it cannot serve under these facts, or None.
+
+    `reads_values`: it looks at tensor values on the host, so that a recorded graph cannot replay it.
+    """
 
     op: str
     provider: str
     function: Any
     refuse: Callable[[StaticFacts], str | None]
+    reads_values: bool
 
 
 _registered: dict[tuple[str, str], Implementation] = {}
 
 
-def implements(op: str, *, refuse: Callable[[StaticFacts], str | None] = lambda facts: None):
+def implements(
+    op: str, *, refuse: Callable[[StaticFacts], str | None] = lambda facts: None, reads_values: bool = False
+) -> Callable[[Any], Any]:
     """Registers a function (or an object with `pack`, for ops that own a weight layout) as its module's provider."""
     if op not in OPS:
         raise KeyError(f"{op!r} is not an op; ops are {', '.join(OPS)}")
@@ -70,7 +76,7 @@ def implements(op: str, *, refuse: Callable[[StaticFacts], str | None] = lambda 
     def register(function: Any) -> Any:
         provider = next(name for name, module in PROVIDERS.items() if module == function.__module__)
         instance = function() if isinstance(function, type) else function
-        _registered[op, provider] = Implementation(op, provider, instance, refuse)
+        _registered[op, provider] = Implementation(op, provider, instance, refuse, reads_values)
         return function
 
     return register
@@ -80,12 +86,13 @@ def implements(op: str, *, refuse: Callable[[StaticFacts], str | None] = lambda 
 class Choice:
     op: str
     provider: str
+    reads_values: bool
     passed_over: tuple[tuple[str, str], ...]
     """Providers that came earlier in the device's order, each with the reason it was not taken."""
 
 
-class PackedOp:
-    """The shape of an op that owns its weights' layout: `pack` once at load, then call with the packed weights."""
+class PackedOp(Protocol):
+    """An op that owns its weights' layout: `pack` once at load, then call with the packed weights."""
 
     def pack(self, *weights: Tensor) -> Any: ...
     def __call__(self, x: Tensor, packed: Any, *args: Any) -> Tensor: ...
@@ -123,13 +130,13 @@ class Ops:
             raise ValueError(f"--strict-ops: only the reference implements {', '.join(fallen)} here")
 
     def _bind(self, op: str, order: tuple[str, ...]) -> Choice:
-        passed_over = []
+        passed_over: list[tuple[str, str]] = []
         for provider in order:
             found = _registered.get((op, provider))
             reason = "does not implement it" if found is None else found.refuse(self.facts)
             if found is not None and reason is None:
                 setattr(self, op, found.function)
-                return Choice(op, provider, tuple(passed_over))
+                return Choice(op, provider, found.reads_values, tuple(passed_over))
             passed_over.append((provider, str(reason)))
         raise ValueError(f"no provider of {', '.join(order)} implements {op}")
 

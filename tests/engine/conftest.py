@@ -1,0 +1,38 @@
+"""Fixtures of the engine's tests: one thread, provider orders, and checkpoints that are made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tests.engine import checkpoints
+
+from twinline.engine.devices.cpu import Cpu
+
+ORDERS = {"natural": Cpu.providers, "pure": ("reference",)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(params=list(ORDERS))
+def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """The device's own provider order, then the reference alone."""
+    monkeypatch.setattr(Cpu, "providers", ORDERS[request.param])
+    return ORDERS[request.param]
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], checkpoints.Saved]:
+    """A family's random checkpoint with its `transformers` model, made when first asked for."""
+    made: dict[str, checkpoints.Saved] = {}
+
+    def get(name: str) -> checkpoints.Saved:
+        if name not in made:
+            made[name] = checkpoints.save(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return get

@@ -1,0 +1,78 @@
+"""An engine that a test drives step by step, in the test's own thread.
+
+Owns the defaults of small engines and the way from token ids to all their logits. Knows no reference and no tolerance.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twinline.engine import batch as batches
+from twinline.engine.build import Built, Options, build
+from twinline.engine.loop import Engine
+from twinline.engine.request import Output, Request, SamplingParams
+from twinline.engine.scheduler import Work
+
+DEFAULTS: dict[str, Any] = {"device": "cpu", "dtype": "float32", "kv_tokens": 8192, "max_tokens_per_step": 256,
+                            "max_running": 32}  # fmt: skip
+
+
+class Driven:
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.outputs: dict[str, list[Output]] = defaultdict(list)
+        self.built: Built = build(folder, Options(**(DEFAULTS | options)), self._deliver)
+
+    def _deliver(self, outputs: Sequence[Output]) -> None:
+        for output in outputs:
+            assert output.error is None, output.error
+            self.outputs[output.request_id].append(output)
+
+    @property
+    def engine(self) -> Engine:
+        return self.built.engine
+
+    @property
+    def model(self) -> Any:
+        return self.built.engine.runner.model
+
+    def submit(self, name: str, prompt: Sequence[int], *, output: Sequence[int] = (), **params: Any) -> Request:
+        """Greedy, with the chosen token's log-probability, unless `params` say otherwise."""
+        asked = SamplingParams(**({"max_tokens": 64, "temperature": 0.0, "logprobs": 0} | params))
+        request = Request(name, list(prompt), asked, output=list(output))
+        self.engine.submit(request)
+        return request
+
+    def step(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.engine.step()
+
+    def run(self) -> None:
+        """Steps until nothing is left, and checks the books."""
+        while self.engine.scheduler.has_work:
+            self.engine.step()
+        self.engine.scheduler.check_integrity()
+
+    def logprobs(self, request: Request) -> list[float]:
+        """The log-probability of each output token that this engine sampled."""
+        return [p.logprob for output in self.outputs[request.id] for p in output.logprobs]
+
+    def logits(self, ids: Sequence[int], chunks: Sequence[int] = ()) -> Tensor:
+        """Logits `[N, V]` of every position, straight from the runner; `chunks` are the steps' sizes (all at once)."""
+        pool, runner = self.engine.pool, self.engine.runner
+        pages = pool.allocate(pool.pages_for(len(ids)))
+        assert pages is not None
+        request = Request("logits", list(ids), SamplingParams(), pages=pages)
+        rows, start = [], 0
+        for count in chunks or [len(ids)]:
+            batch = batches.build((Work(request, start, count),), runner.page_size, runner.device.torch_device)
+            rows.append(runner.logits(runner.hidden(batch), range(count)))
+            start += count
+        assert start == len(ids)
+        pool.release(pages)
+        return torch.cat(rows)

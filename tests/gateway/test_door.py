@@ -1,0 +1,111 @@
+"""The door itself: several models, a model that does not chat, and what the gateway must never import."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.types import ASGIApp, Message
+from tests.lines.line_double import LineDouble
+
+from twinline.gateway.app import create_app
+from twinline.gateway.served import ModelText
+from twinline.lines.line import Line
+
+
+async def request(app: ASGIApp, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+    """One exchange without a socket."""
+    sent: list[Message] = []
+    got = [{"type": "http.request", "body": body}]
+
+    async def receive() -> Message:
+        return got.pop() if got else await asyncio.Future[Any]()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "headers": [], "root_path": ""}
+    scope |= {"query_string": b"", "http_version": "1.1", "scheme": "http", "server": ("x", 80)}
+    await app(scope, receive, send)
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+
+
+def test_two_models_have_their_own_lines_and_one_metrics_text(tiny_folder: Path) -> None:
+    async def test() -> None:
+        text = ModelText.load(tiny_folder)
+        doubles = {name: LineDouble() for name in "ab"}
+        served = []
+        for name, double in doubles.items():
+            double.metrics = double.metrics.replace('"m"', f'"{name}"')
+            line = Line(f"line-{name}", f"inner-{name}", await double.start())
+            await line.verify()
+            served.append(text.served(name, line, max_model_len=256))
+        app = create_app(served)
+        status, _ = await request(app, "POST", "/v1/completions", b'{"model": "b", "prompt": "x"}')
+        assert status == 200
+        assert doubles["b"].requests[-1]["model"] == "inner-b" and len(doubles["a"].requests) == 1
+        _, metrics = await request(app, "GET", "/metrics")
+        assert metrics.count(b"# TYPE vllm:num_requests_running gauge") == 1
+        assert b'vllm:num_requests_running{model_name="a"} 2.0' in metrics
+        assert b'vllm:num_requests_running{model_name="b"} 2.0' in metrics
+        await doubles["a"].stop()
+        status, metrics = await request(app, "GET", "/metrics")
+        assert status == 200 and b'running{model_name="a"}' not in metrics
+        _, models = await request(app, "GET", "/v1/models")
+        assert [entry["id"] for entry in json.loads(models)["data"]] == ["a", "b"]
+
+    asyncio.run(test())
+
+
+def test_a_model_without_a_template_completes_but_does_not_chat(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((tiny_folder / "tokenizer.json").read_bytes())
+    config = json.loads((tiny_folder / "tokenizer_config.json").read_text("utf-8"))
+    del config["chat_template"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+
+    async def test() -> None:
+        double = LineDouble()
+        line = Line("l", "m", await double.start())
+        await line.verify()
+        app = create_app([ModelText.load(tmp_path).served("base", line, max_model_len=256)])
+        body = b'{"model": "base", "messages": [{"role": "user", "content": "x"}]}'
+        status, answer = await request(app, "POST", "/v1/chat/completions", body)
+        assert status == 400 and b"no chat template; use /v1/completions" in answer
+        status, _ = await request(app, "POST", "/v1/completions", b'{"model": "base", "prompt": "x"}')
+        assert status == 200
+
+    asyncio.run(test())
+
+
+def test_names_are_unique(tiny_folder: Path) -> None:
+    served = ModelText.load(tiny_folder).served("a", Line("l", "m"), max_model_len=256, aliases=["b"])
+    with pytest.raises(ValueError, match="two models are named b"):
+        create_app([served, replace(served, name="b", aliases=())])
+
+
+def test_a_failure_of_the_gateway_itself_is_told_and_counted(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    line = Line("l", "m")
+    monkeypatch.setattr(line, "stream", None)
+    app = create_app([ModelText.load(tiny_folder).served("a", line, max_model_len=256)])
+    status, answer = asyncio.run(request(app, "POST", "/v1/completions", b'{"model": "a", "prompt": "x"}'))
+    assert status == 500 and json.loads(answer)["error"]["code"] == "internal_error"
+    assert "completions failed" in caplog.text
+
+
+def test_the_gateway_imports_neither_the_engine_nor_torch() -> None:
+    code = (
+        "import sys, twinline.gateway.serve\n"
+        "print([name for name in sys.modules if name.split('.')[0] == 'torch' or name.startswith('twinline.engine')])"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,58 @@
+"""What the gateway measures, and the lines' own measurements beside it."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+from tests.gateway.harness import MODEL, Gateway
+from tests.lines.line_double import Script
+
+
+def samples(door: Gateway) -> dict[str, float]:
+    text = door.client.get("/metrics").text
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = ",".join(f"{k}={v}" for k, v in sorted(sample.labels.items()) if k != "le")
+            found[f"{sample.name}{{{labels}}}"] = sample.value
+    assert text.count("# TYPE vllm:num_requests_running ") == 1
+    return found
+
+
+def test_counts_and_times(door: Gateway) -> None:
+    before = samples(door)
+    tokens = door.says("</think>one two", delay=0.002)
+    door.chat()
+    prompt = len(door.asked()["prompt"])
+    door.chat(stream=True)
+    door.chat(temperature=-1)
+    door.double.script = lambda request: Script(fault="reset", fault_after=1, delay=0.01)
+    door.complete(stream=True)
+    after = samples(door)
+
+    def grew(name: str) -> float:
+        return after[name] - before.get(name, 0.0)
+
+    gateway, model = "twinline_gateway_", f"{{model={MODEL}}}"
+    assert grew(f"{gateway}requests_total{{endpoint=chat,status=200}}") == 2
+    assert grew(f"{gateway}requests_total{{endpoint=chat,status=400}}") == 1
+    assert grew(f"{gateway}requests_total{{endpoint=completions,status=502}}") == 1
+    assert grew(f"{gateway}completion_tokens_total{model}") == 2 * len(tokens) + 1
+    assert grew(f"{gateway}prompt_tokens_total{model}") >= 2 * prompt
+    assert grew(f"{gateway}cached_prompt_tokens_total{model}") == 6
+    assert grew(f"{gateway}time_to_first_token_seconds_count{model}") == 3
+    assert grew(f"{gateway}inter_token_seconds_sum{model}") > 0
+    assert grew(f"{gateway}request_seconds_count{{endpoint=chat}}") == 3
+    assert after[f"{gateway}line_up{{line=double}}"] == 1
+
+
+def test_the_lines_own_names_pass_through(door: Gateway) -> None:
+    found = samples(door)
+    assert found["vllm:num_requests_running{model_name=m}"] == 2
+    assert found["vllm:generation_tokens_total{model_name=m}"] == 7
+    assert not any(name.startswith("python_info") for name in found)
+    text, door.double.metrics = door.double.metrics, "this is { no metrics\n"
+    try:
+        response = door.client.get("/metrics")
+        assert response.status_code == 200 and "vllm:" not in response.text
+    finally:
+        door.double.metrics = text

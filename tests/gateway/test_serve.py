@@ -1,0 +1,134 @@
+"""`serve` as a process: it opens after the line is ready and ends cleanly, taking the line with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.gateway.harness import MODEL
+
+from twinline.gateway.listening import bound, url_of
+from twinline.gateway.serve import run
+from twinline.gateway.served import Defaults, ModelText
+from twinline.lines.protocol import LineError
+
+WORKER = Path(__file__).parents[1] / "lines" / "worker_double.py"
+PROGRAM = """
+import logging, sys, uvloop
+from pathlib import Path
+from twinline.gateway.serve import Serving, serve
+from twinline.lines.native import NativeLine
+logging.basicConfig(level=logging.INFO)
+folder, worker = Path(sys.argv[1]), sys.argv[2]
+line = NativeLine(folder, "tiny-r1", program=(sys.executable, worker))
+async def main():
+    ready = lambda url: print(url, line.pid, flush=True)
+    await serve(Serving(folder, "tiny-r1", port=0, aliases=["t"]), line, ready)
+try:
+    uvloop.run(main())
+except Exception as error:
+    sys.exit(str(error))
+print("ended", flush=True)
+"""
+
+
+@contextmanager
+def serving(folder: Path, fault: str = "") -> Iterator[subprocess.Popen[str]]:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "WORKER_FAULT": fault}
+    command = [sys.executable, "-c", PROGRAM, str(folder), str(WORKER)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serves_and_ends_with_its_line(tiny_folder: Path, number: signal.Signals) -> None:
+    with serving(tiny_folder) as process:
+        assert process.stdout is not None
+        url, pid = process.stdout.readline().split()
+        with httpx.Client(base_url=url, trust_env=False) as client:
+            entry = client.get("/v1/models/t").json()
+            assert (entry["id"], entry["max_model_len"]) == (MODEL, 512)
+            answer = client.post("/v1/completions", json={"model": MODEL, "prompt": [1023], "max_tokens": 3})
+            assert answer.status_code == 200
+        process.send_signal(number)
+        out, err = process.communicate(timeout=15)
+        assert (process.returncode, out) == (0, "ended\n"), err
+        assert "loading weights" in err and "Traceback" not in err
+        assert gone(int(pid))
+
+
+def test_a_signal_while_the_line_starts(tiny_folder: Path) -> None:
+    with serving(tiny_folder, "slow") as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "loading weights" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=15)
+        assert (process.returncode, out) == (0, "ended\n")
+
+
+def test_a_line_that_does_not_start_says_why(tiny_folder: Path) -> None:
+    with serving(tiny_folder, "error") as process:
+        out, err = process.communicate(timeout=15)
+        assert process.returncode == 1 and not out
+        assert err.splitlines()[-1].endswith("cannot start: the folder has no config.json")
+
+
+def test_a_dead_line_is_told_and_the_door_stays_open(tiny_folder: Path) -> None:
+    with serving(tiny_folder) as process:
+        assert process.stdout is not None
+        url, pid = process.stdout.readline().split()
+        os.kill(int(pid), signal.SIGKILL)
+        with httpx.Client(base_url=url, trust_env=False) as client:
+            while client.get("/health").status_code == 200:
+                pass
+            response = client.post("/v1/completions", json={"model": MODEL, "prompt": "x"})
+            assert response.status_code == 503
+            assert "its process ended with code -9" in response.json()["error"]["message"]
+
+
+def test_a_taken_port_and_a_folder_that_is_none(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
+        run(tmp_path, "m", port=taken.getsockname()[1])
+    with pytest.raises((ValueError, LineError), match=r"tokenizer_config.json"):
+        run(tmp_path, "m", port=0)
+
+
+def test_a_bound_port_refuses_until_it_is_served() -> None:
+    with bound("127.0.0.1", 0) as listener, pytest.raises(httpx.ConnectError):
+        httpx.get(url_of(listener), trust_env=False)
+    with bound("0.0.0.0", 0) as listener:
+        assert url_of(listener).startswith("http://127.0.0.1:")
+
+
+def test_defaults_come_from_the_folder(tiny_folder: Path, tmp_path: Path) -> None:
+    assert ModelText.load(tiny_folder).defaults == Defaults(1.0, 1.0, 0)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_folder / name).read_bytes())
+    config = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "do_sample": True}
+    (tmp_path / "generation_config.json").write_text(json.dumps(config))
+    assert ModelText.load(tmp_path).defaults == Defaults(0.6, 0.95, 20)
+    assert Defaults.of({"do_sample": False, "temperature": 0.6}) == Defaults(0.0, 1.0, 0)
+    assert Defaults.of({"temperature": None, "top_p": 7, "top_k": True}) == Defaults(1.0, 1.0, 0)

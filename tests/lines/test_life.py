@@ -1,0 +1,57 @@
+"""A line's states: what may follow what, and that only a verified line takes requests."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.lines.line_double import LineDouble, Script
+
+from twinline.lines.line import Line, VerificationFailed
+from twinline.lines.protocol import LineRefused, TokenRequest
+from twinline.lines.state import NEXT, IllegalTransition, Life, LineState
+
+
+def test_every_step_is_either_legal_or_refused() -> None:
+    for before in LineState:
+        for after in LineState:
+            life = Life("x")
+            life.state = before
+            if after in NEXT[before]:
+                life.to(after, "a reason")
+                assert (life.state, life.reason) == (after, "a reason")
+            else:
+                with pytest.raises(IllegalTransition, match=f"from {before} to {after}"):
+                    life.to(after, "a reason")
+
+
+def test_nothing_serves_before_it_is_verified() -> None:
+    async def test() -> None:
+        double = LineDouble()
+        line = Line("a", "m", await double.start())
+        request = TokenRequest(model="m", prompt=[1], request_id="r")
+        with pytest.raises(LineRefused, match="line a is starting") as caught:
+            line.stream(request)
+        assert caught.value.status == 503
+        await line.verify()
+        assert line.state is LineState.SERVING
+        assert [double.requests[0][k] for k in ("max_tokens", "temperature")] == [1, 0.0]
+        assert [delta.tokens async for delta in line.stream(request)]
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("script", [Script(fault="in_band"), Script(tokens=[]), Script(finish="error")])
+def test_what_fails_its_test_is_quarantined_and_may_try_again(script: Script) -> None:
+    async def test() -> None:
+        double = LineDouble()
+        double.script = lambda request: script
+        line = Line("a", "m", await double.start())
+        with pytest.raises(VerificationFailed, match="line a failed its test request"):
+            await line.verify()
+        assert line.state is LineState.QUARANTINED
+        double.script = lambda request: Script()
+        await line.verify()
+        assert line.state is LineState.SERVING
+
+    asyncio.run(test())
