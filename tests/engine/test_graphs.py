@@ -52,7 +52,7 @@ def batch(lengths, pages, page_size):
 @pytest.mark.parametrize("count", [1, 3, 5])
 def test_replay_equals_the_plain_step(count):
     built = model(LLAMA)
-    cache = [tuple(torch.randn(9, 4, *row) for row in rows) for rows in built.cache_rows()]
+    cache = [tuple(torch.randn(g, 9, 4, d) for g, d in rows) for rows in built.cache_rows()]
     graphs = DecodeGraphs(built, Recording(torch.device("cpu")), cache, scratch_page=8)
     before = Recording.recorded
     for shift in range(3):
@@ -68,7 +68,7 @@ def test_replay_equals_the_plain_step(count):
 
 def test_says_why_there_are_no_graphs():
     built = model(LLAMA)
-    cache = [tuple(torch.zeros(3, 4, *row) for row in rows) for rows in built.cache_rows()]
+    cache = [tuple(torch.zeros(g, 3, 4, d) for g, d in rows) for rows in built.cache_rows()]
     graphs = DecodeGraphs(built, Cpu(torch.device("cpu")), cache, scratch_page=2)
     assert graphs.hidden(batch([1], [[0]], 4)) is None
     assert graphs.why_not == "cpu captures no graphs"

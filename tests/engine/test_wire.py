@@ -160,11 +160,10 @@ def survives(body: bytes) -> None:
     try:
         request = read(body)
     except wire.BadRequest as error:
-        assert str(error)
         wire.error_body(str(error), "invalid_request_error", error.param, error.code).decode()
-    else:
-        assert request.prompt and all(0 <= token < VOCAB for token in request.prompt + request.output)
-        assert math.isfinite(request.params.temperature)
+        return
+    assert request.prompt and all(0 <= token < VOCAB for token in request.prompt + request.output)
+    assert math.isfinite(request.params.temperature)
 
 
 @settings(max_examples=400, deadline=None)

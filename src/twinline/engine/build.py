@@ -78,6 +78,8 @@ def build(
         raise ValueError(f"max_model_len must be at least 2 (one token in, one out), not {context}")
     if context > spec.context:
         raise ValueError(f"max_model_len {context} is beyond the model's context of {spec.context} tokens")
+    if options.max_running < 1:
+        raise ValueError(f"max_running must be at least 1, not {options.max_running}")
     if options.max_tokens_per_step <= options.max_running:
         raise ValueError(
             f"max_tokens_per_step {options.max_tokens_per_step} must exceed max_running {options.max_running}"

@@ -36,7 +36,7 @@ class DecodeGraphs:
     def __init__(self, model: Transformer, device: Device, cache: Sequence[LayerCache], scratch_page: int):
         """`scratch_page` belongs to nobody: padding rows write there."""
         self.model, self.device, self.cache, self.scratch_page = model, device, cache, scratch_page
-        self.page_size = cache[0][0].shape[1]
+        self.page_size = cache[0][0].shape[2]
         self.why_not: str | None = None
         readers = [c.op for c in model.ops.choices if c.reads_values and c.op in model.uses()]
         if readers:

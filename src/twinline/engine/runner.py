@@ -22,7 +22,10 @@ class Runner:
         self.model, self.device, self.page_size = model, device, page_size
         # Zeros, not empty: a place beyond a sequence's length is weighed with 0, and 0 * NaN is NaN.
         self.cache = [
-            tuple(torch.zeros(pages + 1, page_size, *row, dtype=dtype, device=device.torch_device) for row in rows)
+            tuple(
+                torch.zeros(heads, pages + 1, page_size, size, dtype=dtype, device=device.torch_device)
+                for heads, size in rows
+            )
             for rows in model.cache_rows()
         ]
         self.graphs = DecodeGraphs(model, device, self.cache, scratch_page=pages)
@@ -47,4 +50,4 @@ class Runner:
         index = torch.tensor(pages, dtype=torch.int64, device=self.device.torch_device)
         for layer in self.cache:
             for tensor in layer:
-                tensor[index] = 0
+                tensor[:, index] = 0

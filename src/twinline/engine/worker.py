@@ -137,6 +137,8 @@ class Worker:
         try:
             self.built.engine.submit(request)
         except ValueError as error:
+            if "is in use" in str(error):  # its client has gone, and the step that it was in has not ended
+                raise wire.BadRequest(str(error), "request_id", 409) from None
             code = "context_length_exceeded" if "max_model_len" in str(error) else None
             raise wire.BadRequest(str(error), "prompt", code=code) from None
         except RuntimeError as error:
@@ -286,7 +288,9 @@ async def _serve(worker: Worker, sock: socket.socket, options: argparse.Namespac
     if options.watch_stdin:
 
         def watch() -> None:
-            sys.stdin.buffer.read()
+            # Not sys.stdin: a thread that holds its lock when the interpreter ends makes it abort.
+            while os.read(sys.stdin.fileno(), 4096):
+                pass
             server.should_exit = server.force_exit = True
 
         threading.Thread(target=watch, daemon=True, name="watch-stdin").start()

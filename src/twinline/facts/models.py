@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Config = dict[str, Any]
+MOST_LAYERS = 10_000
 
 
 class UnsupportedModel(ValueError):
@@ -236,6 +237,8 @@ def _spec(
     experts: Experts | None,
 ) -> ModelSpec:
     layers = _need(config, "num_hidden_layers")
+    if layers > MOST_LAYERS:
+        raise UnsupportedModel(f"config.json: num_hidden_layers {layers} cannot be meant (the limit is {MOST_LAYERS})")
     if config.get("hidden_act", "silu") != "silu":
         raise UnsupportedModel(f"config.json: hidden_act {config['hidden_act']!r} is not supported (supported: silu)")
     first, every = config.get("first_k_dense_replace", 0), config.get("moe_layer_freq", 1)
@@ -279,14 +282,14 @@ def spec_from_config(config: Config) -> ModelSpec:
     if not isinstance(config, dict):
         raise UnsupportedModel("config.json: should hold one JSON object")
     names = config.get("architectures") or []
-    known = next((n for n in names if n in FAMILIES), None) if isinstance(names, list) else None
+    known = next((n for n in names if isinstance(n, str) and n in FAMILIES), None) if isinstance(names, list) else None
     if known is None:
         raise UnsupportedModel(
             f"config.json: architecture {names!r} is not supported (supported: {', '.join(FAMILIES)})"
         )
     try:
         return FAMILIES[known](config, known)
-    except (KeyError, TypeError, ZeroDivisionError, AttributeError) as error:
+    except (KeyError, TypeError, ArithmeticError, AttributeError) as error:
         raise UnsupportedModel(f"config.json: cannot be read as {known}: {error!r}") from error
     except ValueError as error:
         raise error if isinstance(error, UnsupportedModel) else UnsupportedModel(f"config.json: {error}") from error
@@ -299,6 +302,6 @@ def read_spec(directory: Path) -> ModelSpec:
         config = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise UnsupportedModel(f"{directory} has no config.json: is it a Hugging Face checkpoint folder?") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UnsupportedModel(f"{file} cannot be read: {error}") from None
     return spec_from_config(config)

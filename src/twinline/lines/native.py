@@ -17,6 +17,8 @@ from twinline.lines.protocol import LineClient
 from twinline.lines.state import LineState
 
 START_SECONDS = 600.0
+# Huge pages for the worker's large allocations, by the C library and by PyTorch; both must be asked before the start.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "THP_MEM_ALLOC_ENABLE": "1"}
 
 
 class NativeLine(Line):
@@ -36,7 +38,7 @@ class NativeLine(Line):
     ) -> None:
         super().__init__(f"native:{name}", name)
         where = ["--model", str(model_dir), "--name", name, "--host", "127.0.0.1", "--port", "0", "--watch-stdin"]
-        self._process = WorkerProcess(self.name, [*program, *where, *options], env)
+        self._process = WorkerProcess(self.name, [*program, *where, *options], HUGE_PAGES | (env or {}))
         self._guard: asyncio.Task[None] | None = None
         self.facts: dict[str, Any] = {}
 

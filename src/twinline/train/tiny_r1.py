@@ -237,7 +237,10 @@ def train(run: Run, state_file: Path) -> None:
 
 
 def export(state_file: Path, out: Path) -> None:
-    """Writes the trained model as a Hugging Face folder, in bfloat16."""
+    """Writes the trained model as a Hugging Face folder: stored in bfloat16, to be computed in float32.
+
+    So small a model gains nothing from bfloat16 arithmetic on a CPU, whose matrix kernels are made for larger ones.
+    """
     saved = torch.load(state_file, weights_only=True)
     model = DeepseekV3(Shape())
     model.load_state_dict(saved["model"])
@@ -257,7 +260,7 @@ def export(state_file: Path, out: Path) -> None:
         "hidden_act": "silu",
         "attention_bias": False,
         "tie_word_embeddings": False,
-        "dtype": "bfloat16",
+        "dtype": "float32",
         **special,
     }
     generation = {"do_sample": False, "temperature": 0.0, **special}

@@ -21,9 +21,9 @@ LATENT_NORM_EPS = 1e-6  # the latents' norms do not follow `rms_norm_eps` in the
 
 
 class Attention(Part):
-    """`cache_rows`: the shape of one token's row in each of the layer's cache tensors."""
+    """`cache_rows`: for each of the layer's cache tensors, its heads and their size."""
 
-    cache_rows: tuple[tuple[int, ...], ...]
+    cache_rows: tuple[tuple[int, int], ...]
 
     def forward(self, x_NX: Tensor, rope: RopeAt, plan: Plan, cache: Sequence[Tensor]) -> Tensor:
         raise NotImplementedError
@@ -68,7 +68,7 @@ class LatentAttention(Attention):
     def __init__(self, ops: Ops, spec: ModelSpec, a: Latent):
         super().__init__()
         self.ops, self.a, self.interleaved = ops, a, spec.rope.interleaved
-        self.cache_rows = ((a.kv_rank + a.rope,),)
+        self.cache_rows = ((1, a.kv_rank + a.rope),)
         width, dtype = a.heads * (a.nope + a.rope), ops.facts.dtype
         self.down = Linear(ops, spec.hidden, (a.q_rank or width) + a.kv_rank + a.rope, bias=a.bias and bool(a.q_rank))
         self.q_norm = Norm(ops, a.q_rank, LATENT_NORM_EPS) if a.q_rank else None
@@ -90,8 +90,9 @@ class LatentAttention(Attention):
             q = self.q_up(self.q_norm(q.contiguous()))
         q_nope, q_pe = q.view(rows_all, a.heads, -1).split([a.nope, a.rope], -1)
         q_pe = ops.rope(q_pe, *rope, self.interleaved)
-        k_pe = ops.rope(k_pe[:, None], *rope, self.interleaved)[:, 0]
-        ops.kv_write(cache[0], plan.slots_N, torch.cat((self.kv_norm(latent.contiguous()), k_pe), -1))
+        k_pe = ops.rope(k_pe[:, None], *rope, self.interleaved)
+        row_N1C = torch.cat((self.kv_norm(latent.contiguous())[:, None], k_pe), -1)
+        ops.kv_write(cache[0], plan.slots_N, row_N1C)
 
         def decode(rows: slice) -> Tensor:
             q_latent = ops.mla_absorb(q_nope[rows], self.uk_HdC)

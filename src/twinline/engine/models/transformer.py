@@ -80,6 +80,6 @@ class Transformer(Part):
             unused |= {"route", "experts"}
         return frozenset(OPS) - unused
 
-    def cache_rows(self) -> list[tuple[tuple[int, ...], ...]]:
-        """Per layer, the shape of one token's row in each of its cache tensors."""
+    def cache_rows(self) -> list[tuple[tuple[int, int], ...]]:
+        """Per layer, heads and head size of each of its cache tensors."""
         return [layer.attention.cache_rows for layer in self.layers if isinstance(layer, Layer)]

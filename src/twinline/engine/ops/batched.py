@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from twinline.engine.ops.plan import DecodePlan, PrefillPlan
-from twinline.engine.ops.reference import gather
 from twinline.engine.ops.registry import implements
 
 
@@ -62,8 +61,17 @@ def rope(x_NHR: Tensor, cos_NR: Tensor, sin_NR: Tensor, interleaved: bool) -> Te
 
 
 @implements("kv_write")
-def kv_write(cache: Tensor, slots_N: Tensor, rows_N: Tensor) -> None:
-    cache.flatten(0, 1).index_copy_(0, slots_N, rows_N)
+def kv_write(cache: Tensor, slots_N: Tensor, rows_NGd: Tensor) -> None:
+    cache.flatten(1, 2).index_copy_(1, slots_N, rows_NGd.transpose(0, 1))
+
+
+def _read(cache: Tensor, pages: Tensor) -> Tensor:
+    """Whole pages of every head, for each row of `pages` `[..., P]`: `[..., G, W, d]`."""
+    kv_heads, count, page_size, size = cache.shape
+    places = (pages[..., None, :] + torch.arange(0, kv_heads * count, count, device=pages.device)[:, None]).flatten()
+    # index_select copies a page at a time; indexing with a tensor goes value by value on CPUs.
+    found = cache.view(kv_heads * count, -1).index_select(0, places)
+    return found.view(*pages.shape[:-1], kv_heads, pages.shape[-1] * page_size, size)
 
 
 def _causal(rows: int, past: int, device: torch.device) -> Tensor | None:
@@ -75,8 +83,8 @@ def _causal(rows: int, past: int, device: torch.device) -> Tensor | None:
 
 @implements("attention_prefill")
 def attention_prefill(q_THd: Tensor, k_cache: Tensor, v_cache: Tensor, plan: PrefillPlan, scale: float) -> Tensor:
-    k, v = gather(k_cache, plan.pages_P, plan.total), gather(v_cache, plan.pages_P, plan.total)
-    q, k, v = (t.transpose(0, 1)[None] for t in (q_THd, k, v))
+    k, v = (_read(cache, plan.pages_P)[None, :, : plan.total] for cache in (k_cache, v_cache))
+    q = q_THd.transpose(0, 1)[None]
     mask = _causal(q.shape[2], plan.past, q.device)
     out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=True)
     return out[0].transpose(0, 1)
@@ -93,9 +101,8 @@ def _weights(scores: Tensor, blocked_DW: Tensor | None) -> Tensor:
 @implements("attention_decode")
 def attention_decode(q_DHd: Tensor, k_cache: Tensor, v_cache: Tensor, plan: DecodePlan, scale: float) -> Tensor:
     decodes, heads, size = q_DHd.shape
-    kv_heads = k_cache.shape[2]
-    k_DGWd = k_cache[plan.pages_DP].flatten(1, 2).transpose(1, 2)
-    v_DGWd = v_cache[plan.pages_DP].flatten(1, 2).transpose(1, 2)
+    kv_heads = k_cache.shape[0]
+    k_DGWd, v_DGWd = _read(k_cache, plan.pages_DP), _read(v_cache, plan.pages_DP)
     q = (q_DHd * scale).view(decodes, kv_heads, heads // kv_heads, size)
     weights = _weights(q @ k_DGWd.transpose(2, 3), plan.blocked_DL)
     return (weights.to(q.dtype) @ v_DGWd).view(decodes, heads, size)
@@ -111,7 +118,7 @@ def mla_prefill(
     q_nope_THd: Tensor, q_pe_THR: Tensor, cache: Tensor, uk_HdC: Tensor, uv_HvC: Tensor, plan: PrefillPlan, scale: float
 ) -> Tensor:
     heads, _, rank = uk_HdC.shape
-    latent_LC, k_pe_LR = gather(cache, plan.pages_P, plan.total).split([rank, cache.shape[-1] - rank], -1)
+    latent_LC, k_pe_LR = _read(cache, plan.pages_P)[0, : plan.total].split([rank, cache.shape[-1] - rank], -1)
     k_nope_HLd = latent_LC @ uk_HdC.transpose(1, 2)
     v_HLv = latent_LC @ uv_HvC.transpose(1, 2)
     k = torch.cat((k_nope_HLd, k_pe_LR.expand(heads, -1, -1)), -1)
@@ -125,10 +132,11 @@ def mla_prefill(
 
 @implements("mla_decode")
 def mla_decode(q_latent_DHC: Tensor, q_pe_DHR: Tensor, cache: Tensor, plan: DecodePlan, scale: float) -> Tensor:
-    k_DWC = cache[plan.pages_DP].flatten(1, 2)
+    k_DWC = _read(cache, plan.pages_DP)[:, 0]
     q = torch.cat((q_latent_DHC, q_pe_DHR), -1) * scale
     weights = _weights(q @ k_DWC.transpose(1, 2), plan.blocked_DL)
-    return weights.to(q.dtype) @ k_DWC[..., : q_latent_DHC.shape[-1]]
+    # Over the whole rows, the few rotated columns too: a slice of the rows would be copied first.
+    return (weights.to(q.dtype) @ k_DWC)[..., : q_latent_DHC.shape[-1]]
 
 
 @implements("experts", reads_values=True)

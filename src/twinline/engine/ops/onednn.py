@@ -10,7 +10,7 @@ from torch import Tensor
 
 from twinline.engine.ops.registry import StaticFacts, implements
 
-ROWS = 8
+ROWS = 32
 
 
 def _refuse(facts: StaticFacts) -> str | None:

@@ -1,7 +1,8 @@
 """Where the tokens of one step find their past: the attention plan that every attention op reads.
 
-A cache tensor is `[pages, page size, ...]`; a sequence's past is a list of pages. Rows of the flat batch come with the
-decodes (one new token each) first, then the prefill chunks, each a run of rows of one sequence.
+A cache tensor is `[heads, pages, page size, head size]`, so that what one head reads of a page lies together; a
+sequence's past is a list of pages. Rows of the flat batch come with the decodes (one new token each) first, then the
+prefill chunks, each a run of rows of one sequence.
 
 Shape suffixes: N rows of the batch, D decodes, P pages of one sequence, T rows of one chunk.
 """

@@ -72,26 +72,26 @@ def rope(x_NHR: Tensor, cos_NR: Tensor, sin_NR: Tensor, interleaved: bool) -> Te
 
 
 @implements("kv_write")
-def kv_write(cache: Tensor, slots_N: Tensor, rows_N: Tensor) -> None:
-    """Writes each row to its slot, in place. `cache` is `[pages, page size, ...]`, `rows_N` is `[N, ...]`."""
-    cache.flatten(0, 1)[slots_N] = rows_N
+def kv_write(cache: Tensor, slots_N: Tensor, rows_NGd: Tensor) -> None:
+    """Writes each row to its slot, in place. `cache` is `[G, pages, page size, d]`."""
+    cache.flatten(1, 2)[:, slots_N] = rows_NGd.transpose(0, 1)
 
 
 def gather(cache: Tensor, pages_P: Tensor, length: int) -> Tensor:
-    """The first `length` rows that a list of pages holds: `[length, ...]`."""
-    return cache[pages_P].flatten(0, 1)[:length]
+    """The first `length` places that a list of pages holds: `[G, length, d]`."""
+    return cache[:, pages_P].flatten(1, 2)[:, :length]
 
 
-def _attend(q_THd: Tensor, k_LGd: Tensor, v_LGd: Tensor, scale: float) -> Tensor:
+def _attend(q_THd: Tensor, k_GLd: Tensor, v_GLd: Tensor, scale: float) -> Tensor:
     """Causal attention of the last T of L places, in float32. H is a multiple of G; heads share in order."""
-    heads, (length, kv_heads, _) = q_THd.shape[1], k_LGd.shape
-    k_LHd = k_LGd.float().repeat_interleave(heads // kv_heads, 1)
-    v_LHd = v_LGd.float().repeat_interleave(heads // kv_heads, 1)
-    scores_HTL = torch.einsum("thd,lhd->htl", q_THd.float(), k_LHd) * scale
+    heads, (kv_heads, length, _) = q_THd.shape[1], k_GLd.shape
+    k_HLd = k_GLd.float().repeat_interleave(heads // kv_heads, 0)
+    v_HLd = v_GLd.float().repeat_interleave(heads // kv_heads, 0)
+    scores_HTL = torch.einsum("thd,hld->htl", q_THd.float(), k_HLd) * scale
     rows = q_THd.shape[0]
     later = torch.ones(rows, length, dtype=torch.bool, device=q_THd.device).triu(length - rows + 1)
     weights = scores_HTL.masked_fill(later, -math.inf).softmax(-1)
-    return torch.einsum("htl,lhd->thd", weights, v_LHd).to(q_THd.dtype)
+    return torch.einsum("htl,hld->thd", weights, v_HLd).to(q_THd.dtype)
 
 
 @implements("attention_prefill")
@@ -122,11 +122,11 @@ def mla_prefill(
     q_nope_THd: Tensor, q_pe_THR: Tensor, cache: Tensor, uk_HdC: Tensor, uv_HvC: Tensor, plan: PrefillPlan, scale: float
 ) -> Tensor:
     """Expanded latent attention: keys [W_UK latent | rotated key], values W_UV latent (DeepSeek-V2, equations 9-19)."""
-    rank = uk_HdC.shape[-1]
-    latent_LC, k_pe_LR = gather(cache, plan.pages_P, plan.total).split([rank, cache.shape[-1] - rank], -1)
-    k_nope = torch.einsum("lc,hdc->lhd", latent_LC, uk_HdC)
-    v = torch.einsum("lc,hvc->lhv", latent_LC, uv_HvC)
-    k = torch.cat((k_nope, k_pe_LR[:, None].expand(-1, k_nope.shape[1], -1)), -1)
+    heads, _, rank = uk_HdC.shape
+    latent_LC, k_pe_LR = gather(cache, plan.pages_P, plan.total)[0].split([rank, cache.shape[-1] - rank], -1)
+    k_nope = torch.einsum("lc,hdc->hld", latent_LC, uk_HdC)
+    v = torch.einsum("lc,hvc->hlv", latent_LC, uv_HvC)
+    k = torch.cat((k_nope, k_pe_LR.expand(heads, -1, -1)), -1)
     return _attend(torch.cat((q_nope_THd, q_pe_THR), -1), k, v, scale)
 
 
@@ -136,8 +136,8 @@ def mla_decode(q_latent_DHC: Tensor, q_pe_DHR: Tensor, cache: Tensor, plan: Deco
     rank, out = q_latent_DHC.shape[-1], []
     q = torch.cat((q_latent_DHC, q_pe_DHR), -1)
     for row, length in enumerate(plan.lengths_D.tolist()):
-        k_LC = gather(cache, plan.pages_DP[row], length)[:, None]
-        out.append(_attend(q[row : row + 1], k_LC, k_LC[..., :rank], scale))
+        k_1LC = gather(cache, plan.pages_DP[row], length)
+        out.append(_attend(q[row : row + 1], k_1LC, k_1LC[..., :rank], scale))
     return torch.cat(out)
 
 
