@@ -55,7 +55,8 @@ class Generation:
         self.journal: list[int] = []
         self.cached_tokens: int | None = None
         self._line = served.line
-        self._detokenizer = Detokenizer(served.tokenizer)
+        # A message opens a text of its own; a completion, which has no reasoning to part, goes on from its prompt.
+        self._detokenizer = Detokenizer(served.tokenizer, opening=reasoning is not None)
         self._stops = StopMatcher(stops) if stops else None
         self._reasoning = reasoning
         self._meter = meter

@@ -108,3 +108,9 @@ def _loaded(folder: Path) -> tuple[tokenizers.Tokenizer, Tokenizer]:
     if folder not in _cache:
         _cache[folder] = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), Tokenizer.load(folder)
     return _cache[folder]
+
+
+def test_what_goes_on_from_a_prompt_keeps_its_first_space(metaspace: Tokenizer) -> None:
+    ids = metaspace.encode("the cat", special=False)
+    assert Detokenizer(metaspace).push(ids) == "the cat"
+    assert Detokenizer(metaspace, opening=False).push(ids) == " the cat"

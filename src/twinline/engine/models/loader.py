@@ -68,8 +68,10 @@ def shards(directory: Path) -> dict[str, list[str]]:
         try:
             files: dict[str, list[str]] = defaultdict(list)
             for tensor, file in json.loads(index.read_text("utf-8"))["weight_map"].items():
+                if not isinstance(file, str):
+                    raise TypeError(f"{tensor} is in {file!r}")
                 files[file].append(tensor)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UnsupportedModel(f"{index} cannot be read: {error!r}") from None
         missing = [file for file in files if not (directory / file).exists()]
         if missing:
@@ -102,6 +104,8 @@ class _Filling:
 
     def put(self, tensor: torch.Tensor, place: Place, name: str) -> None:
         """Copies a piece to its rows. Pieces of a fused parameter may come in any order."""
+        if not tensor.is_floating_point():
+            raise UnsupportedModel(f"{name} holds {tensor.dtype}: packed weights of a quantiser are not supported")
         self.early[place.source, place.expert] = tensor
         self.waiting -= 1
         target = self.data if place.expert is None else self.data[place.expert]
@@ -109,8 +113,8 @@ class _Filling:
         if len(mine) < self.sources:
             return
         whole = [mine[s] for s in range(self.sources)]
-        shape = (sum(t.shape[0] for t in whole), *tensor.shape[1:])
-        if shape != tuple(target.shape):
+        shape = (sum(t.shape[0] for t in whole if t.ndim), *tensor.shape[1:])
+        if shape != tuple(target.shape) or any(t.shape[1:] != target.shape[1:] for t in whole):
             raise UnsupportedModel(f"{name}: shape {list(shape)} where the configuration asks for {list(target.shape)}")
         row = 0
         for piece in whole:

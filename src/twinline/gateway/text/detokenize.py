@@ -35,13 +35,24 @@ class Detokenizer:
     tokens, its valid characters too.
     """
 
-    def __init__(self, tokenizer: Vocabulary, skip_special: bool = True, keep: frozenset[int] = frozenset()) -> None:
-        """`keep`: special ids shown nevertheless, such as those that mark a tool call."""
+    def __init__(
+        self,
+        tokenizer: Vocabulary,
+        skip_special: bool = True,
+        keep: frozenset[int] = frozenset(),
+        *,
+        opening: bool = True,
+    ) -> None:
+        """`keep`: special ids shown nevertheless, such as those that mark a tool call.
+
+        `opening`: the first id opens a text of its own (a message), so a metaspace vocabulary drops its space; False
+        where the text goes on from a prompt.
+        """
         self.whole = 0
         self._vocabulary = tokenizer
         self._skipped = tokenizer.special_ids - keep if skip_special else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._opening = True
+        self._opening = opening
         self._waiting = ""
         self._pushed = 0
 
