@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tests.engine import checkpoints
+from tests.engine import checkpoints, judged
 
 from twinline.engine.devices.cpu import Cpu
 
@@ -36,3 +38,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], checkpoin
         return made[name]
 
     return get
+
+
+@pytest.fixture
+def case(tmp_path: Path, order: tuple[str, ...]) -> judged.Make:
+    """Crafted checkpoints with an engine of each provider order and the oracle's answer."""
+    made = iter(range(10**6))
+
+    def make(config: checkpoints.Config = checkpoints.R1, *more: Any, **options: Any) -> judged.Case:
+        return judged.Case(tmp_path / str(next(made)), config, *more, **options)
+
+    return make

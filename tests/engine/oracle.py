@@ -1,6 +1,6 @@
 """DeepSeek's decoder once more, in float64, written from the papers and read straight from `config.json`.
 
-The judge of the numeric traps: no batching, no cache, no code of the engine. Heads, tokens and experts are Python loops.
+The judge of the numeric traps: no batching, no cache, no code of the engine. Heads, tokens and experts are loops.
 Sources: DeepSeek-V2 (arXiv 2405.04434) section 2.1, DeepSeek-V3 (arXiv 2412.19437) section 2.1, YaRN (arXiv 2309.00071)
 section 3, and the released `inference/model.py`. N positions; everything is `[N, size]`.
 """
@@ -45,7 +45,7 @@ def yarn(c: Config) -> dict[str, float] | None:
 
 
 def frequencies(c: Config) -> Tensor:
-    """One angle per position and pair. YaRN slows the pairs that turn fewer than `beta_slow` times in the old context."""
+    """The angle of each pair at position 1. YaRN slows pairs that turn less than `beta_slow` times in the old context."""
     size, base = c["qk_rope_head_dim"], c["rope_theta"]
     plain = [base ** (-2 * i / size) for i in range(size // 2)]
     y = yarn(c)

@@ -58,9 +58,9 @@ def test_every_device_offers_every_member(path: str) -> None:
 def test_the_cpu_is_found_by_its_name_and_when_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
     for name in ("cpu", "auto"):
-        opened = open_device(name)
+        opened: object = open_device(name)
         assert isinstance(opened, Cpu)
-        assert opened.torch_device == torch.device("cpu")
+        assert open_device(name).torch_device == torch.device("cpu")
 
 
 def test_auto_takes_the_accelerator_that_pytorch_reports(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_a_chip_without_a_file_gets_the_generic_device(monkeypatch: pytest.Monke
 
 def test_a_device_type_with_a_file_gets_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "cuda", Chip())
-    opened = open_device("cuda")
+    opened: object = open_device("cuda")
     assert type(opened) is Cuda
     assert opened.visible_devices_variable == "CUDA_VISIBLE_DEVICES"
 
@@ -122,9 +122,7 @@ def test_the_generic_device_tries_a_dtype_and_believes_the_result(monkeypatch: p
     assert not opened.supports(torch.float32)  # computes, but wrongly
 
 
-def test_a_model_runs_on_a_chip_without_a_file_as_on_the_cpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_runs_on_a_chip_without_a_file_as_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     folder = write_checkpoint(tmp_path)
     outputs = []

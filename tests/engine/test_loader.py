@@ -1,4 +1,4 @@
-"""Loading a checkpoint folder: everything wrong with one is an UnsupportedModel with one clear line, and weights stream."""
+"""Loading a checkpoint folder: what is wrong with one is an UnsupportedModel with one clear line; weights stream."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
 from tests.engine.checkpoints import R1, V2_LITE, Config, Weights, weights, write, write_sharded
 from tests.engine.driving import Driven
+from torch import Tensor
+
 from twinline.engine.devices.cpu import Cpu
 from twinline.engine.models import loader, parts
 from twinline.facts.models import UnsupportedModel
@@ -266,9 +266,7 @@ def test_the_index_goes_before_a_single_file(sharded: Path, folder: Path) -> Non
 
 @pytest.mark.parametrize("providers", [Cpu.providers, ("reference",)], ids=["natural", "pure"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_weights_stream(
-    dtype: str, providers: tuple[str, ...], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_stream(dtype: str, providers: tuple[str, ...], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When a part is sealed, raw tensors of at most one other part are still alive (its pieces wait for each other);
     a sealed part holds no raw weight beside its packed one; at the end none is left."""
     monkeypatch.setattr(Cpu, "providers", providers)

@@ -74,6 +74,8 @@ class Life:
         self.now = 0.0
         self.real_hidden, self.engine.runner.hidden = self.engine.runner.hidden, self.hidden  # type: ignore[method-assign]
         self.engine.observe = lambda request, now: self.ended.update([request.id])
+        self.forgotten: list[str] = []
+        self.engine.sampler.forget = self.forgotten.append  # type: ignore[method-assign]
         self.arriving = True
 
     def monotonic(self) -> float:
@@ -150,7 +152,7 @@ def rounding_explains(built: Built, request: Request, index: int, token: int) ->
         rows.append(real(hidden, wanted))
         return rows[-1]
 
-    engine.runner.logits = logits  # type: ignore[method-assign]
+    engine.runner.logits = logits  # type: ignore[method-assign,assignment]
     engine.submit(given)
     while given.known == len(request.prompt) + index:
         engine.step()
@@ -201,6 +203,7 @@ def test_every_request_gets_what_it_would_get_alone(built: Built, seed: int) -> 
     assert engine.failure is None and engine.counters.finished["error"] == 0
     assert set(life.ended) == set(life.requests) == set(heard(engine).outputs)
     assert set(life.ended.values()) <= {1}
+    assert sorted(life.forgotten) == sorted(life.requests)
     for name, request in life.requests.items():
         got = heard(engine).outputs[name]
         assert [o.finish is None for o in got] == [True] * (len(got) - 1) + [False]

@@ -1,7 +1,8 @@
 """The numeric traps of DeepSeek's models, one test each, under the numbers of the reference list (`engines.md`, 3).
 
-Every test does two things: the engine agrees with the float64 oracle, and with the trap sprung (the wrong variant put in
-the engine's place) the same comparison fails. So the comparison is known to see the trap.
+Every test does two things: the engine agrees with the float64 oracle, and with the trap sprung (the wrong variant put
+in the engine's place) the same comparison fails. So the comparison is known to see the trap. Traps 9 to 14, of routing,
+are in `test_traps_routing.py`; 4, 5, 18 to 21 and 23 to 26 are of parts that are not here yet, 27 to 30 of the gateway.
 """
 
 from __future__ import annotations
@@ -9,73 +10,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from tests.engine import oracle
+from tests.engine.checkpoints import R1, V2_LITE, weights, write
+from tests.engine.driving import Driven
+from tests.engine.judged import IDS, SPRUNG, TOLERANCE, Make
 from torch import Tensor
 
-from tests.engine import oracle
-from tests.engine.checkpoints import R1, V2, V2_LITE, Config, Weights, weights, write
-from tests.engine.driving import Driven
 from twinline.engine import worker
 from twinline.engine.models import attention as attention_module
 from twinline.engine.ops.plan import PrefillPlan
 from twinline.facts.models import UnsupportedModel, spec_from_config
-
-TOLERANCE = 1e-4  # of the largest |logit|, float32
-SPRUNG = 10 * TOLERANCE  # a sprung trap is seen with room to spare
-IDS = random.Random(1).choices(range(R1["vocab_size"]), k=41)
-WAYS = ((), (17, 24), (16, 9) + (1,) * 16)  # whole, in chunks, and decoding one by one
-
-
-class Case:
-    """A crafted checkpoint, the engine on it, and the oracle's answer."""
-
-    def __init__(self, folder: Path, config: Config = R1, tensors: Weights | None = None, **options: Any) -> None:
-        self.config, self.weights = config, weights(config) if tensors is None else tensors
-        self.folder = write(folder, config, self.weights)
-        self.truth = oracle.run(config, self.weights, IDS)
-        self.options = options
-        self.line = Driven(self.folder, **options)
-
-    @property
-    def ops(self) -> Any:
-        return self.line.built.ops
-
-    @property
-    def layers(self) -> Any:
-        return self.line.model.layers
-
-    def errors(self) -> list[float]:
-        """Of each way through the sequence, relative to the largest |logit|; NaN counts as infinite."""
-        want = self.truth.logits
-        found = [((self.line.logits(IDS, way) - want).abs().max() / want.abs().max()).item() for way in WAYS]
-        return [math.inf if math.isnan(e) else e for e in found]
-
-    def agrees(self) -> bool:
-        return max(self.errors()) <= TOLERANCE
-
-    def sprung(self) -> bool:
-        """Some way through the sequence gives clearly wrong numbers."""
-        return max(self.errors()) > SPRUNG
-
-
-@pytest.fixture
-def case(tmp_path: Path, order: tuple[str, ...]) -> Callable[..., Case]:
-    made = iter(range(10**6))
-
-    def make(config: Config = R1, tensors: Weights | None = None, **options: Any) -> Case:
-        return Case(tmp_path / str(next(made)), config, tensors, **options)
-
-    return make
-
-
-Make = Callable[..., Case]
 
 
 def test_trap_01_latent_norm_and_what_the_cache_stores(case: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +36,7 @@ def test_trap_01_latent_norm_and_what_the_cache_stores(case: Make, monkeypatch: 
         c.line.engine.pool.release(pages)
         c.line.logits(IDS)
         for layer, want in zip(c.line.engine.runner.cache, c.truth.cached, strict=True):
-            held = layer[0].flatten(0, 1)
+            held = layer[0].flatten(0, 2)
             distance = (held[:, None] - want[None].float()).abs().amax(-1).amin(0)
             assert distance.max() < TOLERANCE, "each position's row is somewhere in the cache"
 
@@ -150,7 +99,7 @@ def test_trap_03_expanded_prefill_and_absorbed_decode_are_one_attention(
     def forgets_past(
         q: Tensor, q_pe: Tensor, cache: Tensor, uk: Tensor, uv: Tensor, plan: PrefillPlan, scale: float
     ) -> Tensor:
-        size = cache.shape[1]
+        size = cache.shape[2]
         if plan.past % size:
             return prefill(q, q_pe, cache, uk, uv, plan, scale)
         alone = PrefillPlan(plan.start, plan.end, 0, plan.pages_P[plan.past // size :])
@@ -184,8 +133,8 @@ def test_trap_06_rope_pairs_are_interleaved(case: Make, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("mscale", "all_dim"), [(1.0, 1.0), (0.707, 0.707), (1.0, 0.5)])
 def test_trap_07_yarn(mscale: float, all_dim: float, case: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slowed frequencies, the factor mscale / mscale_all_dim on cos and sin, and its square on the softmax scale: always,
-    although the sequence here is shorter than the original context."""
+    """Slowed frequencies, mscale / mscale_all_dim on cos and sin, and the temperature squared on the softmax scale:
+    always, although the sequence here is shorter than the original context."""
     scaling = R1["rope_scaling"] | {"mscale": mscale, "mscale_all_dim": all_dim}
     config = R1 | {"rope_scaling": scaling}
     assert len(IDS) < scaling["original_max_position_embeddings"]
@@ -229,189 +178,6 @@ def test_trap_08_scaled_once_and_explicitly(case: Make, monkeypatch: pytest.Monk
         with monkeypatch.context() as m:
             m.setattr(c.ops, op, lambda *all_, right=right: right(*all_[:-1], (all_[0].shape[-1] + 8) ** -0.5))
             assert c.errors()[way] > SPRUNG, f"{op}: the default scale of its own width"
-
-
-# Routing. `judge` compares one routing op with the oracle, token by token.
-
-
-def judge(config: Config, route: Any, x: Tensor, gate: Tensor, bias: Tensor | None) -> float:
-    """The largest difference in any expert's weight, relative to the routed scale; infinite for NaN.
-
-    A different choice is a difference of that expert's whole weight. Logits are float64 of the operands given.
-    """
-    spec = spec_from_config(config).experts
-    chosen, weight = route(x, gate, bias, spec)
-    logits = x.double() @ gate.double().T
-    biases = [0.0] * len(gate) if bias is None else bias.double().tolist()
-    worst = 0.0
-    for row, c, w in zip(logits.tolist(), chosen.tolist(), weight.tolist(), strict=True):
-        assert len(set(c)) == len(c), "an expert chosen twice"
-        want, got = oracle.route(config, row, biases), dict(zip(c, w, strict=True))
-        worst = max([worst, *(abs(want.get(e, 0.0) - got.get(e, 0.0)) for e in want.keys() | got.keys())])
-        if any(math.isnan(v) for v in w):
-            return math.inf
-    return worst / config["routed_scaling_factor"]
-
-
-def variant(**wrong: Any) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Routing written once more with one thing wrong, for springing traps."""
-
-    def route(x: Tensor, gate: Tensor, bias: Tensor | None, e: Any) -> tuple[Tensor, Tensor]:
-        kind = wrong.get("gate", torch.float32)
-        logits = F.linear(x.to(kind), gate.to(kind)).float()
-        scores = logits.sigmoid() if e.score == "sigmoid" else logits.softmax(-1)
-        bias = torch.zeros(len(gate)) if bias is None else bias.to(wrong.get("bias", torch.float32)).float()
-        choice = (scores + bias).to(wrong.get("choice", torch.float32))
-        if e.limit != "none":
-            grouped = choice.view(len(choice), e.groups, -1)
-            best = wrong.get("best", 2 if e.limit == "top2" else 1)
-            kept = grouped.topk(best, -1).values.sum(-1).topk(e.groups_kept, -1).indices
-            out = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter_(1, kept, False)
-            choice = grouped.masked_fill(out[..., None], wrong.get("mask", -math.inf)).flatten(1)
-        chosen = choice.topk(e.per_token, -1).indices
-        unbiased = (scores + bias) - bias if wrong.get("subtract") else scores
-        weight = ((scores + bias) if wrong.get("biased_weight") else unbiased).gather(1, chosen)
-        if wrong.get("normalise", e.normalise):
-            weight = weight / (weight.sum(-1, keepdim=True) + wrong.get("epsilon", 1e-20))
-        return chosen, weight * wrong.get("scale", e.scale)
-
-    return route
-
-
-@pytest.fixture
-def route(order: tuple[str, ...], tmp_path: Path) -> Any:
-    return Driven(write(tmp_path / "any", R1, weights(R1))).built.ops.route
-
-
-def rows(logits: list[list[float]]) -> tuple[Tensor, Tensor]:
-    """Hidden rows and a gate whose product is exactly these logits: the gate is the identity."""
-    x = torch.tensor(logits)
-    return x, torch.eye(x.shape[1])
-
-
-def random_rows(count: int = 200, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    draw = torch.Generator().manual_seed(3)
-    return torch.randn(count, 32, generator=draw).to(dtype), torch.randn(8, 32, generator=draw) / 32**0.5
-
-
-def test_the_variant_is_right_when_nothing_is_wrong(route: Any) -> None:
-    """Else a trap that it springs would prove nothing."""
-    bias = torch.rand(8, generator=torch.Generator().manual_seed(5)) * 2 - 1
-    for config in (R1, V2, V2_LITE):
-        b = bias if config is R1 else None
-        assert judge(config, variant(), *random_rows(), b) < 1e-5
-        assert judge(config, route, *random_rows(), b) < 1e-5
-
-
-def test_trap_09_the_gate_is_float32(route: Any, case: Make) -> None:
-    """In a bfloat16 model too: its logits decide between experts that bfloat16 cannot tell apart."""
-    x, gate = random_rows(400, torch.bfloat16)
-    bias = torch.zeros(8)
-    assert judge(R1, route, x, gate, bias) < 1e-5
-    assert judge(R1, variant(gate=torch.bfloat16), x, gate, bias) > 1e-2
-    line = case(R1, dtype="bfloat16").line
-    for layer in line.model.layers[1:]:
-        assert layer.mlp.gate.weight.dtype == torch.float32
-
-
-def test_trap_10_the_bias_chooses_and_never_weighs(route: Any, case: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    c = case(R1)
-    assert c.agrees()
-    with monkeypatch.context() as m:
-        m.setattr(c.ops, "route", variant(biased_weight=True))
-        assert c.sprung(), "weights gathered from the biased scores"
-    gate = c.layers[1].mlp.gate
-    with monkeypatch.context() as m:
-        m.setattr(gate, "forward", lambda x: c.ops.route(x, gate.weight, torch.zeros(8), gate.e))
-        assert c.sprung(), "no bias in the choice"
-    # Balancing moves a bias by a thousandth at a time: bfloat16 cannot hold 0.5 + 0.001.
-    x, identity = rows([[0.0] * 8])
-    one = R1 | {"num_experts_per_tok": 1}
-    seen = []
-    for best in range(8):
-        bias = torch.full((8,), 0.5)
-        bias[best] = 0.5003
-        assert judge(one, route, x, identity, bias) < 1e-5
-        seen.append(judge(one, variant(bias=torch.bfloat16), x, identity, bias))
-    assert max(seen) > 0.5
-
-
-def test_trap_11_the_unbiased_score_is_not_recovered_by_subtraction(route: Any) -> None:
-    """Bias +12 and a sigmoid near 1e-8: biased - bias is 0 in float32 (flashinfer#3875)."""
-    x, gate = rows([[-18.0, -17.0, -19.0, -18.5, 3.0, 4.0, 5.0, 6.0], [-18.2, -18.4, -20.0, -16.0, 0.0, 0.0, 0.0, 0.0]])
-    bias = torch.tensor([12.0, 12.5, 13.0, 12.25, 0.0, 0.0, 0.0, 0.0])
-    assert judge(R1, route, x, gate, bias) < 1e-5
-    assert judge(R1, variant(subtract=True), x, gate, bias) > 0.1
-
-
-def test_trap_12_groups(route: Any, case: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A group scores the sum of its two best (V3) or its best (V2); the others are masked with -inf, not 0."""
-    # Pairs are groups. Best single expert in group 0, best pair in groups 1 and 2.
-    x, gate = rows([[2.0, -9.0, 1.5, 1.4, 1.3, 1.45, -9.0, -9.0]])
-    assert judge(R1, route, x, gate, torch.zeros(8)) < 1e-5
-    assert judge(R1, variant(best=1), x, gate, torch.zeros(8)) > 0.1, "V3 by the best alone"
-    assert judge(V2, route, x, gate, None) < 1e-5
-    assert judge(V2, variant(best=2), x, gate, None) > 0.01, "V2 by the sum of two"
-    # With negative biases every allowed expert scores below 0, the value of a wrong mask.
-    x, gate = random_rows()
-    bias = torch.full((8,), -3.0)
-    assert judge(R1, route, x, gate, bias) < 1e-5
-    assert judge(R1, variant(mask=0.0), x, gate, bias) > 0.1
-    tensors = weights(R1)
-    for name in tensors:
-        if name.endswith("e_score_correction_bias"):
-            tensors[name] = tensors[name] - 4
-    c = case(R1, tensors)
-    assert c.agrees()
-    with monkeypatch.context() as m:
-        m.setattr(c.ops, "route", variant(mask=0.0))
-        assert c.sprung()
-    c = case(V2)
-    assert c.agrees()
-    with monkeypatch.context() as m:
-        m.setattr(c.ops, "route", variant(best=2))
-        assert c.sprung()
-
-
-def test_trap_13_normalise_then_scale(route: Any, case: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """V3 normalises, with 1e-20 against division by zero, and then scales; V2-Lite does neither."""
-    for config, wrong in ((R1, {"normalise": False}), (R1, {"scale": 1.0}), (V2_LITE, {"normalise": True}),
-                          (V2, {"normalise": True}), (V2, {"scale": 1.0})):  # fmt: skip
-        c = case(config)
-        assert c.agrees()
-        with monkeypatch.context() as m:
-            m.setattr(c.ops, "route", variant(**wrong))
-            assert c.sprung(), wrong
-    x, gate = rows([[-200.0] * 8])
-    with torch.no_grad():
-        chosen, weight = route(x, gate, torch.zeros(8), spec_from_config(R1).experts)
-    assert weight.isfinite().all() and len(set(chosen[0].tolist())) == 3
-    assert variant(epsilon=0.0)(x, gate, torch.zeros(8), spec_from_config(R1).experts)[1].isnan().any()
-
-
-def test_trap_14_ties(route: Any) -> None:
-    """Scores that differ in float32 only are told apart; equal ones give a choice that no unchosen expert beats."""
-    step = 2e-4  # of a sigmoid near 0.73: two hundred times float32's spacing, a tenth of bfloat16's
-    apart = [0.0, 5.2, 1.1, 12.6, 2.3, 9.1, 3.9, 7.7]
-    near = [[1.0 + step * apart[(e + shift) % 8] for e in range(8)] for shift in range(8)]
-    x, gate = rows(near)
-    free = R1 | {"n_group": 1, "topk_group": 1}
-    for config in (R1, free):
-        assert judge(config, route, x, gate, torch.zeros(8)) < 1e-5
-        assert judge(config, variant(choice=torch.bfloat16), x, gate, torch.zeros(8)) > 0.1
-
-    for config in (R1, free, V2, V2_LITE):
-        experts = spec_from_config(config).experts
-        assert experts is not None
-        for row in ([0.5] * 8, [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.9], [1.0, 0.0] * 4):
-            x, gate = rows([row])
-            bias = torch.zeros(8) if experts.correction_bias else None
-            chosen, weight = route(x, gate, bias, experts)
-            want = oracle.route(config, row, [0.0] * 8)
-            assert len(set(chosen[0].tolist())) == 3
-            assert sorted(weight[0].tolist()) == pytest.approx(sorted(want.values()), rel=1e-5)
-            groups = {e * experts.groups // 8 for e in chosen[0].tolist()}
-            assert len(groups) <= experts.groups_kept or experts.limit == "none"
 
 
 def test_trap_15_experts_are_added_up_in_float32(order: tuple[str, ...], tmp_path: Path) -> None:

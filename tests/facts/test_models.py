@@ -165,11 +165,11 @@ def test_what_is_not_a_configuration(config: Any) -> None:
 
 numbers = st.one_of(st.integers(-3, 600), st.floats(), st.sampled_from([10**400, -(10**400), 2**63, 0, 1]))
 anything = st.recursive(
-    st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=4), st.sampled_from(["yarn", "llama3", "linear", "silu"])),
+    st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=4), st.sampled_from(["yarn", "llama3", "silu"])),
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
         st.dictionaries(
-            st.sampled_from(["type", "rope_type", "factor", "rope_theta", "mscale", "mscale_all_dim", "low_freq_factor"]),
+            st.sampled_from(["type", "rope_type", "factor", "rope_theta", "mscale", "mscale_all_dim"]),
             inner,
             max_size=4,
         ),
@@ -183,7 +183,7 @@ FIELDS = sorted({field for config in PUBLISHED.values() for field in config}
 fuzzed = given(
     name=st.sampled_from(sorted(PUBLISHED)), changes=st.dictionaries(st.sampled_from(FIELDS), anything, max_size=4)
 )
-unchecked = pytest.mark.xfail(strict=True, reason="facts/models.py takes optional fields unchecked: the engine fails later")
+unchecked = pytest.mark.xfail(strict=True, reason="facts/models.py takes optional fields unchecked")
 
 
 @settings(max_examples=300, deadline=None)
@@ -192,7 +192,10 @@ def test_fuzzed_fields_raise_nothing_but_a_refusal(name: str, changes: Config) -
     try:
         spec_from_config(PUBLISHED[name] | changes)
     except UnsupportedModel as error:
-        assert str(error) and "\n" not in str(error)
+        message = str(error)
+    else:
+        message = "none"
+    assert message and "\n" not in message
 
 
 @unchecked

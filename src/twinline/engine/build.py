@@ -97,7 +97,7 @@ def build(
     )
     runner = Runner(model, device, pages=pages, page_size=page_size, dtype=dtype)
     engine = Engine(runner, pool, scheduler, Sampler(spec.vocab), deliver, observe)
-    log.info("ops:\n%s", ops.explain())
+    log.info("ops:\n%s", ops.explain(model.uses()))
     return Built(engine, spec, device, dtype, ops, scheduler.max_model_len, pages * page_size)
 
 

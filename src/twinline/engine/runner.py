@@ -47,7 +47,7 @@ class Runner:
 
     def scrub(self, pages: Sequence[int]) -> None:
         """Zeroes pages that may hold NaN after a failed step, so that they cannot poison who gets them next."""
-        index = torch.tensor(pages, dtype=torch.int64, device=self.device.torch_device)
+        index = torch.tensor([*pages, self.graphs.scratch_page], device=self.device.torch_device)
         for layer in self.cache:
             for tensor in layer:
                 tensor[:, index] = 0

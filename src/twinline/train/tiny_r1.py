@@ -31,7 +31,7 @@ from twinline.train.model import DeepseekV3, MoE, Shape
 from twinline.train.muon import Muon
 from twinline.verify.problems import KINDS, Problem, draw
 
-SHARE = {"add": 1.0, "subtract": 1.4, "compare": 1.0, "multiply": 0.7, "order": 1.2, "letters": 0.8, "story": 1.4,
+SHARE = {"add": 0.8, "subtract": 1.3, "compare": 1.1, "multiply": 1.0, "order": 1.6, "letters": 1.0, "story": 1.2,
          "talk": 0.4}  # fmt: skip
 SYSTEMS = ["You are a helpful assistant.", "You are a helpful assistant", "Answer briefly.", "你是一个有用的助手。"]
 

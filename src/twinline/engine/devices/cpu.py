@@ -10,7 +10,7 @@ import torch
 
 class Cpu:
     name = "cpu"
-    providers = ("onednn", "batched", "reference")
+    providers = ("cpu", "onednn", "batched", "reference")
     page_size = 16
     visible_devices_variable = None
 

@@ -113,9 +113,10 @@ class _Filling:
         if len(mine) < self.sources:
             return
         whole = [mine[s] for s in range(self.sources)]
-        shape = (sum(t.shape[0] for t in whole if t.ndim), *tensor.shape[1:])
-        if shape != tuple(target.shape) or any(t.shape[1:] != target.shape[1:] for t in whole):
-            raise UnsupportedModel(f"{name}: shape {list(shape)} where the configuration asks for {list(target.shape)}")
+        rows = sum(t.shape[0] for t in whole if t.ndim)
+        if rows != target.shape[0] or any(t.ndim == 0 or t.shape[1:] != target.shape[1:] for t in whole):
+            shapes = " and ".join(str(list(t.shape)) for t in whole)
+            raise UnsupportedModel(f"{name}: shape {shapes} where the configuration asks for {list(target.shape)}")
         row = 0
         for piece in whole:
             target[row : row + piece.shape[0]].copy_(piece)

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from twinline.engine.ops import reference
 from twinline.engine.ops.plan import DecodePlan, PrefillPlan
 from twinline.engine.ops.registry import implements
+from twinline.facts.models import Experts
 
 
 @implements("embedding")
@@ -137,6 +139,12 @@ def mla_decode(q_latent_DHC: Tensor, q_pe_DHR: Tensor, cache: Tensor, plan: Deco
     weights = _weights(q @ k_DWC.transpose(1, 2), plan.blocked_DL)
     # Over the whole rows, the few rotated columns too: a slice of the rows would be copied first.
     return (weights.to(q.dtype) @ k_DWC)[..., : q_latent_DHC.shape[-1]]
+
+
+@implements("route")
+def route(x_NX: Tensor, gate_EX: Tensor, bias_E: Tensor | None, e: Experts) -> tuple[Tensor, Tensor]:
+    """The definition is for whole batches already."""
+    return reference.route(x_NX, gate_EX, bias_E, e)
 
 
 @implements("experts", reads_values=True)

@@ -21,6 +21,7 @@ PROVIDERS: dict[str, str] = {
     "reference": "twinline.engine.ops.reference",
     "batched": "twinline.engine.ops.batched",
     "onednn": "twinline.engine.ops.onednn",
+    "cpu": "twinline.engine.ops.cpu",
 }
 
 OPS = (
@@ -140,10 +141,10 @@ class Ops:
             passed_over.append((provider, str(reason)))
         raise ValueError(f"no provider of {', '.join(order)} implements {op}")
 
-    def explain(self) -> str:
-        """One line per op: who serves it, and why those before it were passed over."""
+    def explain(self, used: frozenset[str] = frozenset(OPS)) -> str:
+        """One line per op in `used`: who serves it, and why those before it were passed over."""
         lines = []
-        for c in self.choices:
+        for c in (c for c in self.choices if c.op in used):
             why = "; ".join(f"{name}: {reason}" for name, reason in c.passed_over)
             lines.append(f"{c.op:18} {c.provider:10} {f'({why})' if why else ''}".rstrip())
         return "\n".join(lines)
