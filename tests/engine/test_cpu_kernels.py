@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from twinline.engine.devices.cpu import Cpu
-from twinline.engine.ops import cpu
+from twinline.engine.ops import cpu, reference
+from twinline.engine.ops.plan import DecodePlan
 from twinline.engine.ops.registry import Ops, StaticFacts
 
 FACTS = StaticFacts("cpu", torch.bfloat16)
@@ -80,3 +81,33 @@ def test_other_dtypes_are_left_to_others():
     choice = next(c for c in Ops(Cpu.providers, StaticFacts("cpu", torch.float32)).choices if c.op == "linear")
     assert choice.provider == "batched"
     assert ("cpu", "bfloat16 only") in choice.passed_over
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size"), [(12, 2, 128), (4, 4, 64), (7, 1, 64), (16, 2, 128), (28, 4, 192)]
+)
+@pytest.mark.parametrize("lengths", [[1], [16], [17, 1, 300], [5, 31, 32, 33, 64, 100]])
+def test_attention_decode_is_the_reference(heads, kv_heads, size, lengths):
+    generator = torch.Generator().manual_seed(heads * size + len(lengths))
+    page_size, total = 16, 64
+    k, v = (torch.randn(kv_heads, total, page_size, size, generator=generator).bfloat16() for _ in range(2))
+    q = torch.randn(len(lengths), heads, size, generator=generator).bfloat16()
+    width = -(-max(lengths) // page_size)
+    pages = torch.stack([torch.randperm(total, generator=generator)[:width] for _ in lengths])
+    lengths_D = torch.tensor(lengths)
+    plan = DecodePlan(pages, lengths_D, torch.arange(width * page_size) >= lengths_D[:, None])
+    got = cpu.attention_decode(q, k, v, plan, size**-0.5)
+    want = reference.attention_decode(q.double().float(), k, v, plan, size**-0.5)
+    torch.testing.assert_close(got.float(), want, rtol=2**-8, atol=2**-8)
+
+
+@needs_kernels
+def test_attention_decode_is_exact_about_large_scores():
+    """One place that outweighs all others, and scores far below it, give that place's value."""
+    k = torch.zeros(1, 2, 16, 64).bfloat16()
+    k[0, 1, 3] = 8
+    v = torch.randn(1, 2, 16, 64).bfloat16()
+    plan = DecodePlan(torch.tensor([[0, 1]]), torch.tensor([32]), None)
+    got = cpu.attention_decode(torch.full((1, 2, 64), 8.0).bfloat16(), k, v, plan, 1.0)
+    assert torch.equal(got[0, 1], v[0, 1, 3])

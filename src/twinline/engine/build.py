@@ -21,7 +21,7 @@ from twinline.engine.request import Output, Request
 from twinline.engine.runner import Runner
 from twinline.engine.sampler import Sampler
 from twinline.engine.scheduler import Scheduler
-from twinline.facts.models import ModelSpec, read_spec
+from twinline.facts.models import GroupedQuery, ModelSpec, read_spec
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,8 @@ def build(
     if options.threads:
         device.set_threads(options.threads)
     dtype = _dtype(options.dtype, spec, device)
-    ops = Ops(device.providers, StaticFacts(device.torch_device.type, dtype), strict=options.strict_ops)
+    head_size = spec.attention.head_size if isinstance(spec.attention, GroupedQuery) else 0
+    ops = Ops(device.providers, StaticFacts(device.torch_device.type, dtype, head_size), strict=options.strict_ops)
     context = options.max_model_len or spec.context
     if context < 2:
         raise ValueError(f"max_model_len must be at least 2 (one token in, one out), not {context}")

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from twinline.engine.ops.plan import DecodePlan
 from twinline.engine.ops.registry import StaticFacts, implements
 
 BLOCK = 64  # output rows in a block, as in csrc/linear_bf16.cpp
@@ -45,6 +46,8 @@ def kernels() -> Kernels:
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     library.twinline_linear_bf16.argtypes = [pointer, size, pointer, pointer, pointer, size, size, size, ctypes.c_int]
     library.twinline_linear_bf16.restype = None
+    library.twinline_attention_decode_bf16.argtypes = [*[pointer] * 6, *[size] * 7, ctypes.c_float, ctypes.c_int]
+    library.twinline_attention_decode_bf16.restype = None
     return Kernels(library, None)
 
 
@@ -54,6 +57,12 @@ def _refuse(facts: StaticFacts) -> str | None:
     if facts.dtype != torch.bfloat16:
         return "bfloat16 only"
     return kernels().why_not
+
+
+def _refuse_attention(facts: StaticFacts) -> str | None:
+    if facts.head_size % 64:
+        return f"head size {facts.head_size} is not a multiple of 64"
+    return _refuse(facts)
 
 
 @dataclass(frozen=True)
@@ -98,3 +107,27 @@ class PackedLinear:
             torch.get_num_threads(),
         )
         return out
+
+
+@implements("attention_decode", refuse=_refuse_attention)
+def attention_decode(q_DHd: Tensor, k_cache: Tensor, v_cache: Tensor, plan: DecodePlan, scale: float) -> Tensor:
+    q_DHd = q_DHd.contiguous()
+    out = torch.empty_like(q_DHd)
+    library = kernels().library
+    assert library is not None
+    library.twinline_attention_decode_bf16(
+        q_DHd.data_ptr(),
+        k_cache.data_ptr(),
+        v_cache.data_ptr(),
+        plan.pages_DP.data_ptr(),
+        plan.lengths_D.data_ptr(),
+        out.data_ptr(),
+        plan.count,
+        q_DHd.shape[1],
+        *k_cache.shape[:3],
+        q_DHd.shape[2],
+        plan.pages_DP.shape[1],
+        scale,
+        torch.get_num_threads(),
+    )
+    return out

@@ -48,6 +48,7 @@ class StaticFacts:
 
     device_type: str
     dtype: torch.dtype
+    head_size: int = 0  # of grouped-query attention
 
 
 @dataclass(frozen=True)
