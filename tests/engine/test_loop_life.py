@@ -75,7 +75,7 @@ class Life:
         self.real_hidden, self.engine.runner.hidden = self.engine.runner.hidden, self.hidden  # type: ignore[method-assign]
         self.engine.observe = lambda request, now: self.ended.update([request.id])
         self.forgotten: list[str] = []
-        self.engine.sampler.forget = self.forgotten.append  # type: ignore[method-assign]
+        self.engine.sampler.forget = self.forgotten.append  # type: ignore[method-assign,assignment]
         self.arriving = True
 
     def monotonic(self) -> float:

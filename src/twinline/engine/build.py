@@ -26,7 +26,6 @@ from twinline.facts.models import GroupedQuery, ModelSpec, read_spec
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CACHE_SHARE = 0.5  # of the memory that is free once the weights are in
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,9 @@ def _dtype(name: str, spec: ModelSpec, device: Device) -> torch.dtype:
 
 
 def _pages(options: Options, spec: ModelSpec, device: Device, dtype: torch.dtype, context: int, page_size: int) -> int:
-    """Cache pages: what was asked for, else what the running sequences could fill, within half the free memory."""
+    """Cache pages: what was asked for, else what the running sequences could fill, within the device's share."""
     bytes_per_token = spec.kv_values * dtype.itemsize
-    room = int(device.free_memory() * CACHE_SHARE) // bytes_per_token
+    room = int(device.free_memory() * device.cache_share) // bytes_per_token
     tokens = options.kv_tokens or min(room, options.max_running * context)
     if tokens > device.free_memory() // bytes_per_token:
         raise ValueError(

@@ -22,10 +22,7 @@ class Runner:
         self.model, self.device, self.page_size = model, device, page_size
         # Zeros, not empty: a place beyond a sequence's length is weighed with 0, and 0 * NaN is NaN.
         self.cache = [
-            tuple(
-                torch.zeros(heads, pages + 1, page_size, size, dtype=dtype, device=device.torch_device)
-                for heads, size in rows
-            )
+            tuple(device.zeros((heads, pages + 1, page_size, size), dtype) for heads, size in rows)
             for rows in model.cache_rows()
         ]
         self.graphs = DecodeGraphs(model, device, self.cache, scratch_page=pages)

@@ -13,6 +13,7 @@ import torch
 class Accelerator:
     providers: tuple[str, ...] = ("reference",)
     page_size = 16
+    cache_share = 0.85
     visible_devices_variable: str | None = None
 
     def __init__(self, device: torch.device):
@@ -31,6 +32,9 @@ class Accelerator:
     def free_memory(self) -> int:
         free, _ = self.module.mem_get_info(self.torch_device)
         return int(free)
+
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.torch_device)
 
     def synchronize(self) -> None:
         torch.accelerator.synchronize(self.torch_device)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 
@@ -12,6 +14,7 @@ class Cpu:
     name = "cpu"
     providers = ("cpu", "onednn", "batched", "reference")
     page_size = 16
+    cache_share = 0.25  # other programs live here too
     visible_devices_variable = None
 
     def __init__(self, device: torch.device):
@@ -33,6 +36,11 @@ class Cpu:
         except (OSError, ValueError, StopIteration):
             pass
         return free
+
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Through calloc, so that the system gives pages when they are first written; `torch.zeros` writes them all."""
+        taken = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+        return torch.from_numpy(taken).view(dtype).view(shape)
 
     def synchronize(self) -> None:
         pass

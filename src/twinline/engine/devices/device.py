@@ -14,17 +14,21 @@ import torch
 
 
 class Device(Protocol):
-    """Ten members. `providers` is the order in which op providers are tried; `capture` returns None where a device has
-    no graphs, else a callable that replays what `step` did on the same tensors."""
+    """Twelve members. `providers` is the order in which op providers are tried; `cache_share` is the part of the free
+    memory that a cache may take when nobody says; `zeros` may give memory that is only taken when it is written;
+    `capture` returns None where a device has no graphs, else a callable that replays what `step` did on the same
+    tensors."""
 
     name: str
     torch_device: torch.device
     providers: tuple[str, ...]
     page_size: int
+    cache_share: float
     visible_devices_variable: str | None
 
     def supports(self, dtype: torch.dtype) -> bool: ...
     def free_memory(self) -> int: ...
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor: ...
     def synchronize(self) -> None: ...
     def set_threads(self, count: int) -> None: ...
     def capture(self, step: Callable[[], None]) -> Callable[[], None] | None: ...
