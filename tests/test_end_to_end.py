@@ -88,7 +88,9 @@ def test_sixty_four_at_once(server: Served) -> None:
             return list(await asyncio.gather(*(ask(client, number) for number in range(11, 75))))
 
     right = asyncio.run(all_of_them())
-    assert len(right) == 64 and sum(right) >= 0.8 * 64  # the model may err, answers that were mixed up would all be wrong
+    assert (
+        len(right) == 64 and sum(right) >= 0.8 * 64
+    )  # the model may err, answers that were mixed up would all be wrong
 
 
 def test_logprobs(client: openai.OpenAI) -> None:

@@ -39,7 +39,7 @@ def _yarn(mscale: float, mscale_all_dim: float) -> Config:
 
 
 FAMILIES: dict[str, tuple[str, Config]] = {
-    "llama": ("Llama", _GROUPED | {"tie_word_embeddings": False}),
+    "llama": ("Llama", _GROUPED | {"tie_word_embeddings": False, "head_dim": 64}),
     "llama3-tied": ("Llama", _GROUPED | {"tie_word_embeddings": True, "rope_parameters": _LLAMA3}),
     "llama3-bias": ("Llama", _GROUPED | {"tie_word_embeddings": False, "rope_parameters": _LLAMA3,
                                          "attention_bias": True}),
@@ -216,7 +216,7 @@ def write_sharded(folder: Path, config: Config, tensors: Weights, shards: int) -
     """A checkpoint folder of several files with an index; a tensor's shard is its place in name order, round robin."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(shards):
         file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
         part = {n: tensors[n].contiguous() for n in sorted(tensors)[shard::shards]}

@@ -70,7 +70,9 @@ class Driven:
         request = Request("logits", list(ids), SamplingParams(), pages=pages)
         rows, start = [], 0
         for count in chunks or [len(ids)]:
-            batch = batches.build((Work(request, start, count),), runner.page_size, runner.device.torch_device)
+            batch = batches.build(
+                (Work(request, start, count),), runner.page_size, runner.device.torch_device, runner.spare_page
+            )
             rows.append(runner.logits(runner.hidden(batch), range(count)))
             start += count
         assert start == len(ids)

@@ -147,7 +147,7 @@ def _decode_plan(pages: list[list[int]], lengths: list[int]) -> DecodePlan:
     return DecodePlan(table, torch.tensor(lengths), blocked if blocked.any() else None)
 
 
-HEADS = ((4, 2, 16), (3, 3, 10), (6, 1, 24))
+HEADS = ((4, 2, 16), (3, 3, 10), (6, 1, 24), (7, 1, 64), (4, 2, 128))
 """Heads, KV heads, head size."""
 
 

@@ -45,7 +45,7 @@ def yarn(c: Config) -> dict[str, float] | None:
 
 
 def frequencies(c: Config) -> Tensor:
-    """The angle of each pair at position 1. YaRN slows pairs that turn less than `beta_slow` times in the old context."""
+    """The angle of each pair at position 1. YaRN slows pairs that turn too seldom in the old context."""
     size, base = c["qk_rope_head_dim"], c["rope_theta"]
     plain = [base ** (-2 * i / size) for i in range(size // 2)]
     y = yarn(c)

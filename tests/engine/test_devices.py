@@ -36,6 +36,9 @@ class Chip:
     def is_available(self) -> bool:
         return self.available
 
+    def device_count(self) -> int:
+        return 2
+
     def mem_get_info(self, which: torch.device) -> tuple[int, int]:
         return 1000 + (which.index or 0), 2000
 
@@ -159,8 +162,24 @@ AVAILABLE_8 = "MemAvailable: 8388608 kB\n"
     ("files", "expected"),
     [
         ({"/proc/meminfo": "MemTotal: 9 kB\n" + AVAILABLE_8}, 8 * GIB),
-        ({"/proc/meminfo": AVAILABLE_8, "memory.max": f"{3 * GIB}\n", "memory.current": "0\n"}, 3 * GIB),
-        ({"/proc/meminfo": "MemAvailable: 1048576 kB\n", "memory.max": f"{3 * GIB}\n", "memory.current": "0\n"}, GIB),
+        (
+            {
+                "/proc/meminfo": AVAILABLE_8,
+                "memory.max": f"{3 * GIB}\n",
+                "memory.current": f"{GIB}\n",
+                "memory.stat": f"anon 7\ninactive_file {GIB // 2}\n",
+            },
+            5 * GIB // 2,
+        ),
+        (
+            {
+                "/proc/meminfo": "MemAvailable: 1048576 kB\n",
+                "memory.max": f"{3 * GIB}\n",
+                "memory.current": "0\n",
+                "memory.stat": "inactive_file 0\n",
+            },
+            GIB,
+        ),
         ({"/proc/meminfo": AVAILABLE_8, "memory.max": "max\n", "memory.current": "5\n"}, 8 * GIB),
         ({"/proc/meminfo": "nothing useful\n"}, 5 * 4096),
         ({}, 5 * 4096),

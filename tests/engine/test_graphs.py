@@ -26,7 +26,7 @@ def model(config):
     ops = Ops(("batched", "reference"), StaticFacts("cpu", torch.float32))
     built = Transformer(ops, spec).to_empty(device="cpu")
     torch.manual_seed(0)
-    for name, p in built.named_parameters():
+    for p in built.parameters():
         p.data.normal_(0, 0.2) if p.ndim > 1 else p.data.fill_(1.0)
     for module in built.modules():
         if hasattr(module, "seal"):
@@ -35,8 +35,16 @@ def model(config):
     return built
 
 
-LLAMA = {"architectures": ["LlamaForCausalLM"], "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48,
-         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}  # fmt: skip
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
 
 
 def batch(lengths, pages, page_size):
@@ -53,7 +61,7 @@ def batch(lengths, pages, page_size):
 def test_replay_equals_the_plain_step(count):
     built = model(LLAMA)
     cache = [tuple(torch.randn(g, 9, 4, d) for g, d in rows) for rows in built.cache_rows()]
-    graphs = DecodeGraphs(built, Recording(torch.device("cpu")), cache, scratch_page=8)
+    graphs = DecodeGraphs(built, Recording(torch.device("cpu")), cache, spare_page=8)
     before = Recording.recorded
     for shift in range(3):
         lengths = [2 + shift + i for i in range(count)]
@@ -69,6 +77,6 @@ def test_replay_equals_the_plain_step(count):
 def test_says_why_there_are_no_graphs():
     built = model(LLAMA)
     cache = [tuple(torch.zeros(g, 3, 4, d) for g, d in rows) for rows in built.cache_rows()]
-    graphs = DecodeGraphs(built, Cpu(torch.device("cpu")), cache, scratch_page=2)
+    graphs = DecodeGraphs(built, Cpu(torch.device("cpu")), cache, spare_page=2)
     assert graphs.hidden(batch([1], [[0]], 4)) is None
     assert graphs.why_not == "cpu captures no graphs"

@@ -12,6 +12,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_greedy_in_a_mixed_batch(family: str, saved: Get, order: tuple[str, ...]
     line = Driven(model.folder, max_tokens_per_step=90)
     requests = []
     for i in range(16):
-        sampling = {"temperature": 0.8, "top_p": 0.9, "seed": i} if i % 3 == 2 else {}
+        sampling: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9, "seed": i} if i % 3 == 2 else {}
         count = NEW_TOKENS if i % 4 == 0 else 8 + i
         requests.append(line.submit(f"r{i}", ids(model, 3 + (i * 29) % 83, seed=i), max_tokens=count, **sampling))
         line.step(2)

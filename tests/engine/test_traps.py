@@ -32,8 +32,6 @@ def test_trap_01_latent_norm_and_what_the_cache_stores(case: Make, monkeypatch: 
     for config in (R1 | {"rms_norm_eps": 1e-2}, V2_LITE):
         c = case(config)
         assert c.agrees()
-        pages = c.line.engine.pool.allocate(3)
-        c.line.engine.pool.release(pages)
         c.line.logits(IDS)
         for layer, want in zip(c.line.engine.runner.cache, c.truth.cached, strict=True):
             held = layer[0].flatten(0, 2)

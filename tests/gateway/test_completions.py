@@ -162,3 +162,13 @@ def test_options_that_mean_nothing_more_are_taken(door: Gateway) -> None:
     door.says("x")
     response = door.complete(best_of=2, n=2, suffix=None, response_format={"type": "text"}, user="u")
     assert response.status_code == 200 and len(response.json()["choices"]) == 2
+
+
+@pytest.mark.parametrize("per_chunk", [1, 5])
+def test_a_stop_string_waits_for_min_tokens(door: Gateway, per_chunk: int) -> None:
+    tokens = [token for letter in "xaxbxc" for token in door.tokenizer.encode(letter, special=False)]
+    assert len(tokens) == 6
+    door.double.script = lambda request: Script(tokens=tokens, per_chunk=per_chunk)
+    for min_tokens, text in ((0, ""), (1, "xa"), (2, "xa"), (3, "xaxb"), (5, "xaxbxc")):
+        choice = door.complete(stop="x", min_tokens=min_tokens).json()["choices"][0]
+        assert (choice["text"], choice["stop_reason"]) == (text, None if min_tokens == 5 else "x")

@@ -31,8 +31,11 @@ def slots(work: Work, page_size: int) -> list[int]:
     return [pages[p // page_size] * page_size + p % page_size for p in range(work.start, work.end)]
 
 
-def build(work: tuple[Work, ...], page_size: int, device: torch.device) -> Batch:
-    """The tensors of one step, made on the host and moved to `device` once each."""
+def build(work: tuple[Work, ...], page_size: int, device: torch.device, spare_page: int) -> Batch:
+    """The tensors of one step, made on the host and moved to `device` once each.
+
+    `spare_page` belongs to nobody: it fills up the decodes' page table, so that no sequence reads another's page.
+    """
     decodes = [w for w in work if w.count == 1]
     chunks = [w for w in work if w.count > 1]
     ids: list[int] = []
@@ -50,17 +53,17 @@ def build(work: tuple[Work, ...], page_size: int, device: torch.device) -> Batch
             pages_P = torch.tensor(w.request.pages[: -(-w.end // page_size)], device=device)
             prefills.append(PrefillPlan(first, len(ids), w.start, pages_P))
     numbers = torch.tensor([ids, positions, where], device=device)
-    plan = Plan(numbers[2], _decode_plan(decodes, page_size, device), tuple(prefills))
+    plan = Plan(numbers[2], _decode_plan(decodes, page_size, device, spare_page), tuple(prefills))
     return Batch((*decodes, *chunks), numbers[0], numbers[1], plan, tuple(ends))
 
 
-def _decode_plan(decodes: list[Work], page_size: int, device: torch.device) -> DecodePlan | None:
+def _decode_plan(decodes: list[Work], page_size: int, device: torch.device, spare_page: int) -> DecodePlan | None:
     if not decodes:
         return None
     lengths = [w.start + 1 for w in decodes]
     width = -(-max(lengths) // page_size)
     rows = [w.request.pages[: -(-length // page_size)] for w, length in zip(decodes, lengths, strict=True)]
-    pages_DP = torch.tensor([r + [0] * (width - len(r)) for r in rows], device=device)
+    pages_DP = torch.tensor([r + [spare_page] * (width - len(r)) for r in rows], device=device)
     lengths_D = torch.tensor(lengths, device=device)
     blocked = None
     if min(lengths) < width * page_size:

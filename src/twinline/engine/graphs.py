@@ -33,9 +33,9 @@ class _Recorded:
 
 
 class DecodeGraphs:
-    def __init__(self, model: Transformer, device: Device, cache: Sequence[LayerCache], scratch_page: int):
-        """`scratch_page` belongs to nobody: padding rows write there."""
-        self.model, self.device, self.cache, self.scratch_page = model, device, cache, scratch_page
+    def __init__(self, model: Transformer, device: Device, cache: Sequence[LayerCache], spare_page: int):
+        """`spare_page` belongs to nobody: padding rows write there."""
+        self.model, self.device, self.cache, self.spare_page = model, device, cache, spare_page
         self.page_size = cache[0][0].shape[2]
         self.why_not: str | None = None
         readers = [c.op for c in model.ops.choices if c.reads_values and c.op in model.uses()]
@@ -61,9 +61,9 @@ class DecodeGraphs:
         count, width = decode.pages_DP.shape
         r.ids_N[:count] = batch.ids_N
         r.positions_N[:count] = batch.positions_N
-        r.plan.slots_N.fill_(self.scratch_page * self.page_size)
+        r.plan.slots_N.fill_(self.spare_page * self.page_size)
         r.plan.slots_N[:count] = batch.plan.slots_N
-        r.decode.pages_DP.fill_(self.scratch_page)
+        r.decode.pages_DP.fill_(self.spare_page)
         r.decode.pages_DP[:count, :width] = decode.pages_DP
         r.decode.lengths_D.fill_(1)
         r.decode.lengths_D[:count] = decode.lengths_D
@@ -76,8 +76,8 @@ class DecodeGraphs:
 
         blocked = torch.zeros(rows, width * self.page_size, dtype=torch.bool, device=self.device.torch_device)
         blocked[:, 1:] = True
-        decode = DecodePlan(whole(rows, width) + self.scratch_page, whole(rows) + 1, blocked)
-        plan = Plan(whole(rows) + self.scratch_page * self.page_size, decode, ())
+        decode = DecodePlan(whole(rows, width) + self.spare_page, whole(rows) + 1, blocked)
+        plan = Plan(whole(rows) + self.spare_page * self.page_size, decode, ())
         ids, positions = whole(rows), whole(rows)
         out: list[Tensor] = []
 

@@ -133,7 +133,7 @@ class Engine:
         return Output(request.id, finish=finish, cached_tokens=request.cached_tokens, error=error)
 
     def _execute(self, step: Step) -> list[Output]:
-        batch = batches.build(step.work, self.runner.page_size, self.runner.device.torch_device)
+        batch = batches.build(step.work, self.runner.page_size, self.runner.device.torch_device, self.runner.spare_page)
         hidden = self.runner.hidden(batch)
         self._collect_prompt_logprobs(batch, hidden)
         sampled = [(w, row) for w, row in zip(batch.work, batch.ends, strict=True) if w.samples]

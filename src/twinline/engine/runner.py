@@ -20,12 +20,13 @@ class Runner:
     def __init__(self, model: Transformer, device: Device, *, pages: int, page_size: int, dtype: torch.dtype):
         """Allocates a cache of `pages` pages of `page_size` tokens for every layer, and one more as scratch."""
         self.model, self.device, self.page_size = model, device, page_size
+        self.spare_page = pages  # belongs to nobody
         # Zeros, not empty: a place beyond a sequence's length is weighed with 0, and 0 * NaN is NaN.
         self.cache = [
             tuple(device.zeros((heads, pages + 1, page_size, size), dtype) for heads, size in rows)
             for rows in model.cache_rows()
         ]
-        self.graphs = DecodeGraphs(model, device, self.cache, scratch_page=pages)
+        self.graphs = DecodeGraphs(model, device, self.cache, self.spare_page)
 
     @torch.inference_mode()
     def hidden(self, batch: Batch) -> Tensor:
@@ -44,7 +45,7 @@ class Runner:
 
     def scrub(self, pages: Sequence[int]) -> None:
         """Zeroes pages that may hold NaN after a failed step, so that they cannot poison who gets them next."""
-        index = torch.tensor([*pages, self.graphs.scratch_page], device=self.device.torch_device)
+        index = torch.tensor([*pages, self.spare_page], device=self.device.torch_device)
         for layer in self.cache:
             for tensor in layer:
                 tensor[:, index] = 0

@@ -5,6 +5,7 @@ Owns finding a model by name and turning failures into answers. Must not know an
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Generic, TypeVar
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from twinline.gateway.errors import ApiError, model_not_found
+from twinline.gateway.errors import ApiError, model_not_found, stopping
 from twinline.gateway.exchange import CLIENT_LEFT, MAX_BODY_BYTES, Exchange, decode
 from twinline.gateway.metrics import Metrics, ModelMeter
 from twinline.gateway.served import ServedModel
@@ -74,10 +75,12 @@ class Endpoint(Generic[R]):
         """False if the client left before the end."""
         try:
             body = await exchange.body(self._door.max_body_bytes)
+            return body is not None and await exchange.while_connected(self._respond(exchange, body))
         except ApiError as error:
             await exchange.error(error)
-            return True
-        return body is not None and await exchange.while_connected(self._respond(exchange, body))
+        except asyncio.CancelledError:  # only the end of the server cancels an exchange
+            await exchange.error(stopping())
+        return True
 
     async def _respond(self, exchange: Exchange, body: bytes) -> None:
         try:

@@ -49,6 +49,10 @@ def deadline_passed() -> ApiError:
     return ApiError(504, "The request did not finish within its timeout.", param="timeout_s", code="deadline_exceeded")
 
 
+def stopping() -> ApiError:
+    return ApiError(503, "The server is stopping.", code="server_stopping", headers={"retry-after": RETRY_SECONDS})
+
+
 def from_line(error: LineError) -> ApiError:
     """A line's failure as the client's error."""
     if isinstance(error, LineRefused):

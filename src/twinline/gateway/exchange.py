@@ -19,6 +19,7 @@ from twinline.gateway.errors import ApiError, bad_request
 T = TypeVar("T")
 
 MAX_BODY_BYTES = 64 << 20
+BODY_SILENCE_SECONDS = 60.0  # between two pieces of a body
 _PATH_IN_MESSAGE = re.compile(r" - at `(key in )?\$\.?(.*?)`$")
 _EVENT_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -46,7 +47,7 @@ class Exchange:
         return None
 
     async def body(self, limit: int) -> bytes | None:
-        """The whole body, or None if the client left. Raises ApiError 413 above `limit` bytes.
+        """The whole body, or None if the client left. Raises ApiError: 413 above `limit` bytes, 408 if it stalls.
 
         A body that is too long is read to four times the limit and dropped, so that the client, which is still writing,
         gets to read why.
@@ -54,7 +55,12 @@ class Exchange:
         parts: list[bytes] = []
         size = 0
         while True:
-            message = await self._receive()
+            try:
+                async with asyncio.timeout(BODY_SILENCE_SECONDS):
+                    message = await self._receive()
+            except TimeoutError:
+                silence = f"Nothing came of the body for {BODY_SILENCE_SECONDS:g} s."
+                raise _body_error(408, silence, "slow_body") from None
             if message["type"] == "http.disconnect":
                 return None
             part = message.get("body", b"")
@@ -66,8 +72,7 @@ class Exchange:
             if not message.get("more_body", False) or size > 4 * limit:
                 break
         if size > limit:
-            headers = {"connection": "close"}
-            raise ApiError(413, f"The body is longer than {limit} bytes.", code="body_too_large", headers=headers)
+            raise _body_error(413, f"The body is longer than {limit} bytes.", "body_too_large")
         return b"".join(parts)
 
     async def while_connected(self, work: Coroutine[Any, Any, None]) -> bool:
@@ -109,12 +114,19 @@ class Exchange:
 
     async def error(self, error: ApiError) -> None:
         """An error answer or, once events have been sent, an in-band error event without `[DONE]`."""
+        if self.status is not None and not self.streaming:
+            return  # an answer is being sent already
         if not self.streaming:
             await self.json(error.body(), error.status, error.headers)
             return
         self.status = error.status
         await self.events(b"data: " + error.body() + b"\n\n")
         await self.end()
+
+
+def _body_error(status: int, message: str, code: str) -> ApiError:
+    """The connection cannot be used again: the rest of the body would be read as the next request."""
+    return ApiError(status, message, code=code, headers={"connection": "close"})
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:

@@ -113,8 +113,12 @@ class Generation:
             text = self._detokenizer.push(shown)
             return (text + self._detokenizer.finish() if delta.finish_reason else text), len(tokens), None
         sent = []
+        exempt = self.request.min_tokens - len(self.journal)
         for used, token in enumerate(shown, 1):
-            text, matched = self._stops.push(self._detokenizer.push((token,)))
+            text = self._detokenizer.push((token,))
+            matched = None
+            if used > exempt:  # as in vLLM, no stop string begins in the first min_tokens tokens
+                text, matched = self._stops.push(text)
             sent.append(text)
             if matched is not None:
                 return "".join(sent), used, matched

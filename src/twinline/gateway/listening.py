@@ -16,7 +16,10 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from twinline.gateway.heads import Protocol
+
 DRAIN_SECONDS = 10  # how long open streams may go on after a signal
+LAST_WORDS_SECONDS = 1.0  # how long clients may take to read that the server ends
 
 
 class Server(uvicorn.Server):
@@ -26,7 +29,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             loop="none",
-            http="httptools",
+            http=Protocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -86,10 +89,14 @@ class Stopping:
             await asyncio.gather(task, asked, return_exceptions=True)
 
     async def serve(self, server: Server, listener: socket.socket) -> None:
-        """Until a signal came and the streams under way have ended."""
+        """Until a signal came and the streams under way have ended or were told to."""
         self._server = server
         if not self._asked.is_set():
             await server.serve([listener])
+        if left := set(server.server_state.tasks):
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left, timeout=LAST_WORDS_SECONDS)
 
 
 def bound(host: str, port: int) -> socket.socket:

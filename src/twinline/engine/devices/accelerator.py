@@ -26,7 +26,7 @@ class Accelerator:
         try:
             one = torch.ones(2, 2, dtype=dtype, device=self.torch_device)
             return bool((one @ one).float().sum().item() == 8)
-        except (RuntimeError, TypeError):
+        except (RuntimeError, TypeError, AssertionError):
             return False
 
     def free_memory(self) -> int:

@@ -57,5 +57,7 @@ def open_device(name: str = "auto") -> Device:
         module = getattr(torch, device.type, None)
         if module is None or not module.is_available():
             raise ValueError(f"device {name!r} is not available on this machine")
+        if device.index is not None and device.index >= module.device_count():
+            raise ValueError(f"device {name!r} is not there: this machine has {module.device_count()} of them")
     module_name, _, class_name = DEVICES.get(device.type, GENERIC).partition(":")
     return getattr(importlib.import_module(module_name), class_name)(device)

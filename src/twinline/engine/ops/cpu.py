@@ -60,7 +60,7 @@ def _refuse(facts: StaticFacts) -> str | None:
 
 
 def _refuse_attention(facts: StaticFacts) -> str | None:
-    if facts.head_size % 64:
+    if not facts.head_size or facts.head_size % 64:
         return f"head size {facts.head_size} is not a multiple of 64"
     return _refuse(facts)
 

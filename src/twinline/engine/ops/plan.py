@@ -16,8 +16,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """`pages_DP` is padded with page 0; `lengths_D` counts the context, the new token included; `blocked_DL` is True
-    for the places beyond a sequence's length (L = P * page size), or None when there are none."""
+    """`pages_DP` is padded with a page that belongs to nobody; `lengths_D` counts the context, the new token included;
+    `blocked_DL` is True for the places beyond a sequence's length (L = P * page size), or None when there are none."""
 
     pages_DP: Tensor
     lengths_D: Tensor
