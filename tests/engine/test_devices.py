@@ -37,7 +37,7 @@ class Chip:
         return self.available
 
     def device_count(self) -> int:
-        return 2
+        return 4
 
     def mem_get_info(self, which: torch.device) -> tuple[int, int]:
         return 1000 + (which.index or 0), 2000
@@ -98,6 +98,12 @@ def test_a_chip_without_a_file_gets_the_generic_device(monkeypatch: pytest.Monke
     opened.synchronize()
     assert waited == [opened.torch_device]
     assert opened.capture(lambda: None) is None
+
+
+def test_an_index_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "xpu", Chip())
+    with pytest.raises(ValueError, match="'xpu:9' is not there: this machine has 4 of them"):
+        open_device("xpu:9")
 
 
 def test_a_device_type_with_a_file_gets_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
