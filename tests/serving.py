@@ -94,8 +94,7 @@ def serving(*options: str) -> Iterator[Served]:
 
 
 def _follow(pipe: IO[str], words: list[str]) -> None:
-    for line in pipe:
-        words.append(line)
+    words.extend(pipe)
 
 
 def _ready(process: subprocess.Popen[str], words: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The product as users have it: the real server with the embedded model, the official client, curl, the command line."""
+"""The product as users have it: the real server with the embedded model, the official client, curl, the verbs."""
 
 from __future__ import annotations
 

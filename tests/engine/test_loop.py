@@ -241,6 +241,26 @@ def test_a_nan_never_outlives_the_requests_it_met(built: Built, where: str, chun
     assert all(tensor.isfinite().all() for tensor in cache)
 
 
+def test_a_nan_of_one_request_ends_that_one_alone(built: Built) -> None:
+    engine = make_engine(built)
+    pair = [ask("bad", 9, max_tokens=20), ask("good", 7, max_tokens=20)]
+    for request in pair:
+        engine.submit(request)
+    for _ in range(3):
+        engine.step()
+
+    @torch.inference_mode()
+    def spoil_first(batch: Batch, hidden: torch.Tensor) -> None:
+        hidden[batch.ends[[w.request.id for w in batch.work].index("bad")]] = math.nan
+
+    break_hidden(engine, 1, spoil_first)
+    drain(engine)
+    error = heard(engine).last("bad").error
+    assert error is not None and "NaN" in error
+    assert heard(engine).tokens("good") == tokens(alone(built, pair[1]))
+    assert engine.failure is None
+
+
 def test_a_failed_step_spares_those_who_share_its_prefix(built: Built) -> None:
     """A running request outside the failed step keeps its pages as they are, shared ones included."""
     engine = make_engine(built)

@@ -44,11 +44,11 @@ def refusal(data: bytes) -> tuple[int, str]:
 def test_an_endless_header_is_cut_off(door: Gateway) -> None:
     with connected(door) as client:
         client.sendall(b"GET /health HTTP/1.1\r\nx: ")
-        with pytest.raises(OSError):
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
             for _ in range(1000):
                 client.sendall(b"a" * (1 << 16))
     with connected(door) as client:
-        client.sendall(HEALTH[:-2] + b"x: 1\r\n" * (heads.MAX_HEAD_BYTES // 6))
+        client.sendall(HEALTH[:-2].ljust(heads.MAX_HEAD_BYTES + 1, b"x"))
         assert refusal(rest(client))[0] == 431
     assert door.client.get("/health", headers={"x": "a" * 30_000}).status_code == 200
 

@@ -8,7 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,11 +26,13 @@ from twinline.lines.protocol import LineError
 
 WORKER = Path(__file__).parents[1] / "lines" / "worker_double.py"
 PROGRAM = """
-import logging, sys, uvloop
+import logging, os, sys, uvloop
 from pathlib import Path
+from twinline.gateway import listening
 from twinline.gateway.serve import Serving, serve
 from twinline.lines.native import NativeLine
 logging.basicConfig(level=logging.INFO)
+listening.DRAIN_SECONDS = float(os.environ.get("DRAIN_SECONDS", listening.DRAIN_SECONDS))
 folder, worker = Path(sys.argv[1]), sys.argv[2]
 line = NativeLine(folder, "tiny-r1", program=(sys.executable, worker))
 async def main():
@@ -42,8 +47,8 @@ print("ended", flush=True)
 
 
 @contextmanager
-def serving(folder: Path, fault: str = "") -> Iterator[subprocess.Popen[str]]:
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "WORKER_FAULT": fault}
+def serving(folder: Path, fault: str = "", **more: str) -> Iterator[subprocess.Popen[str]]:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "WORKER_FAULT": fault, **more}
     command = [sys.executable, "-c", PROGRAM, str(folder), str(WORKER)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     try:
@@ -76,6 +81,41 @@ def test_serves_and_ends_with_its_line(tiny_folder: Path, number: signal.Signals
         assert (process.returncode, out) == (0, "ended\n"), err
         assert "loading weights" in err and "Traceback" not in err
         assert gone(int(pid))
+
+
+@pytest.mark.parametrize(("signals", "drain"), [(1, "0.2"), (2, "60")])
+def test_streams_that_outlast_the_end_are_told(tiny_folder: Path, signals: int, drain: str) -> None:
+    """One signal lets streams go on for a while, a second one ends them now."""
+    with serving(tiny_folder, "hang", DRAIN_SECONDS=drain) as process, ThreadPoolExecutor(3) as pool:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[0]
+        begun = threading.Semaphore(0)
+
+        def ask(stream: bool) -> str:
+            body = {"model": MODEL, "prompt": [1023], "stream": stream}
+            with httpx.stream("POST", f"{url}/v1/completions", json=body, trust_env=False, timeout=15) as response:
+                assert response.status_code == (200 if stream else 503)
+                parts = []
+                for part in response.iter_text():
+                    parts.append(part)
+                    begun.release()
+                return "".join(parts)
+
+        answers = [pool.submit(ask, stream) for stream in (True, True, False)]
+        for _ in range(2):
+            assert begun.acquire(timeout=10)
+        running = 'twinline_gateway_requests_running{endpoint="completions"} 3.0'
+        while running not in httpx.get(f"{url}/metrics", trust_env=False).text:
+            time.sleep(0.01)
+        for _ in range(signals):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+        for answer in answers:
+            told = answer.result(10).removesuffix("\n\n").split("\n\n")[-1].removeprefix("data: ")
+            assert json.loads(told)["error"]["code"] == "server_stopping"
+        out, err = process.communicate(timeout=15)
+        assert (process.returncode, out) == (0, "ended\n")
+        assert "Traceback" not in err
 
 
 def test_a_signal_while_the_line_starts(tiny_folder: Path) -> None:

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 
-from line_double import LineDouble
+from line_double import LineDouble, Script
 
 
 async def main() -> None:
@@ -27,6 +27,10 @@ async def main() -> None:
         time.sleep(60)
     if fault == "chatter":
         print("hello", flush=True)
+    if fault == "hang":
+        double.script = lambda request: (
+            Script() if request["request_id"] == "verify" else Script(fault="hang", fault_after=1)
+        )
     if fault == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     port = int(url.rsplit(":", 1)[1])

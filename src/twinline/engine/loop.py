@@ -19,7 +19,7 @@ from twinline.engine import batch as batches
 from twinline.engine.pages import PagePool
 from twinline.engine.request import FinishReason, Output, Request, TokenLogprob
 from twinline.engine.runner import Runner
-from twinline.engine.sampler import Sampler, prompt_logprobs
+from twinline.engine.sampler import BadLogits, Sampled, Sampler, prompt_logprobs
 from twinline.engine.scheduler import Scheduler, Step
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,6 @@ class Engine:
         if step.work:
             try:
                 outputs += self._execute(step)
-                self._failures = 0
             except Exception as error:
                 log.exception("a step failed")
                 outputs += self._fail(step, f"the engine failed: {type(error).__name__}: {error}")
@@ -136,19 +135,32 @@ class Engine:
         batch = batches.build(step.work, self.runner.page_size, self.runner.device.torch_device, self.runner.spare_page)
         hidden = self.runner.hidden(batch)
         self._collect_prompt_logprobs(batch, hidden)
-        sampled = [(w, row) for w, row in zip(batch.work, batch.ends, strict=True) if w.samples]
-        requests = [w.request for w, _ in sampled]
-        tokens, logprobs = [], []
-        if sampled:
-            logits = self.runner.logits(hidden, [row for _, row in sampled])
-            result = self.sampler.sample(logits, requests)
-            tokens, logprobs = result.tokens, result.logprobs
+        sampling = {w.request: row for w, row in zip(batch.work, batch.ends, strict=True) if w.samples}
+        bad: BadLogits | None = None
+        try:
+            result = self._sample(hidden, sampling)
+        except BadLogits as error:
+            # A card that computes NaN for one request may be right about the others: they go on, it is told.
+            bad = error
+            sampling = {r: row for r, row in sampling.items() if r.id not in error.request_ids}
+            result = self._sample(hidden, sampling)
         with self._lock:
             self.scheduler.commit(step)
             self.counters.steps += 1
-            self.counters.generated_tokens += len(tokens)
+            self.counters.generated_tokens += len(result.tokens)
             now = time.monotonic()
-            return [self._advance(*one, now) for one in zip(requests, tokens, logprobs, strict=True)]
+            outputs = [self._advance(*one, now) for one in zip(sampling, result.tokens, result.logprobs, strict=True)]
+        if bad is None:
+            self._failures = 0
+            return outputs
+        log.error("%s", bad)
+        failed = tuple(w for w in step.work if w.request.id in bad.request_ids)
+        return outputs + self._fail(Step(failed), f"the engine failed: {bad}")
+
+    def _sample(self, hidden: torch.Tensor, sampling: dict[Request, int]) -> Sampled:
+        if not sampling:
+            return Sampled([], [])
+        return self.sampler.sample(self.runner.logits(hidden, [*sampling.values()]), [*sampling])
 
     def _advance(self, request: Request, token: int, logprob: TokenLogprob | None, now: float) -> Output:
         """Appends a new token, ends the request if it is the last, and says so."""
