@@ -34,7 +34,7 @@ $(VENV)/.python:
 	  { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu install python3-venv" >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.setup: $(VENV)/.python pyproject.toml scripts/install-torch
+$(VENV)/.setup: $(VENV)/.python pyproject.toml scripts/install-torch $(wildcard csrc/*)
 	@$(BIN)/python scripts/install-torch
 	@echo 'installing twinline'
 	@$(PIP) install --quiet --editable .
@@ -69,4 +69,4 @@ format: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
-	rm -rf src/*.egg-info
+	rm -rf src/*.egg-info src/twinline/engine/ops/_cpu*.so

@@ -59,7 +59,7 @@ def test_every_device_offers_every_member(path: str) -> None:
 
 
 def test_the_cpu_is_found_by_its_name_and_when_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     for name in ("cpu", "auto"):
         opened: object = open_device(name)
         assert isinstance(opened, Cpu)
@@ -68,7 +68,8 @@ def test_the_cpu_is_found_by_its_name_and_when_there_is_nothing_else(monkeypatch
 
 def test_auto_takes_the_accelerator_that_pytorch_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "xpu", Chip())
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("xpu", 0))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu", 0))
     assert open_device("auto").name == "xpu"
 
 

@@ -14,6 +14,7 @@ from twinline.facts.models import spec_from_config
 
 class Recording(Cpu):
     name = "recording"
+    captures = True
     recorded = 0
 
     def capture(self, step):

@@ -205,7 +205,6 @@ def test_a_fused_parameter_whose_second_piece_is_narrow(tmp_path: Path) -> None:
         assert "shape" in refusal(changed(tmp_path, reshape(f"model.layers.0.mlp.{name}.weight", 44, 1)))
 
 
-@pytest.mark.xfail(strict=True, reason="the loader knows the size of a fused parameter, not of its pieces")
 def test_fused_pieces_that_only_together_have_the_right_size(tmp_path: Path) -> None:
     def swap(w: Weights) -> None:
         w["model.layers.0.mlp.gate_proj.weight"] = torch.zeros(40, 32)

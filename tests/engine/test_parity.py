@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -191,6 +192,8 @@ def test_a_sharded_checkpoint(family: str, saved: Get, tmp_path: Path) -> None:
     model, prompt = saved(family), ids(saved(family), 60)
     sharded = model.save(tmp_path / "sharded", max_shard_size="60KB")
     assert len(list(sharded.glob("*.safetensors"))) > 4
+    names = json.loads((sharded / "model.safetensors.index.json").read_text())["weight_map"]
+    assert ("model.layers.1.mlp.experts.11.up_proj.weight" in names) is family.startswith("v")
     torch.testing.assert_close(Driven(sharded).logits(prompt), Driven(model.folder).logits(prompt), rtol=0, atol=0)
 
 

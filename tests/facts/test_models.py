@@ -163,7 +163,9 @@ def test_what_is_not_a_configuration(config: Any) -> None:
 
 # Fuzz. A field may hold anything that JSON can.
 
-numbers = st.one_of(st.integers(-3, 600), st.floats(), st.sampled_from([10**400, -(10**400), 2**63, 0, 1]))
+numbers = st.one_of(
+    st.integers(-3, 600), st.floats(allow_subnormal=False), st.sampled_from([10**400, -(10**400), 2**63, 0, 1])
+)
 anything = st.recursive(
     st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=4), st.sampled_from(["yarn", "llama3", "silu"])),
     lambda inner: st.one_of(

@@ -15,12 +15,14 @@ import torch
 from twinline.engine.devices.device import Device, open_device
 from twinline.engine.loop import Engine
 from twinline.engine.models.loader import load
+from twinline.engine.models.transformer import Transformer
 from twinline.engine.ops.registry import Ops, StaticFacts
 from twinline.engine.pages import PagePool
 from twinline.engine.request import Output, Request
 from twinline.engine.runner import Runner
 from twinline.engine.sampler import Sampler
 from twinline.engine.scheduler import Scheduler
+from twinline.engine.sizes import cache_tokens, weight_bytes
 from twinline.facts.models import GroupedQuery, ModelSpec, read_spec
 
 log = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ def build(
         device.set_threads(options.threads)
     dtype = _dtype(options.dtype, spec, device)
     head_size = spec.attention.head_size if isinstance(spec.attention, GroupedQuery) else 0
-    ops = Ops(device.providers, StaticFacts(device.torch_device.type, dtype, head_size), strict=options.strict_ops)
+    ops = Ops(device.providers, StaticFacts(device.torch_device.type, dtype, head_size))
     context = options.max_model_len or spec.context
     if context < 2:
         raise ValueError(f"max_model_len must be at least 2 (one token in, one out), not {context}")
@@ -84,9 +86,21 @@ def build(
         raise ValueError(
             f"max_tokens_per_step {options.max_tokens_per_step} must exceed max_running {options.max_running}"
         )
-    model = load(directory, spec, ops, device.torch_device, context).eval()
+    shape = Transformer(ops, spec)
+    if options.strict_ops:
+        ops.refuse_reference(shape.uses())
     page_size = options.page_size or device.page_size
-    pages = _pages(options, spec, device, dtype, context, page_size)
+    tokens = cache_tokens(
+        spec,
+        dtype,
+        device,
+        weight_bytes(shape),
+        wanted=options.kv_tokens,
+        useful=options.max_running * context,
+        least=2 * page_size,
+    )
+    pages = -(-tokens // page_size)
+    model = load(directory, spec, ops, device.torch_device, context).eval()
     pool = PagePool(pages, page_size, prefix_cache=options.prefix_cache)
     scheduler = Scheduler(
         pool,
@@ -98,6 +112,7 @@ def build(
     runner = Runner(model, device, pages=pages, page_size=page_size, dtype=dtype)
     engine = Engine(runner, pool, scheduler, Sampler(spec.vocab), deliver, observe)
     log.info("ops:\n%s", ops.explain(model.uses()))
+    log.info("decode graphs: %s", runner.graphs.why_not or "recorded as they are needed")
     return Built(engine, spec, device, dtype, ops, scheduler.max_model_len, pages * page_size)
 
 
@@ -111,18 +126,3 @@ def _dtype(name: str, spec: ModelSpec, device: Device) -> torch.dtype:
     raise ValueError(
         f"device {device.name} does not compute in {wanted}: use --dtype {' or '.join(usable) or '(none)'}"
     )
-
-
-def _pages(options: Options, spec: ModelSpec, device: Device, dtype: torch.dtype, context: int, page_size: int) -> int:
-    """Cache pages: what was asked for, else what the running sequences could fill, within the device's share."""
-    bytes_per_token = spec.kv_values * dtype.itemsize
-    room = int(device.free_memory() * device.cache_share) // bytes_per_token
-    tokens = options.kv_tokens or min(room, options.max_running * context)
-    if tokens > device.free_memory() // bytes_per_token:
-        raise ValueError(
-            f"a cache of {tokens} tokens needs {tokens * bytes_per_token / 2**30:.1f} GiB and "
-            f"{device.free_memory() / 2**30:.1f} GiB are free: at most {room} tokens fit"
-        )
-    if tokens < page_size * 2:
-        raise ValueError(f"a cache of {tokens} tokens is too small: at least {page_size * 2} are needed")
-    return -(-tokens // page_size)

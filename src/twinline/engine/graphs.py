@@ -38,10 +38,13 @@ class DecodeGraphs:
         self.model, self.device, self.cache, self.spare_page = model, device, cache, spare_page
         self.page_size = cache[0][0].shape[2]
         self.why_not: str | None = None
+        self._recorded: dict[tuple[int, int], _Recorded] = {}
+        if not device.captures:
+            self.why_not = f"{device.name} captures no graphs"
+            return
         readers = [c.op for c in model.ops.choices if c.reads_values and c.op in model.uses()]
         if readers:
             self.why_not = f"{', '.join(readers)} read values on the host"
-        self._recorded: dict[tuple[int, int], _Recorded] = {}
 
     def hidden(self, batch: Batch) -> Tensor | None:
         """Hidden states of a batch of decodes by replay; None if the batch or the device is not for graphs."""
@@ -51,8 +54,6 @@ class DecodeGraphs:
         rows = next(r for r in ROWS if r >= decode.count)
         width = 1 << (decode.pages_DP.shape[1] - 1).bit_length()
         recorded = self._recorded.get((rows, width)) or self._record(rows, width)
-        if recorded is None:
-            return None
         self._fill(recorded, batch, decode)
         recorded.replay()
         return recorded.hidden_NX[: decode.count]
@@ -70,7 +71,7 @@ class DecodeGraphs:
         places = torch.arange(r.blocked_DL.shape[1], device=r.blocked_DL.device)
         torch.ge(places, r.decode.lengths_D[:, None], out=r.blocked_DL)
 
-    def _record(self, rows: int, width: int) -> _Recorded | None:
+    def _record(self, rows: int, width: int) -> _Recorded:
         def whole(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.long, device=self.device.torch_device)
 
@@ -87,9 +88,7 @@ class DecodeGraphs:
 
         step()
         replay = self.device.capture(step)
-        if replay is None:
-            self.why_not = f"{self.device.name} captures no graphs"
-            return None
+        assert replay is not None
         recorded = _Recorded(ids, positions, plan, decode, blocked, out[0], replay)
         self._recorded[rows, width] = recorded
         return recorded

@@ -72,9 +72,9 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Queues a request. Raises ValueError if it can never be served, QueueFull if too many wait."""
-        if self.failure:
-            raise RuntimeError(self.failure)
         with self._lock:
+            if self.failure:
+                raise RuntimeError(self.failure)
             self.scheduler.submit(request)
             self.counters.prompt_tokens += len(request.prompt)
             self._lock.notify()
@@ -87,11 +87,23 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            while self._wait():
+            while not self.failure and self._wait():
                 self.step()
         except Exception as error:
             log.exception("the loop broke")
             self.failure = f"the engine's loop broke: {type(error).__name__}: {error}"
+        if self.failure:
+            self._give_up(self.failure)
+
+    def _give_up(self, reason: str) -> None:
+        """Ends everything that is left, so that nobody waits for an engine that has stopped."""
+        with self._lock:
+            now, outputs = time.monotonic(), []
+            for request in self.scheduler.live:
+                self.scheduler.finish(request)
+                outputs.append(self._ended(request, "error", now, reason))
+        if outputs:
+            self.deliver(outputs)
 
     def _wait(self) -> bool:
         """Sleeps until there is something to do; false when the engine is to stop."""
@@ -109,7 +121,7 @@ class Engine:
             try:
                 outputs += self._execute(step)
             except Exception as error:
-                log.exception("a step failed")
+                log.exception("a step failed for %s", ", ".join(w.request.id for w in step.work))
                 outputs += self._fail(step, f"the engine failed: {type(error).__name__}: {error}")
         if outputs:
             self.deliver(outputs)

@@ -33,6 +33,14 @@ from twinline.engine.pages import Chain, PagePool
 from twinline.engine.request import Request
 
 
+class IdInUse(ValueError):
+    """Another live request has this id."""
+
+
+class TooLong(ValueError):
+    """Prompt and output prefix leave no room in the context."""
+
+
 class QueueFull(Exception):
     """No more requests may wait. `waiting`: how many do."""
 
@@ -112,6 +120,11 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def live(self) -> list[Request]:
+        """Everyone, running or waiting."""
+        return list(self._live.values())
+
+    @property
     def has_work(self) -> bool:
         return bool(self._live)
 
@@ -140,11 +153,11 @@ class Scheduler:
     def _refuse_impossible(self, request: Request) -> None:
         known, prompt, max_tokens = request.known, len(request.prompt), request.params.max_tokens
         if request.id in self._live:
-            raise ValueError(f"request id {request.id!r} is in use: choose another")
+            raise IdInUse(f"request id {request.id!r} is in use: choose another")
         if not prompt:
             raise ValueError("the prompt has 0 tokens: give at least 1")
         if known >= self.max_model_len:
-            raise ValueError(
+            raise TooLong(
                 f"prompt and output prefix have {known} tokens and max_model_len is {self.max_model_len}: shorten them "
                 f"by {known - self.max_model_len + 1}, or raise max_model_len to {known + 1}"
             )

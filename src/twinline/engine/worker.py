@@ -31,7 +31,7 @@ from twinline.engine import wire
 from twinline.engine.build import Built, Options, build
 from twinline.engine.metrics import Metrics
 from twinline.engine.request import Output, Request
-from twinline.engine.scheduler import QueueFull
+from twinline.engine.scheduler import IdInUse, QueueFull, TooLong
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 JSON_TYPE = (b"content-type", b"application/json")
 BODY_LIMIT = 64 * 2**20
+FAILURE_CHECK_SECONDS = 1.0
 GRACE_SECONDS = 5  # for requests that still run when the process is told to end
 
 
@@ -136,11 +137,12 @@ class Worker:
     def _submit(self, request: Request) -> None:
         try:
             self.built.engine.submit(request)
+        except IdInUse as error:  # its client has gone, and the step that it was in has not ended
+            raise wire.BadRequest(str(error), "request_id", 409) from None
+        except TooLong as error:
+            raise wire.BadRequest(str(error), "prompt", code="context_length_exceeded") from None
         except ValueError as error:
-            if "is in use" in str(error):  # its client has gone, and the step that it was in has not ended
-                raise wire.BadRequest(str(error), "request_id", 409) from None
-            code = "context_length_exceeded" if "max_model_len" in str(error) else None
-            raise wire.BadRequest(str(error), "prompt", code=code) from None
+            raise wire.BadRequest(str(error), "prompt") from None
         except RuntimeError as error:
             raise wire.BadRequest(str(error), status=503, code="line_failed") from None
 
@@ -267,7 +269,8 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _serve(worker: Worker, sock: socket.socket, options: argparse.Namespace) -> None:
+async def _serve(worker: Worker, sock: socket.socket, options: argparse.Namespace) -> int:
+    """Serves until asked to end, or until the engine has failed; the exit code."""
     worker.loop = asyncio.get_running_loop()
     level = options.log_level if options.log_level == "debug" else "warning"
     config = uvicorn.Config(
@@ -311,8 +314,15 @@ async def _serve(worker: Worker, sock: socket.socket, options: argparse.Namespac
         "providers": sorted({c.provider for c in built.ops.choices}),
     }
     print(json.dumps(ready), flush=True)
+    while not serving.done():
+        await asyncio.wait({serving}, timeout=FAILURE_CHECK_SECONDS)
+        if built.engine.failure and not server.should_exit:
+            # Whoever started this process sees it end, and need not ask why it still answers.
+            log.error("ending: %s", built.engine.failure)
+            server.should_exit = True
     await serving
     built.engine.stop()
+    return 1 if built.engine.failure else 0
 
 
 def main() -> int:
@@ -336,8 +346,7 @@ def main() -> int:
         return 1
     metrics.watch(worker.built)
     gc.freeze()  # what is loaded now stays: the collector need not walk it between steps
-    asyncio.run(_serve(worker, sock, arguments))
-    return 0
+    return asyncio.run(_serve(worker, sock, arguments))
 
 
 if __name__ == "__main__":

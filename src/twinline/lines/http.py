@@ -21,6 +21,10 @@ HIGH_WATER_BYTES = 1 << 20  # unread body bytes at which the line is made to wai
 class ConnectionBroken(Exception):
     """The exchange cannot go on: the peer closed early, sent broken HTTP, or was given up by `fail_after`."""
 
+    def __init__(self, reason: str, code: str | None = None) -> None:
+        super().__init__(reason)
+        self.code = code
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -64,7 +68,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._headed = False
         self._complete = False
-        self._broken: str | None = None
+        self._broken: ConnectionBroken | None = None
         self.headers: dict[str, str] = {}
 
     # What the caller does.
@@ -97,11 +101,11 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         return data
 
-    def fail_after(self, seconds: float, reason: str) -> None:
-        """Breaks the exchange with `reason` unless it is over by then. A later call replaces an earlier one."""
+    def fail_after(self, seconds: float, error: ConnectionBroken) -> None:
+        """Breaks the exchange with `error` unless it is over by then. A later call replaces an earlier one."""
         if self._timer:
             self._timer.cancel()
-        self._timer = self._loop.call_later(seconds, self._fail, reason)
+        self._timer = self._loop.call_later(seconds, self._fail, error)
 
     def close(self) -> None:
         if self._timer:
@@ -111,7 +115,7 @@ class Connection(asyncio.Protocol):
 
     async def _wait(self) -> None:
         if self._broken is not None:
-            raise ConnectionBroken(self._broken)
+            raise self._broken
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
@@ -122,9 +126,9 @@ class Connection(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, error: ConnectionBroken) -> None:
         if self._broken is None and not self._complete:
-            self._broken = reason
+            self._broken = error
         self._wake()
 
     # What the event loop calls.
@@ -136,7 +140,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._fail(f"broken HTTP from the line: {error}")
+            self._fail(ConnectionBroken(f"broken HTTP from the line: {error}"))
             self.close()
             return
         self._wake()
@@ -145,7 +149,8 @@ class Connection(asyncio.Protocol):
         framed = "content-length" in self.headers or "transfer-encoding" in self.headers
         if self._headed and not framed and error is None:
             self._complete = True  # HTTP/1.0 style: the end of the connection ends the body
-        self._fail("the connection was reset" if error else "the connection closed before the end of the answer")
+        end = "the connection was reset" if error else "the connection closed before the end of the answer"
+        self._fail(ConnectionBroken(end))
 
     # What the HTTP parser calls.
 

@@ -16,7 +16,7 @@ VERIFY_SECONDS = 120.0
 
 
 class VerificationFailed(LineError):
-    """A line did not answer its test request as it should; it is quarantined."""
+    """A line did not answer its test request as it should, or stopped over it."""
 
 
 class Line:
@@ -51,7 +51,7 @@ class Line:
     async def verify(self) -> None:
         """Takes the line from starting or quarantined to serving: one greedy token of a test prompt must come back.
 
-        Raises VerificationFailed, and the line is quarantined, when it does not.
+        Raises VerificationFailed when it does not; the line is quarantined then, unless it stopped meanwhile.
         """
         self.life.to(LineState.VERIFYING, "a test request is under way")
         try:
@@ -61,6 +61,8 @@ class Line:
             fault = str(error)
         except TimeoutError:
             fault = f"no token within {VERIFY_SECONDS:g} s"
+        if self.life.state is not LineState.VERIFYING:
+            raise VerificationFailed(f"line {self.name} is {self.state} after its test request: {self.life.reason}")
         if fault is not None:
             self.life.to(LineState.QUARANTINED, f"its test request failed: {fault}")
             raise VerificationFailed(f"line {self.name} failed its test request: {fault}")

@@ -70,6 +70,12 @@ class NativeLine(Line):
             await self.stop(grace=1.0, reason=f"it did not start: {error}")
             raise
 
+    async def ended(self) -> str:
+        """Waits until the process of a started line has ended by itself; how it did."""
+        assert self._guard is not None
+        await asyncio.wait((self._guard,))
+        return self.life.reason
+
     async def _watch(self) -> None:
         """Takes the line out of service the moment its process ends."""
         code = await self._process.wait()

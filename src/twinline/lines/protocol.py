@@ -18,8 +18,10 @@ DEADLINE_GRACE_SECONDS = 2.0  # how much longer than the request's own deadline 
 AFTER_FINISH_SECONDS = 2.0  # how long the usage chunk may take once the finish reason is here
 QUESTION_SECONDS = 10.0  # for /v1/models, /health and /metrics
 LONGEST_EVENT_BYTES = 256 << 20
-DEADLINE_PASSED = "the line stayed silent past the request's deadline"
-_STREAMED = b'{"stream":true,"stream_options":{"include_usage":true},"return_token_ids":true,'
+# vLLM writes log-probabilities under token texts, which two ids may share, unless it is asked for ids.
+_STREAMED = (
+    b'{"stream":true,"stream_options":{"include_usage":true},"return_token_ids":true,"return_tokens_as_token_ids":true,'
+)
 
 
 class LineError(Exception):
@@ -106,7 +108,8 @@ class LineClient:
         body = _STREAMED + _request_encoder.encode(request)[1:]
         with closing(await self._send("POST", "/v1/completions", body)) as connection:
             if request.timeout_s is not None:
-                connection.fail_after(request.timeout_s + DEADLINE_GRACE_SECONDS, DEADLINE_PASSED)
+                silence = ConnectionBroken("the line stayed silent past the request's deadline", "deadline")
+                connection.fail_after(request.timeout_s + DEADLINE_GRACE_SECONDS, silence)
             try:
                 status = await connection.status()
                 if status != 200:
@@ -117,7 +120,7 @@ class LineClient:
                     if delta is not None:
                         if delta.finish_reason is not None:
                             finished = True
-                            connection.fail_after(AFTER_FINISH_SECONDS, "no usage chunk came")
+                            connection.fail_after(AFTER_FINISH_SECONDS, ConnectionBroken("no usage chunk came"))
                         yield delta
                     if failure is not None:
                         raise failure
@@ -127,7 +130,7 @@ class LineClient:
                     raise LineBroken("the stream ended without a finish reason")
             except ConnectionBroken as error:
                 if not finished:
-                    raise LineBroken(str(error), "deadline" if str(error) == DEADLINE_PASSED else None) from error
+                    raise LineBroken(str(error), error.code) from error
             except LineBroken:
                 if not finished:
                     raise
@@ -143,7 +146,8 @@ class LineClient:
 
     async def _get(self, path: str) -> tuple[int, bytes]:
         with closing(await self._send("GET", path)) as connection:
-            connection.fail_after(QUESTION_SECONDS, f"no answer to {path} within {QUESTION_SECONDS:g} s")
+            silence = ConnectionBroken(f"no answer to {path} within {QUESTION_SECONDS:g} s")
+            connection.fail_after(QUESTION_SECONDS, silence)
             try:
                 return await connection.status(), await _read_all(connection)
             except ConnectionBroken as error:
@@ -161,7 +165,7 @@ class LineClient:
         return listed
 
     async def health(self) -> tuple[bool, dict[str, Any]]:
-        """Whether the line can answer, and what it says of itself. Raises LineRefused when it is unreachable."""
+        """Whether the line can answer, and what it says of itself. Raises LineRefused or LineBroken."""
         status, body = await self._get("/health")
         try:
             said = msgspec.json.decode(body)

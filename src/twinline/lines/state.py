@@ -17,7 +17,7 @@ class LineState(enum.StrEnum):
     SERVING = "serving"
     DEGRADED = "degraded"  # still answers, but something about it is known to be wrong
     DRAINING = "draining"  # finishes what it has, takes nothing new
-    QUARANTINED = "quarantined"  # failed verification: takes nothing until it is verified again
+    QUARANTINED = "quarantined"  # failed verification or its starts: takes nothing until it is verified again
     STOPPED = "stopped"
 
     @property
@@ -33,7 +33,7 @@ NEXT: dict[LineState, frozenset[LineState]] = {
     _S.DEGRADED: frozenset({_S.SERVING, _S.DRAINING, _S.QUARANTINED, _S.STOPPED}),
     _S.DRAINING: frozenset({_S.STOPPED}),
     _S.QUARANTINED: frozenset({_S.VERIFYING, _S.DRAINING, _S.STOPPED}),
-    _S.STOPPED: frozenset({_S.STARTING}),
+    _S.STOPPED: frozenset({_S.STARTING, _S.QUARANTINED}),
 }
 
 

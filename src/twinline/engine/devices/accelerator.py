@@ -14,6 +14,7 @@ class Accelerator:
     providers: tuple[str, ...] = ("reference",)
     page_size = 16
     cache_share = 0.85
+    captures = False
     visible_devices_variable: str | None = None
 
     def __init__(self, device: torch.device):
@@ -29,7 +30,9 @@ class Accelerator:
         except (RuntimeError, TypeError, AssertionError):
             return False
 
-    def free_memory(self) -> int:
+    def free_memory(self) -> int | None:
+        if not hasattr(self.module, "mem_get_info"):
+            return None
         free, _ = self.module.mem_get_info(self.torch_device)
         return int(free)
 

@@ -15,6 +15,7 @@ class Cpu:
     providers: tuple[str, ...] = ("cpu", "onednn", "batched", "reference")
     page_size = 16
     cache_share = 0.25  # other programs live here too
+    captures = False
     visible_devices_variable: str | None = None
 
     def __init__(self, device: torch.device):
@@ -25,9 +26,11 @@ class Cpu:
     def supports(self, dtype: torch.dtype) -> bool:
         return dtype in (torch.float32, torch.bfloat16, torch.float16)
 
-    def free_memory(self) -> int:
+    def free_memory(self) -> int | None:
         """Bytes that this process could still take: what the machine has free, within the container's limit."""
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = None
+        if "SC_AVPHYS_PAGES" in os.sysconf_names:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         try:
             with open("/proc/meminfo") as lines:
                 free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

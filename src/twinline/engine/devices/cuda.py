@@ -11,16 +11,18 @@ from twinline.engine.devices.accelerator import Accelerator
 
 class Cuda(Accelerator):
     providers: tuple[str, ...] = ("batched", "reference")
+    captures = True
     visible_devices_variable: str | None = "CUDA_VISIBLE_DEVICES"
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None] | None:
         """Records `step` as a graph after a warm-up on a side stream, as PyTorch's CUDA-graph notes ask."""
-        side = torch.cuda.Stream(self.torch_device)
-        side.wait_stream(torch.cuda.current_stream(self.torch_device))
-        with torch.cuda.stream(side):
-            step()
-        torch.cuda.current_stream(self.torch_device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
+        with torch.cuda.device(self.torch_device):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                step()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                step()
         return graph.replay

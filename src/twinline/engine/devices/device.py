@@ -14,20 +14,21 @@ import torch
 
 
 class Device(Protocol):
-    """Twelve members. `providers` is the order in which op providers are tried; `cache_share` is the part of the free
-    memory that a cache may take when nobody says; `zeros` may give memory that is only taken when it is written;
-    `capture` returns None where a device has no graphs, else a callable that replays what `step` did on the same
-    tensors."""
+    """Thirteen members. `providers` is the order in which op providers are tried; `cache_share` is the part of the free
+    memory that a cache may take when nobody says; `free_memory` is in bytes, None where the device cannot tell; `zeros`
+    may give memory that is only taken when it is written; `capture`, where `captures` is true, returns a callable that
+    replays what `step` did on the same tensors, else None."""
 
     name: str
     torch_device: torch.device
     providers: tuple[str, ...]
     page_size: int
     cache_share: float
+    captures: bool
     visible_devices_variable: str | None
 
     def supports(self, dtype: torch.dtype) -> bool: ...
-    def free_memory(self) -> int: ...
+    def free_memory(self) -> int | None: ...
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor: ...
     def synchronize(self) -> None: ...
     def set_threads(self, count: int) -> None: ...
@@ -47,7 +48,7 @@ def open_device(name: str = "auto") -> Device:
     `auto` takes the accelerator that PyTorch reports, else the CPU. Raises ValueError if it is not there.
     """
     if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         name = found.type if found is not None else "cpu"
     try:
         device = torch.device(name)

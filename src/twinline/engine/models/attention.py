@@ -41,7 +41,8 @@ class GroupedQueryAttention(Attention):
         super().__init__()
         self.ops, self.a, self.interleaved = ops, a, spec.rope.interleaved
         self.cache_rows = ((a.kv_heads, a.head_size),) * 2
-        self.qkv = Linear(ops, spec.hidden, (a.heads + 2 * a.kv_heads) * a.head_size, bias=a.qkv_bias)
+        rows, kv_rows = a.heads * a.head_size, a.kv_heads * a.head_size
+        self.qkv = Linear(ops, spec.hidden, rows, kv_rows, kv_rows, bias=a.qkv_bias)
         self.out = Linear(ops, a.heads * a.head_size, spec.hidden, bias=a.out_bias)
 
     def forward(self, x_NX: Tensor, rope: RopeAt, plan: Plan, cache: Sequence[Tensor]) -> Tensor:
@@ -70,7 +71,7 @@ class LatentAttention(Attention):
         self.ops, self.a, self.interleaved = ops, a, spec.rope.interleaved
         self.cache_rows = ((1, a.kv_rank + a.rope),)
         width, dtype = a.heads * (a.nope + a.rope), ops.facts.dtype
-        self.down = Linear(ops, spec.hidden, (a.q_rank or width) + a.kv_rank + a.rope, bias=a.bias and bool(a.q_rank))
+        self.down = Linear(ops, spec.hidden, a.q_rank or width, a.kv_rank + a.rope, bias=a.bias and bool(a.q_rank))
         self.q_norm = Norm(ops, a.q_rank, LATENT_NORM_EPS) if a.q_rank else None
         self.q_up = Linear(ops, a.q_rank, width) if a.q_rank else None
         self.kv_norm = Norm(ops, a.kv_rank, LATENT_NORM_EPS)

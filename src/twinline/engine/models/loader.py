@@ -94,35 +94,24 @@ def _open(path: Path) -> Any:
 
 
 class _Filling:
-    """One parameter while its pieces arrive."""
+    """One parameter while its pieces arrive, in any order."""
 
-    def __init__(self, parameter: nn.Parameter, device: torch.device, sources: int, experts: int | None):
+    def __init__(self, parameter: nn.Parameter, device: torch.device, experts: int | None):
         self.data = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
-        self.sources = sources
-        self.waiting = sources * (experts or 1)
-        self.early: dict[tuple[int, int | None], torch.Tensor] = {}
+        self.pieces: tuple[int, ...] = parameter.pieces or (parameter.shape[-2 if experts else 0],)  # type: ignore[attr-defined]
+        self.waiting = len(self.pieces) * (experts or 1)
 
     def put(self, tensor: torch.Tensor, place: Place, name: str) -> None:
-        """Copies a piece to its rows. Pieces of a fused parameter may come in any order."""
         if not tensor.is_floating_point():
             raise UnsupportedModel(f"{name} holds {tensor.dtype}: packed weights of a quantiser are not supported")
-        self.early[place.source, place.expert] = tensor
+        whole = self.data if place.expert is None else self.data[place.expert]
+        target = whole.narrow(0, sum(self.pieces[: place.source]), self.pieces[place.source])
+        if tensor.shape != target.shape:
+            raise UnsupportedModel(
+                f"{name}: shape {list(tensor.shape)} where the configuration asks for {list(target.shape)}"
+            )
+        target.copy_(tensor)
         self.waiting -= 1
-        target = self.data if place.expert is None else self.data[place.expert]
-        mine = {s: t for (s, e), t in self.early.items() if e == place.expert}
-        if len(mine) < self.sources:
-            return
-        whole = [mine[s] for s in range(self.sources)]
-        rows = sum(t.shape[0] for t in whole if t.ndim)
-        if rows != target.shape[0] or any(t.ndim == 0 or t.shape[1:] != target.shape[1:] for t in whole):
-            shapes = " and ".join(str(list(t.shape)) for t in whole)
-            raise UnsupportedModel(f"{name}: shape {shapes} where the configuration asks for {list(target.shape)}")
-        row = 0
-        for piece in whole:
-            target[row : row + piece.shape[0]].copy_(piece)
-            row += piece.shape[0]
-        for source in range(self.sources):
-            del self.early[source, place.expert]
 
 
 def load(directory: Path, spec: ModelSpec, ops: Ops, device: torch.device, context: int) -> Transformer:
@@ -135,9 +124,6 @@ def load(directory: Path, spec: ModelSpec, ops: Ops, device: torch.device, conte
     wanted = places(spec, iter(parameters))
     files = shards(directory)
     _check_names(wanted, files, spec)
-    sources: dict[str, set[int]] = defaultdict(set)
-    for place in wanted.values():
-        sources[place.parameter].add(place.source)
     filling: dict[str, _Filling] = {}
     unsealed = _owners(model)
     for file_name, names in files.items():
@@ -149,7 +135,7 @@ def load(directory: Path, spec: ModelSpec, ops: Ops, device: torch.device, conte
                 key = place.parameter
                 if key not in filling:
                     experts = None if place.expert is None or spec.experts is None else spec.experts.count
-                    filling[key] = _Filling(parameters[key], device, len(sources[key]), experts)
+                    filling[key] = _Filling(parameters[key], device, experts)
                 filling[key].put(_read(file, directory / file_name, name), place, name)
                 if filling[key].waiting == 0:
                     _settle(model, key, filling.pop(key).data, unsealed)

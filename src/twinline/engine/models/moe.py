@@ -19,7 +19,7 @@ class RoutedExperts(Part):
         super().__init__()
         self.ops = ops
         dtype = ops.facts.dtype
-        self.gate_up: Any = parameter(e.count, 2 * e.inner, hidden, dtype=dtype)
+        self.gate_up: Any = parameter(e.count, 2 * e.inner, hidden, dtype=dtype, pieces=(e.inner, e.inner))
         self.down: Any = parameter(e.count, hidden, e.inner, dtype=dtype)
         self.packed: Any = None
 

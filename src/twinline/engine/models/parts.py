@@ -16,9 +16,14 @@ from twinline.engine.ops.registry import Ops
 from twinline.facts.models import ModelSpec, Rope
 
 
-def parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
-    """A parameter that the loader will fill: shape and dtype, no memory."""
-    return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+def parameter(*shape: int, dtype: torch.dtype, pieces: tuple[int, ...] = ()) -> nn.Parameter:
+    """A parameter that the loader will fill: shape and dtype, no memory.
+
+    `pieces`: the rows of each matrix (of each expert's, if experts are stacked) that it is put together from.
+    """
+    made = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+    made.pieces = pieces  # type: ignore[attr-defined]
+    return made
 
 
 class Part(nn.Module):
@@ -43,13 +48,14 @@ class Norm(Part):
 
 
 class Linear(Part):
-    """One matrix, or several with the same input, one above the other."""
+    """One matrix, or several with the same input, one above the other; `sizes_out` are the rows of each."""
 
-    def __init__(self, ops: Ops, size_in: int, size_out: int, *, bias: bool = False):
+    def __init__(self, ops: Ops, size_in: int, *sizes_out: int, bias: bool = False):
         super().__init__()
         self.ops = ops
-        self.weight: nn.Parameter | None = parameter(size_out, size_in, dtype=ops.facts.dtype)
-        self.bias = parameter(size_out, dtype=ops.facts.dtype) if bias else None
+        rows, dtype = sum(sizes_out), ops.facts.dtype
+        self.weight: nn.Parameter | None = parameter(rows, size_in, dtype=dtype, pieces=sizes_out)
+        self.bias = parameter(rows, dtype=dtype, pieces=sizes_out) if bias else None
         self.packed: Any = None
 
     def seal(self) -> None:
@@ -79,7 +85,7 @@ class MLP(Part):
     def __init__(self, ops: Ops, hidden: int, inner: int):
         super().__init__()
         self.ops = ops
-        self.gate_up = Linear(ops, hidden, 2 * inner)
+        self.gate_up = Linear(ops, hidden, inner, inner)
         self.down = Linear(ops, inner, hidden)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from twinline.engine.ops.plan import DecodePlan
 from twinline.engine.ops.registry import StaticFacts, implements
 
+VERSION = 1  # of signatures and layouts, as in csrc/
 BLOCK = 64  # output rows in a block, as in csrc/linear_bf16.cpp
 
 
@@ -41,6 +42,8 @@ def kernels() -> Kernels:
         library = ctypes.CDLL(str(found[0]))
     except OSError as error:
         return Kernels(None, f"cannot be loaded: {error}")
+    if not hasattr(library, "twinline_kernels_version") or library.twinline_kernels_version() != VERSION:
+        return Kernels(None, "built from other sources: install the package again (make setup)")
     if not library.twinline_bf16_supported():
         return Kernels(None, "this CPU has no AVX512-BF16")
     pointer, size = ctypes.c_void_p, ctypes.c_int64

@@ -118,18 +118,12 @@ class Ops:
     route: Callable[..., tuple[Tensor, Tensor]]
     experts: PackedOp
 
-    def __init__(self, order: tuple[str, ...], facts: StaticFacts, *, strict: bool = False):
-        """Binds every op to the first provider in `order` that serves it.
-
-        With `strict`, raises ValueError where only the reference is left though another provider was listed.
-        """
+    def __init__(self, order: tuple[str, ...], facts: StaticFacts):
+        """Binds every op to the first provider in `order` that serves it. ValueError if none does."""
         for provider in order:
             importlib.import_module(PROVIDERS[provider])
         self.facts = facts
         self.choices = tuple(self._bind(op, order) for op in OPS)
-        fallen = [c.op for c in self.choices if c.provider == "reference"]
-        if strict and fallen and order != ("reference",):
-            raise ValueError(f"--strict-ops: only the reference implements {', '.join(fallen)} here")
 
     def _bind(self, op: str, order: tuple[str, ...]) -> Choice:
         passed_over: list[tuple[str, str]] = []
@@ -141,6 +135,12 @@ class Ops:
                 return Choice(op, provider, found.reads_values, tuple(passed_over))
             passed_over.append((provider, str(reason)))
         raise ValueError(f"no provider of {', '.join(order)} implements {op}")
+
+    def refuse_reference(self, used: frozenset[str]) -> None:
+        """Raises ValueError if the reference serves an op in `used`."""
+        fallen = [c.op for c in self.choices if c.provider == "reference" and c.op in used]
+        if fallen:
+            raise ValueError(f"--strict-ops: only the reference implements {', '.join(fallen)} here")
 
     def explain(self, used: frozenset[str] = frozenset(OPS)) -> str:
         """One line per op in `used`: who serves it, and why those before it were passed over."""
