@@ -19,7 +19,8 @@ from tests.engine.op_cases import CASES, normal
 from torch import Tensor
 
 from twinline.engine.devices.cpu import Cpu
-from twinline.engine.ops import registry
+from twinline.engine.ops import batched, reference, registry
+from twinline.engine.ops.plan import DecodePlan
 from twinline.engine.ops.registry import OPS, PROVIDERS, Ops, StaticFacts
 from twinline.engine.request import Output
 
@@ -212,3 +213,20 @@ def test_nothing_falls_back_at_run_time(tmp_path: Path, monkeypatch: pytest.Monk
     line.run()
     assert outputs[-1].finish == "error" and "kernel launch failed" in str(outputs[-1].error)
     assert calls == ["batched"]
+
+
+@pytest.mark.parametrize("limit", [1, 64, 200])
+def test_decodes_of_unlike_length_are_grouped_and_put_back(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One long context beside short ones must not make them all long, nor change an answer."""
+    monkeypatch.setattr(batched, "MOST_PLACES", limit)
+    torch.manual_seed(0)
+    lengths = torch.tensor([5, 90, 1, 17, 33, 16])
+    pages = torch.stack([torch.randperm(40)[:6] for _ in lengths])
+    plan = DecodePlan(pages, lengths, torch.arange(96) >= lengths[:, None])
+    k, v = torch.randn(2, 40, 16, 8), torch.randn(2, 40, 16, 8)
+    q = torch.randn(6, 4, 8)
+    got = batched.attention_decode(q, k, v, plan, 0.3)
+    torch.testing.assert_close(got, reference.attention_decode(q, k, v, plan, 0.3))
+    cache, latent, pe = torch.randn(1, 40, 16, 24), torch.randn(6, 4, 16), torch.randn(6, 4, 8)
+    got = batched.mla_decode(latent, pe, cache, plan, 0.2)
+    torch.testing.assert_close(got, reference.mla_decode(latent, pe, cache, plan, 0.2))

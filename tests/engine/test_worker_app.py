@@ -14,6 +14,7 @@ from twinline.engine.build import Built
 from twinline.engine.loop import Counters
 from twinline.engine.metrics import Metrics
 from twinline.engine.request import Output, Request
+from twinline.engine.scheduler import IdInUse, TooLong
 from twinline.engine.worker import Worker
 
 OUTPUTS = (Output("", (5,)), Output("", (6,), finish="length"))
@@ -93,8 +94,9 @@ def test_a_request_whose_client_left_is_aborted(stream: bool, outputs: tuple[Out
     ("refusal", "status", "param", "code"),
     [
         (RuntimeError("3 steps in a row failed"), 503, None, "line_failed"),
-        (ValueError("70 tokens and max_model_len is 64"), 400, "prompt", "context_length_exceeded"),
-        (ValueError("request id 'a' is in use: choose another"), 409, "request_id", None),
+        (TooLong("70 tokens and max_model_len is 64"), 400, "prompt", "context_length_exceeded"),
+        (ValueError("the prompt has 0 tokens"), 400, "prompt", None),
+        (IdInUse("request id 'a' is in use: choose another"), 409, "request_id", None),
     ],
 )
 def test_what_the_engine_refuses(refusal: Exception, status: int, param: str | None, code: str | None) -> None:

@@ -185,7 +185,6 @@ FIELDS = sorted({field for config in PUBLISHED.values() for field in config}
 fuzzed = given(
     name=st.sampled_from(sorted(PUBLISHED)), changes=st.dictionaries(st.sampled_from(FIELDS), anything, max_size=4)
 )
-unchecked = pytest.mark.xfail(strict=True, reason="facts/models.py takes optional fields unchecked")
 
 
 @settings(max_examples=300, deadline=None)
@@ -200,7 +199,6 @@ def test_fuzzed_fields_raise_nothing_but_a_refusal(name: str, changes: Config) -
     assert message and "\n" not in message
 
 
-@unchecked
 @settings(max_examples=300, deadline=None, report_multiple_bugs=False)
 @fuzzed
 def test_fuzzed_fields_give_a_sound_spec(name: str, changes: Config) -> None:
@@ -248,7 +246,6 @@ def test_impossible_fields_are_refused(base: Config, field: str, value: Any) -> 
     refusal(base | {field: value})
 
 
-@unchecked
 @pytest.mark.parametrize(("base", "field", "value"), each(ACCEPTED))
 def test_impossible_optional_fields_are_refused(base: Config, field: str, value: Any) -> None:
     refusal(base | {field: value})

@@ -16,7 +16,7 @@ from torch import Tensor
 from twinline.engine.batch import Batch
 from twinline.engine.devices.device import Device
 from twinline.engine.models.transformer import LayerCache, Transformer
-from twinline.engine.ops.plan import DecodePlan, Plan
+from twinline.engine.ops.plan import MOST_PLACES, DecodePlan, Plan
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -53,6 +53,8 @@ class DecodeGraphs:
             return None
         rows = next(r for r in ROWS if r >= decode.count)
         width = 1 << (decode.pages_DP.shape[1] - 1).bit_length()
+        if rows * width * self.page_size > MOST_PLACES:
+            return None  # too much to gather at once: providers then look at lengths on the host
         recorded = self._recorded.get((rows, width)) or self._record(rows, width)
         self._fill(recorded, batch, decode)
         recorded.replay()

@@ -109,16 +109,38 @@ class ModelSpec:
         return row * self.layers
 
 
-def _need(config: Config, name: str) -> int:
+LARGEST = 2**40  # no count of a model comes near; keeps what is derived within 64 bits
+
+
+def _need(config: Config, name: str, least: int = 1) -> int:
     value = config.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise UnsupportedModel(f"config.json: {name} should be a positive integer, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= LARGEST:
+        kind = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        raise UnsupportedModel(f"config.json: {name} should be {kind}, not {value!r:.60}")
     return value
+
+
+def _count(config: Config, name: str, default: int, least: int = 1) -> int:
+    """An optional count: `default` where the field is absent or null."""
+    return default if config.get(name) is None else _need(config, name, least)
+
+
+def _real(config: Config, name: str, default: float, above: float = 0.0) -> float:
+    """An optional number, finite and greater than `above`."""
+    value = config.get(name, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not above < value < 1e30:
+        raise UnsupportedModel(f"config.json: {name} should be a number greater than {above:g}, not {value!r:.60}")
+    return float(value)
 
 
 def _rope_fields(config: Config) -> Config:
     """Both spellings in one: `rope_theta` + `rope_scaling`, and transformers 5's `rope_parameters`."""
-    fields = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
+    fields: Config = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        found = config.get(name)
+        if found is not None and not isinstance(found, dict):
+            raise UnsupportedModel(f"config.json: {name} should be an object, not {found!r:.60}")
+        fields |= found or {}
     fields.setdefault("rope_theta", config.get("rope_theta", 10000.0))
     fields["kind"] = fields.get("rope_type") or fields.get("type") or "default"
     return fields
@@ -126,7 +148,9 @@ def _rope_fields(config: Config) -> Config:
 
 def _rope(config: Config, size: int, *, interleaved: bool) -> Rope:
     fields = _rope_fields(config)
-    kind, theta = fields["kind"], float(fields["rope_theta"])
+    kind, theta = fields["kind"], _real(fields, "rope_theta", 10000.0)
+    if size % 2:
+        raise UnsupportedModel(f"config.json: {size} rotated values cannot be paired")
     if kind == "default":
         return Rope(theta, size, interleaved, "default")
     wanted: dict[str, dict[str, float | None]] = {
@@ -142,10 +166,11 @@ def _rope(config: Config, size: int, *, interleaved: bool) -> Rope:
         )
     numbers = []
     for name, default in wanted[kind].items():
-        value = fields.get(name)
-        if value is None and default is None:
+        if fields.get(name) is None and default is None:
             raise UnsupportedModel(f"config.json: rope kind {kind!r} needs {name}")
-        numbers.append((name, float(default if value is None else value)))  # type: ignore[arg-type]
+        given = default if fields.get(name) is None else fields[name]
+        # Factors and lengths must be above 0; DeepSeek's mscale fields may be 0, for "not there".
+        numbers.append((name, _real({name: given}, name, 0.0, above=0.0 if default is None else -1e-9)))
     return Rope(theta, size, interleaved, kind, tuple(numbers))
 
 
@@ -161,10 +186,10 @@ def _llama(config: Config, architecture: str) -> ModelSpec:
     if config.get("mlp_bias"):
         raise UnsupportedModel("config.json: mlp_bias is not supported")
     qwen = architecture == "Qwen2ForCausalLM"
-    head_size = config.get("head_dim") or hidden // heads
+    head_size = _count(config, "head_dim", hidden // heads)
     attention = GroupedQuery(
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
+        kv_heads=_count(config, "num_key_value_heads", heads),
         head_size=head_size,
         qkv_bias=qwen or bool(config.get("attention_bias", False)),
         out_bias=not qwen and bool(config.get("attention_bias", False)),
@@ -184,7 +209,7 @@ def _deepseek(config: Config, architecture: str) -> ModelSpec:
         scale *= _yarn_mscale(float(fields["factor"]), float(fields["mscale_all_dim"])) ** 2
     attention = Latent(
         heads=_need(config, "num_attention_heads"),
-        q_rank=config.get("q_lora_rank") or None,
+        q_rank=_count(config, "q_lora_rank", 0, least=0) or None,
         kv_rank=_need(config, "kv_lora_rank"),
         nope=nope,
         rope=rope_size,
@@ -192,13 +217,13 @@ def _deepseek(config: Config, architecture: str) -> ModelSpec:
         scale=scale,
         bias=bool(config.get("attention_bias", False)),
     )
-    experts = _experts(config, third) if config.get("n_routed_experts") else None
+    experts = _experts(config, third) if _count(config, "n_routed_experts", 0, least=0) else None
     rope = _rope(config, rope_size, interleaved=bool(config.get("rope_interleave", True)))
     return _spec("deepseek", architecture, config, attention, rope, experts)
 
 
 def _experts(config: Config, third: bool) -> Experts:
-    count = config["n_routed_experts"]
+    count = _need(config, "n_routed_experts")
     method = config.get("topk_method") or ("noaux_tc" if third else "greedy")
     limits: dict[str, Literal["top2", "max", "none"]] = {
         "noaux_tc": "top2",
@@ -209,22 +234,29 @@ def _experts(config: Config, third: bool) -> Experts:
     score = config.get("scoring_func") or ("sigmoid" if third else "softmax")
     if method not in limits or score not in scores:
         raise UnsupportedModel(f"config.json: routing {method!r} with {score!r} scores is not supported")
-    groups = config.get("n_group") or 1
+    groups = _count(config, "n_group", 1)
+    kept = _count(config, "topk_group", groups)
     if count % groups:
         raise UnsupportedModel(f"config.json: {count} experts do not divide into {groups} groups")
+    if kept > groups:
+        raise UnsupportedModel(f"config.json: topk_group {kept} is more than n_group {groups}")
+    chosen = _need(config, "num_experts_per_tok")
+    reach = count if limits[method] == "none" else count // groups * kept
+    if chosen > reach:
+        raise UnsupportedModel(f"config.json: {chosen} experts for each token where {reach} can be chosen")
     inner = _need(config, "moe_intermediate_size")
     return Experts(
         count=count,
-        per_token=_need(config, "num_experts_per_tok"),
+        per_token=chosen,
         groups=groups,
-        groups_kept=config.get("topk_group") or groups,
+        groups_kept=kept,
         score=scores[score],
         limit=limits[method],
         correction_bias=method == "noaux_tc",
         normalise=bool(config.get("norm_topk_prob", third)),
-        scale=float(config.get("routed_scaling_factor", 1.0)),
+        scale=_real(config, "routed_scaling_factor", 1.0),
         inner=inner,
-        shared_inner=inner * (config.get("n_shared_experts") or 0),
+        shared_inner=inner * _count(config, "n_shared_experts", 0, least=0),
     )
 
 
@@ -241,7 +273,7 @@ def _spec(
         raise UnsupportedModel(f"config.json: num_hidden_layers {layers} cannot be meant (the limit is {MOST_LAYERS})")
     if config.get("hidden_act", "silu") != "silu":
         raise UnsupportedModel(f"config.json: hidden_act {config['hidden_act']!r} is not supported (supported: silu)")
-    first, every = config.get("first_k_dense_replace", 0), config.get("moe_layer_freq", 1)
+    first, every = _count(config, "first_k_dense_replace", 0, least=0), _count(config, "moe_layer_freq", 1)
     with_experts = (i for i in range(layers) if i >= first and i % every == 0) if experts else ()
     quantized = config.get("quantization_config")
     if quantized:
@@ -254,7 +286,7 @@ def _spec(
         hidden=_need(config, "hidden_size"),
         inner=_need(config, "intermediate_size"),
         layers=layers,
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        norm_eps=_real(config, "rms_norm_eps", 1e-6),
         context=_need(config, "max_position_embeddings"),
         rope=rope,
         attention=attention,
@@ -262,7 +294,7 @@ def _spec(
         expert_layers=frozenset(with_experts),
         tied=bool(config.get("tie_word_embeddings", False)),
         dtype=str(config.get("dtype") or config.get("torch_dtype") or "bfloat16"),
-        predictor_layers=int(config.get("num_nextn_predict_layers") or 0),
+        predictor_layers=_count(config, "num_nextn_predict_layers", 0, least=0),
     )
 
 

@@ -6,13 +6,14 @@ Runs on any device that PyTorch's own kernels serve. Shape suffixes as in `refer
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from twinline.engine.ops import reference
-from twinline.engine.ops.plan import DecodePlan, PrefillPlan
+from twinline.engine.ops.plan import MOST_PLACES, DecodePlan, PrefillPlan
 from twinline.engine.ops.registry import implements
 from twinline.facts.models import Experts
 
@@ -100,8 +101,33 @@ def _weights(scores: Tensor, blocked_DW: Tensor | None) -> Tensor:
     return scores.softmax(-1)
 
 
+def _in_groups(plan: DecodePlan, page_size: int, attend: Callable[[Tensor | slice, DecodePlan], Tensor]) -> Tensor:
+    """Runs `attend` over all decodes together, or over groups alike in length where that would copy too much."""
+    if plan.pages_DP.numel() * page_size <= MOST_PLACES:
+        return attend(slice(None), plan)
+    order = plan.lengths_D.argsort()
+    lengths, parts, at = plan.lengths_D[order].tolist(), [], 0
+    while at < len(lengths):
+        end = at + 1
+        while end < len(lengths) and (end + 1 - at) * lengths[end] <= MOST_PLACES:
+            end += 1
+        rows, width = order[at:end], -(-lengths[end - 1] // page_size)
+        lengths_D = plan.lengths_D[rows]
+        blocked = torch.arange(width * page_size, device=rows.device) >= lengths_D[:, None]
+        parts.append(attend(rows, DecodePlan(plan.pages_DP[rows, :width], lengths_D, blocked)))
+        at = end
+    return torch.cat(parts)[order.argsort()]
+
+
 @implements("attention_decode")
 def attention_decode(q_DHd: Tensor, k_cache: Tensor, v_cache: Tensor, plan: DecodePlan, scale: float) -> Tensor:
+    def attend(rows: Tensor | slice, part: DecodePlan) -> Tensor:
+        return _attention_decode(q_DHd[rows], k_cache, v_cache, part, scale)
+
+    return _in_groups(plan, k_cache.shape[2], attend)
+
+
+def _attention_decode(q_DHd: Tensor, k_cache: Tensor, v_cache: Tensor, plan: DecodePlan, scale: float) -> Tensor:
     decodes, heads, size = q_DHd.shape
     kv_heads = k_cache.shape[0]
     k_DGWd, v_DGWd = _read(k_cache, plan.pages_DP), _read(v_cache, plan.pages_DP)
@@ -134,11 +160,16 @@ def mla_prefill(
 
 @implements("mla_decode")
 def mla_decode(q_latent_DHC: Tensor, q_pe_DHR: Tensor, cache: Tensor, plan: DecodePlan, scale: float) -> Tensor:
+    q_DHC = torch.cat((q_latent_DHC, q_pe_DHR), -1) * scale
+    rank = q_latent_DHC.shape[-1]
+    return _in_groups(plan, cache.shape[2], lambda rows, part: _mla_decode(q_DHC[rows], cache, part, rank))
+
+
+def _mla_decode(q: Tensor, cache: Tensor, plan: DecodePlan, rank: int) -> Tensor:
     k_DWC = _read(cache, plan.pages_DP)[:, 0]
-    q = torch.cat((q_latent_DHC, q_pe_DHR), -1) * scale
     weights = _weights(q @ k_DWC.transpose(1, 2), plan.blocked_DL)
     # Over the whole rows, the few rotated columns too: a slice of the rows would be copied first.
-    return (weights.to(q.dtype) @ k_DWC)[..., : q_latent_DHC.shape[-1]]
+    return (weights.to(q.dtype) @ k_DWC)[..., :rank]
 
 
 @implements("route")

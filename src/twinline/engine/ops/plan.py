@@ -13,6 +13,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+# Sequences times context that a provider may copy together at once: one long context beside many short ones would
+# otherwise make every short one as long.
+MOST_PLACES = 2**16
+
 
 @dataclass(frozen=True)
 class DecodePlan:
