@@ -205,6 +205,14 @@ def test_the_cpus_free_memory(files: dict[str, str], expected: int, monkeypatch:
     assert Cpu(torch.device("cpu")).free_memory() == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"), [("max 100000\n", None), ("250000 100000\n", 2), ("50000 100000\n", 1), ("odd", None)]
+)
+def test_a_containers_share_of_the_cpus(text: str, expected: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "open", lambda path: io.StringIO(text), raising=False)
+    assert cpu._cpu_quota() == expected
+
+
 def test_the_cpu_computes_in_the_dtypes_of_checkpoints_only() -> None:
     opened = open_device("cpu")
     assert all(opened.supports(dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16))

@@ -22,6 +22,9 @@ class Cpu:
         self.torch_device = device
         # Denormals cost a hundred times a normal number and mean nothing here.
         torch.set_flush_denormal(True)
+        allowed = _cpu_quota()
+        if allowed and allowed < torch.get_num_threads():
+            torch.set_num_threads(allowed)
 
     def supports(self, dtype: torch.dtype) -> bool:
         return dtype in (torch.float32, torch.bfloat16, torch.float16)
@@ -55,4 +58,14 @@ class Cpu:
         torch.set_num_threads(count)
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None] | None:
+        return None
+
+
+def _cpu_quota() -> int | None:
+    """Whole CPUs that the container may use; PyTorch counts those of the machine. None where there is no limit."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):
         return None
