@@ -76,7 +76,7 @@ def gateway(folder: Path) -> Iterator[Gateway]:
         line = Line("double", "m", await double.start())
         await line.verify()
         text = ModelText.load(folder)
-        served = text.served(MODEL, line, max_model_len=MAX_MODEL_LEN, aliases=["tiny"], label="demonstration")
+        served = text.served(MODEL, line, max_model_len=MAX_MODEL_LEN, label="demonstration")
         with bound("127.0.0.1", 0) as listener:
             url = url_of(listener)
             client = httpx.Client(base_url=url, timeout=20, trust_env=False)

@@ -9,7 +9,7 @@ import pytest
 from tests.gateway.harness import MAX_MODEL_LEN, MODEL, Gateway
 from tests.lines.line_double import Script
 
-from twinline.gateway import chat
+from twinline.gateway import aside
 
 REASONED = "It is easy.\n</think>\n\nThe answer is 你好 4."
 
@@ -73,7 +73,7 @@ def test_every_sampling_field_reaches_the_line(door: Gateway) -> None:
     assert (door.asked()["max_tokens"], door.asked()["top_k"]) == (4, 0)
     door.client.post(
         "/v1/chat/completions",
-        json={"model": "tiny", "messages": [{"role": "user", "content": "x"}]},
+        json={"model": MODEL, "messages": [{"role": "user", "content": "x"}]},
         headers={"X-Request-Timeout-S": "2.5"},
     )
     assert door.asked()["timeout_s"] == 2.5
@@ -179,9 +179,33 @@ def test_a_long_prompt_is_made_aside_and_is_the_same(door: Gateway, monkeypatch:
     door.says("x")
     door.chat(messages=[{"role": "user", "content": text}])
     short = door.asked()["prompt"]
-    monkeypatch.setattr(chat, "LONG_TEXT", 10)
+    monkeypatch.setattr(aside, "LONG_BODY_BYTES", 10)
     door.chat(messages=[{"role": "user", "content": text}])
     assert door.asked()["prompt"] == short and len(short) > len(tokens)
+
+
+def test_more_messages_than_the_context_has_tokens(door: Gateway) -> None:
+    messages = [{"role": "user", "content": ""}] * (MAX_MODEL_LEN + 1)
+    error = door.chat(messages=messages).json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_and_special_tokens_are_shown_on_request(door: Gateway, stream: bool) -> None:
+    def content(**fields: Any) -> str:
+        response = door.chat(stream=stream, **fields)
+        if not stream:
+            return str(response.json()["choices"][0]["message"]["content"])
+        events = [json.loads(event[6:]) for event in response.text.split("\n\n") if event.startswith("data: {")]
+        return "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+
+    door.says("</think>one two three")
+    assert content(stop="two", include_stop_str_in_output=True) == "one two"
+    assert content(stop="two") == "one "
+    end = door.tokenizer.token(min(door.tokenizer.eos_ids))
+    assert content(skip_special_tokens=False) == "one two three"
+    assert content(skip_special_tokens=False, include_stop_str_in_output=True) == "one two three" + end
+    assert content(include_stop_str_in_output=True) == "one two three"
 
 
 @pytest.mark.parametrize("words", [500, 200_000])

@@ -53,11 +53,11 @@ def test_two_models_have_their_own_lines_and_one_metrics_text(tiny_folder: Path)
         assert doubles["b"].requests[-1]["model"] == "inner-b" and len(doubles["a"].requests) == 1
         _, metrics = await request(app, "GET", "/metrics")
         assert metrics.count(b"# TYPE vllm:num_requests_running gauge") == 1
-        assert b'vllm:num_requests_running{model_name="a"} 2.0' in metrics
-        assert b'vllm:num_requests_running{model_name="b"} 2.0' in metrics
+        assert b'vllm:num_requests_running{line="line-a",model_name="a"} 2.0' in metrics
+        assert b'vllm:num_requests_running{line="line-b",model_name="b"} 2.0' in metrics
         await doubles["a"].stop()
         status, metrics = await request(app, "GET", "/metrics")
-        assert status == 200 and b'running{model_name="a"}' not in metrics
+        assert status == 200 and b'running{line="line-a"' not in metrics
         _, models = await request(app, "GET", "/v1/models")
         assert [entry["id"] for entry in json.loads(models)["data"]] == ["a", "b"]
 
@@ -85,9 +85,9 @@ def test_a_model_without_a_template_completes_but_does_not_chat(tiny_folder: Pat
 
 
 def test_names_are_unique(tiny_folder: Path) -> None:
-    served = ModelText.load(tiny_folder).served("a", Line("l", "m"), max_model_len=256, aliases=["b"])
-    with pytest.raises(ValueError, match="two models are named b"):
-        create_app([served, replace(served, name="b", aliases=())])
+    served = ModelText.load(tiny_folder).served("a", Line("l", "m"), max_model_len=256)
+    with pytest.raises(ValueError, match="two models are named a"):
+        create_app([served, replace(served)])
 
 
 def test_a_failure_of_the_gateway_itself_is_told_and_counted(

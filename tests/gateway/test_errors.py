@@ -11,6 +11,7 @@ import pytest
 from tests.gateway.harness import MAX_BODY, MAX_MODEL_LEN, MODEL, Gateway
 from tests.lines.line_double import Script
 
+from twinline.gateway.api_types import NOT_SUPPORTED
 from twinline.lines import protocol
 from twinline.lines.state import LineState
 
@@ -66,6 +67,9 @@ def error_of(response: Any, status: int) -> dict[str, Any]:
         ({"timeout_s": 0}, "timeout_s"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        *[({name: {}}, name) for name in NOT_SUPPORTED],
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         ({"continue_final_message": True}, "messages"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
@@ -88,9 +92,18 @@ def test_null_is_the_default_everywhere(door: Gateway) -> None:
         "stream",
         "max_tokens",
         "tools",
+        "tool_choice",
         "response_format",
+        *NOT_SUPPORTED,
     ]
     assert door.chat(**dict.fromkeys(names)).status_code == 200
+    assert door.chat(tool_choice="auto", logits_processors=[]).status_code == 200
+
+
+def test_what_is_not_supported_is_said_so(door: Gateway) -> None:
+    for response in (door.chat(guided_regex="a+"), door.complete(guided_regex="a+")):
+        error = error_of(response, 400)
+        assert (error["code"], error["message"]) == ("unsupported_parameter", "guided_regex is not supported yet.")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +174,7 @@ def test_a_full_line(door: Gateway, stream: bool) -> None:
     assert (error["type"], error["code"], response.headers["retry-after"]) == ("rate_limit_error", "queue_full", "3")
 
 
-@pytest.mark.parametrize(("status", "expected"), [(400, 400), (404, 503), (500, 503), (503, 503)])
+@pytest.mark.parametrize(("status", "expected"), [(400, 400), (404, 503), (409, 503), (500, 503), (503, 503)])
 def test_other_refusals_of_the_line(door: Gateway, status: int, expected: int) -> None:
     door.double.script = lambda request: Script(fault="refuse", status=status)
     assert "the queue is full" in error_of(door.chat(), expected)["message"]

@@ -47,8 +47,8 @@ def test_counts_and_times(door: Gateway) -> None:
 
 def test_the_lines_own_names_pass_through(door: Gateway) -> None:
     found = samples(door)
-    assert found["vllm:num_requests_running{model_name=m}"] == 2
-    assert found["vllm:generation_tokens_total{model_name=m}"] == 7
+    assert found["vllm:num_requests_running{line=double,model_name=m}"] == 2
+    assert found["vllm:generation_tokens_total{line=double,model_name=m}"] == 7
     assert not any(name.startswith("python_info") for name in found)
     text, door.double.metrics = door.double.metrics, "this is { no metrics\n"
     try:

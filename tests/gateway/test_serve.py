@@ -20,9 +20,7 @@ import pytest
 from tests.gateway.harness import MODEL
 
 from twinline.gateway.listening import bound, url_of
-from twinline.gateway.serve import run
 from twinline.gateway.served import Defaults, ModelText
-from twinline.lines.protocol import LineError
 
 WORKER = Path(__file__).parents[1] / "lines" / "worker_double.py"
 PROGRAM = """
@@ -30,14 +28,16 @@ import logging, os, sys, uvloop
 from pathlib import Path
 from twinline.gateway import listening
 from twinline.gateway.serve import Serving, serve
+from twinline.lines import keeper
 from twinline.lines.native import NativeLine
 logging.basicConfig(level=logging.INFO)
 listening.DRAIN_SECONDS = float(os.environ.get("DRAIN_SECONDS", listening.DRAIN_SECONDS))
+keeper.FIRST_DELAY_SECONDS = float(os.environ.get("FIRST_DELAY_SECONDS", keeper.FIRST_DELAY_SECONDS))
 folder, worker = Path(sys.argv[1]), sys.argv[2]
 line = NativeLine(folder, "tiny-r1", program=(sys.executable, worker))
 async def main():
     ready = lambda url: print(url, line.pid, flush=True)
-    await serve(Serving(folder, "tiny-r1", port=0, aliases=["t"]), line, ready)
+    await serve(Serving(folder, "tiny-r1", port=int(sys.argv[3])), line, ready)
 try:
     uvloop.run(main())
 except Exception as error:
@@ -47,9 +47,9 @@ print("ended", flush=True)
 
 
 @contextmanager
-def serving(folder: Path, fault: str = "", **more: str) -> Iterator[subprocess.Popen[str]]:
+def serving(folder: Path, fault: str = "", port: int = 0, **more: str) -> Iterator[subprocess.Popen[str]]:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "WORKER_FAULT": fault, **more}
-    command = [sys.executable, "-c", PROGRAM, str(folder), str(WORKER)]
+    command = [sys.executable, "-c", PROGRAM, str(folder), str(WORKER), str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     try:
         yield process
@@ -72,7 +72,7 @@ def test_serves_and_ends_with_its_line(tiny_folder: Path, number: signal.Signals
         assert process.stdout is not None
         url, pid = process.stdout.readline().split()
         with httpx.Client(base_url=url, trust_env=False) as client:
-            entry = client.get("/v1/models/t").json()
+            entry = client.get(f"/v1/models/{MODEL}").json()
             assert (entry["id"], entry["max_model_len"]) == (MODEL, 512)
             answer = client.post("/v1/completions", json={"model": MODEL, "prompt": [1023], "max_tokens": 3})
             assert answer.status_code == 200
@@ -136,24 +136,46 @@ def test_a_line_that_does_not_start_says_why(tiny_folder: Path) -> None:
         assert err.splitlines()[-1].endswith("cannot start: the folder has no config.json")
 
 
-def test_a_dead_line_is_told_and_the_door_stays_open(tiny_folder: Path) -> None:
+def test_a_dead_line_is_told_and_started_again(tiny_folder: Path) -> None:
     with serving(tiny_folder) as process:
         assert process.stdout is not None
         url, pid = process.stdout.readline().split()
         os.kill(int(pid), signal.SIGKILL)
         with httpx.Client(base_url=url, trust_env=False) as client:
-            while client.get("/health").status_code == 200:
+            while (health := client.get("/health")).status_code == 200:
                 pass
+            assert "its process ended with code -9" in health.text
             response = client.post("/v1/completions", json={"model": MODEL, "prompt": "x"})
-            assert response.status_code == 503
+            assert (response.status_code, response.headers["retry-after"]) == (503, "1")
             assert "its process ended with code -9" in response.json()["error"]["message"]
+            limit = time.monotonic() + 10
+            while client.get("/health").status_code != 200:
+                assert time.monotonic() < limit
+                time.sleep(0.02)
+            assert client.post("/v1/completions", json={"model": MODEL, "prompt": "x"}).status_code == 200
+
+
+def test_a_line_that_cannot_be_started_again_ends_the_server(tiny_folder: Path, tmp_path: Path) -> None:
+    faults = tmp_path / "fault"
+    faults.write_text("")
+    quick = {"WORKER_FAULT_FILE": str(faults), "FIRST_DELAY_SECONDS": "0.05"}
+    with serving(tiny_folder, **quick) as process:
+        assert process.stdout is not None
+        pid = process.stdout.readline().split()[1]
+        faults.write_text("error")
+        os.kill(int(pid), signal.SIGKILL)
+        out, err = process.communicate(timeout=15)
+        assert process.returncode == 1 and not out
+        assert "gave up on line native:tiny-r1 after 3 failed starts in a row" in err.splitlines()[-1]
+        assert err.splitlines()[-1].endswith("the folder has no config.json")
 
 
 def test_a_taken_port_and_a_folder_that_is_none(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
-        run(tmp_path, "m", port=taken.getsockname()[1])
-    with pytest.raises((ValueError, LineError), match=r"tokenizer_config.json"):
-        run(tmp_path, "m", port=0)
+    with socket.create_server(("127.0.0.1", 0)) as taken, serving(tmp_path, port=taken.getsockname()[1]) as process:
+        assert "in use" in process.communicate(timeout=15)[1]
+    with serving(tmp_path) as process:
+        assert "tokenizer_config.json" in process.communicate(timeout=15)[1]
+        assert process.returncode == 1
 
 
 def test_a_bound_port_refuses_until_it_is_served() -> None:
@@ -167,8 +189,9 @@ def test_defaults_come_from_the_folder(tiny_folder: Path, tmp_path: Path) -> Non
     assert ModelText.load(tiny_folder).defaults == Defaults(1.0, 1.0, 0)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((tiny_folder / name).read_bytes())
-    config = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "do_sample": True}
+    config = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "do_sample": True, "min_p": 0.1}
+    config |= {"repetition_penalty": 1.05}
     (tmp_path / "generation_config.json").write_text(json.dumps(config))
-    assert ModelText.load(tmp_path).defaults == Defaults(0.6, 0.95, 20)
+    assert ModelText.load(tmp_path).defaults == Defaults(0.6, 0.95, 20, 0.1, 1.05)
     assert Defaults.of({"do_sample": False, "temperature": 0.6}) == Defaults(0.0, 1.0, 0)
     assert Defaults.of({"temperature": None, "top_p": 7, "top_k": True}) == Defaults(1.0, 1.0, 0)

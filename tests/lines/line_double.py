@@ -48,6 +48,7 @@ class LineDouble:
         self.requests: list[dict[str, Any]] = []
         self.aborted: list[str] = []
         self.active = 0
+        self.health: Callable[[], dict[str, Any] | None] = lambda: {"status": "ok", "steps": 5}  # None: no answer
         self.metrics = (
             "# HELP vllm:num_requests_running Running.\n# TYPE vllm:num_requests_running gauge\n"
             'vllm:num_requests_running{model_name="m"} 2\n# TYPE vllm:generation_tokens counter\n'
@@ -73,7 +74,7 @@ class LineDouble:
             lengths = [line.split(":")[1] for line in head.split("\r\n") if line.lower().startswith("content-length")]
             body = await reader.readexactly(int(lengths[0])) if lengths else b""
             if method == "GET":
-                self._get(writer, path)
+                await self._get(writer, path)
             else:
                 await self._post(reader, writer, json.loads(body))
         except (ConnectionError, asyncio.IncompleteReadError):
@@ -81,11 +82,15 @@ class LineDouble:
         finally:
             writer.close()
 
-    def _get(self, writer: asyncio.StreamWriter, path: str) -> None:
+    async def _get(self, writer: asyncio.StreamWriter, path: str) -> None:
         if path == "/metrics":
             return self._plain(writer, 200, self.metrics.encode())
         if path == "/health":
-            return self._plain(writer, 200, b'{"status": "ok", "steps": 5}')
+            said = self.health()
+            if said is None:
+                await asyncio.sleep(60)
+            status = 200 if said and said["status"] == "ok" else 503
+            return self._plain(writer, status, json.dumps(said).encode())
         return self._plain(writer, 200, b'{"object": "list", "data": [{"id": "m", "max_model_len": 1024}]}')
 
     def _plain(

@@ -12,6 +12,22 @@ from twinline.lines.protocol import LineRefused, TokenRequest
 from twinline.lines.state import NEXT, IllegalTransition, Life, LineState
 
 
+def test_a_line_that_stops_over_its_test_says_why_it_stopped() -> None:
+    async def test() -> None:
+        double = LineDouble()
+        double.script = lambda request: Script(delay=0.05, fault="reset", fault_after=1)
+        line = Line("a", "m", await double.start())
+        verifying = asyncio.ensure_future(line.verify())
+        while not double.active:
+            await asyncio.sleep(0.005)
+        line.life.to(LineState.STOPPED, "its process ended with code -9")
+        with pytest.raises(VerificationFailed, match=r"line a is stopped .*its process ended with code -9"):
+            await verifying
+        assert line.state is LineState.STOPPED
+
+    asyncio.run(test())
+
+
 def test_every_step_is_either_legal_or_refused() -> None:
     for before in LineState:
         for after in LineState:

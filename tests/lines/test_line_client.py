@@ -51,7 +51,8 @@ def test_stream_gives_every_token_and_usage(unix: bool, tmp_path: Path) -> None:
         usage = next(d.usage for d in deltas if d.usage)
         assert (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) == (3, 18, 3)
         sent = double.requests[0]
-        assert sent["stream"] and sent["return_token_ids"] and sent["stream_options"] == {"include_usage": True}
+        assert sent["return_token_ids"] is sent["return_tokens_as_token_ids"] is True
+        assert sent["stream"] and sent["stream_options"] == {"include_usage": True}
 
     run(test, str(tmp_path / "s") if unix else None)
 

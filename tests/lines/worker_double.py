@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from line_double import LineDouble, Script
 
@@ -17,6 +19,8 @@ async def main() -> None:
     url = await double.start()
     print("loading weights", file=sys.stderr, flush=True)
     fault = os.environ.get("WORKER_FAULT")
+    if (file := Path(os.environ.get("WORKER_FAULT_FILE", ""))).is_file():
+        fault = file.read_text()
     if fault == "error":
         print(json.dumps({"error": "the folder has no config.json"}), flush=True)
         sys.exit(1)
@@ -31,6 +35,15 @@ async def main() -> None:
         double.script = lambda request: (
             Script() if request["request_id"] == "verify" else Script(fault="hang", fault_after=1)
         )
+    if fault == "stalled":
+        double.health = lambda: {"status": "ok", "steps": 7, "running": 1}
+    if fault == "busy":
+        steps = itertools.count()
+        double.health = lambda: {"status": "ok", "steps": next(steps), "running": 1}
+    if fault == "unwell":
+        double.health = lambda: {"status": "error", "reason": "a card fell off"}
+    if fault == "mute":
+        double.health = lambda: None
     if fault == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     port = int(url.rsplit(":", 1)[1])

@@ -1,7 +1,7 @@
 """The shapes of what clients send and get: OpenAI's fields, and the extensions that vLLM's users know.
 
 Owns names, types and ranges of single fields. Rules that join several fields are `sampling.py`'s and the endpoints'.
-Unknown fields are ignored; null means the default everywhere.
+Unknown fields are ignored, but not those known to change an answer; null means the default everywhere.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from msgspec import Meta
 MAX_CHOICES = 16
 MAX_STOPS = 16
 MAX_LOGPROBS = 20
+# Fields of `Common` that would change an answer and have no effect yet: refused, never dropped.
+NOT_SUPPORTED = (
+    "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "logits_processors",
+)  # fmt: skip
 
 _Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -48,6 +52,14 @@ class Common(msgspec.Struct, kw_only=True):
     stream_options: StreamOptions | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     timeout_s: Annotated[float, Meta(gt=0, le=86400)] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    structured_outputs: Any = None
+    logits_processors: Any = None
 
 
 class ContentPart(msgspec.Struct):
@@ -77,6 +89,7 @@ class ChatRequest(Common, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     tools: list[Any] | None = None
+    tool_choice: Any = None
     functions: list[Any] | None = None
     response_format: ResponseFormat | None = None
 

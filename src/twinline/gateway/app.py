@@ -84,10 +84,8 @@ def _entry(served: ServedModel) -> dict[str, Any]:
         "created": served.created,
         "owned_by": "twinline",
         "max_model_len": served.max_model_len,
-        "aliases": served.aliases,
     }
-    told = {"label": served.label, "description": served.description}
-    return entry | {name: value for name, value in told.items() if value is not None}
+    return entry if served.label is None else entry | {"label": served.label}
 
 
 def _json(body: object, status: int = 200) -> Response:

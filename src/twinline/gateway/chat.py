@@ -5,7 +5,6 @@ Owns the chat shape. Must not know how tokens become text or how a line is spoke
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
 from typing import Any
 
@@ -19,6 +18,7 @@ from twinline.gateway.api_types import (
     ChatRequest,
     ReplyMessage,
 )
+from twinline.gateway.aside import made
 from twinline.gateway.door import Door
 from twinline.gateway.errors import bad_request
 from twinline.gateway.exchange import Exchange
@@ -31,7 +31,6 @@ from twinline.gateway.text.reasoning import ReasoningParser
 from twinline.gateway.text.template import encode_prompt
 from twinline.lines.wire import TokenLogprob
 
-LONG_TEXT = 16_384  # characters from which a prompt is made in a thread, so that other streams do not wait for it
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _RESERVED = frozenset({"self", "messages", "tools", "add_generation_prompt", "continue_final_message"})
 
@@ -42,19 +41,18 @@ class Chat:
     def __init__(self, door: Door) -> None:
         self._door = door
 
-    async def answer(self, exchange: Exchange, request: ChatRequest) -> None:
+    async def answer(self, exchange: Exchange, request: ChatRequest, served: ServedModel) -> None:
         """Raises ApiError."""
-        served = self._door.find(request.model)
-        _check(request)
-        envelope = Envelope("chatcmpl-", "chat.completion", request)
-        rendered, prompt = await _prompt(request, served)
+        _check(request, served)
+        envelope = Envelope("chatcmpl-", "chat.completion", request, exchange.request_id)
+        rendered, prompt = await _prompt(request, served, exchange.body_bytes)
         limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
         if limit == 0:
             raise bad_request("max_tokens must be at least 1.", "max_tokens")
         shared = plan(
             request,
             served,
-            request_id=envelope.id,
+            request_id=exchange.request_id,
             max_tokens=room(len(prompt), limit, served, "messages"),
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             timeout_header=exchange.header(TIMEOUT_HEADER),
@@ -64,7 +62,7 @@ class Chat:
                 served,
                 shared.for_choice(prompt, index, index),
                 index,
-                shared.stops,
+                shared.rules,
                 ReasoningParser.for_prompt(rendered),
                 self._door.meter(served),
             )
@@ -88,14 +86,22 @@ class _Shape:
         return None if entries is None else chat_logprobs(self._tokenizer, entries, self._alternatives)
 
 
-def _check(request: ChatRequest) -> None:
+def _check(request: ChatRequest, served: ServedModel) -> None:
     refuse_unsupported(
+        request,
         {
             "tools": bool(request.tools),
+            "tool_choice": request.tool_choice not in (None, "none", "auto"),
             "functions": bool(request.functions),
             "response_format": request.response_format is not None and request.response_format.type != "text",
-        }
+        },
     )
+    if len(request.messages) > served.max_model_len:
+        raise bad_request(
+            f"{len(request.messages)} messages do not fit this model's context of {served.max_model_len} tokens.",
+            "messages",
+            "context_length_exceeded",
+        )
     if request.top_logprobs and not request.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true.", "top_logprobs")
     if request.continue_final_message:
@@ -116,28 +122,26 @@ def _check(request: ChatRequest) -> None:
             )
 
 
-async def _prompt(request: ChatRequest, served: ServedModel) -> tuple[str, list[int]]:
+async def _prompt(request: ChatRequest, served: ServedModel, body_bytes: int) -> tuple[str, list[int]]:
     """The rendered prompt and its token ids."""
     template = served.template
     if template is None:
         raise bad_request(f"The model {served.name} has no chat template; use /v1/completions.", "model")
-    messages: list[dict[str, Any]] = [_plain(msgspec.to_builtins(message)) for message in request.messages]
     going_on = bool(request.continue_final_message)
     opening = not going_on if request.add_generation_prompt is None else request.add_generation_prompt
 
     def make() -> tuple[str, list[int]]:
         rendered = template.render(
-            messages,
+            [_plain(msgspec.to_builtins(message)) for message in request.messages],
             add_generation_prompt=opening,
             continue_final_message=going_on,
             **(request.chat_template_kwargs or {}),
         )
+        check_text(len(rendered), served, "messages")
         return rendered, encode_prompt(served.tokenizer, rendered)
 
-    characters = sum(_length(message.content) for message in request.messages)
-    check_text(characters, served, "messages")
     try:
-        rendered, prompt = await asyncio.to_thread(make) if characters > LONG_TEXT else make()
+        rendered, prompt = await made(make, body_bytes)
     except ValueError as error:
         raise bad_request(f"{error}", "messages") from error
     check_prompt(prompt, served, "messages")
@@ -154,12 +158,6 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in message.items() if value is not None or name == "content"}
 
 
-def _length(content: str | list[Any] | None) -> int:
-    if isinstance(content, str):
-        return len(content)
-    return sum(len(part.text or "") for part in content or ())
-
-
 async def _whole(
     exchange: Exchange, envelope: Envelope, shape: _Shape, prompt: list[int], generations: list[Generation]
 ) -> None:
@@ -171,7 +169,11 @@ async def _whole(
             for kind, text in piece.parts:
                 texts[piece.index][kind].append(text)
             if piece.logprobs is not None:
-                entries[piece.index] = (entries[piece.index] or []) + piece.logprobs
+                so_far = entries[piece.index]
+                if so_far is None:
+                    entries[piece.index] = list(piece.logprobs)
+                else:
+                    so_far.extend(piece.logprobs)
             last[piece.index] = piece
     choices = []
     for index, end in enumerate(last):

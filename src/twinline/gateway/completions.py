@@ -6,7 +6,6 @@ know how tokens become text or how a line is spoken to.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -14,18 +13,18 @@ from dataclasses import dataclass
 import msgspec
 
 from twinline.gateway.api_types import CompletionRequest, LegacyLogprobs, TextChoice
+from twinline.gateway.aside import made
 from twinline.gateway.door import Door
 from twinline.gateway.errors import ApiError, bad_request
 from twinline.gateway.exchange import Exchange
-from twinline.gateway.generation import Generation, Piece, together
+from twinline.gateway.generation import Generation, Piece, TextRules, together
 from twinline.gateway.logprobs import LegacyWriter, joined
 from twinline.gateway.reply import DONE, Envelope, usage_of
 from twinline.gateway.sampling import TIMEOUT_HEADER, check_prompt, check_text, plan, refuse_unsupported, room
 from twinline.gateway.served import ServedModel
 
 DEFAULT_TOKENS = 16  # OpenAI's default for this endpoint
-MAX_PROMPTS = 1024
-LONG_TEXT = 16_384  # characters from which prompts are tokenized in a thread
+MAX_CHOICES = 1024  # prompts times n
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +42,12 @@ class Completions:
     def __init__(self, door: Door) -> None:
         self._door = door
 
-    async def answer(self, exchange: Exchange, request: CompletionRequest) -> None:
+    async def answer(self, exchange: Exchange, request: CompletionRequest, served: ServedModel) -> None:
         """Raises ApiError."""
-        served = self._door.find(request.model)
         _check(request)
-        envelope = Envelope("cmpl-", "text_completion", request)
-        prompts = await _prompts(request, served)
+        envelope = Envelope("cmpl-", "text_completion", request, exchange.request_id)
+        given = _given(request, served)
+        prompts = await made(lambda: _encode(given, served), exchange.body_bytes)
         wanted = DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
         for prompt in prompts:
             check_prompt(prompt.ids, served, "prompt")
@@ -56,7 +55,7 @@ class Completions:
         shared = plan(
             request,
             served,
-            request_id=envelope.id,
+            request_id=exchange.request_id,
             max_tokens=max(1, wanted),
             logprobs=request.logprobs,
             prompt_logprobs=request.logprobs if request.echo else None,
@@ -69,8 +68,8 @@ class Completions:
         for index in range(len(prompts) * n):
             prompt = prompts[index // n]
             asked = shared.for_choice(prompt.ids, index, index % n)
-            generations.append(Generation(served, asked, index, shared.stops, None, meter))
-            shapes.append(_Shape(request, served, prompt))
+            generations.append(Generation(served, asked, index, shared.rules, None, meter))
+            shapes.append(_Shape(request, served, prompt, shared.rules))
         ids = [prompt.ids for prompt in prompts]
         if request.stream:
             await _stream(exchange, envelope, shapes, ids, generations)
@@ -81,12 +80,14 @@ class Completions:
 class _Shape:
     """Writes one choice, piece by piece."""
 
-    def __init__(self, request: CompletionRequest, served: ServedModel, prompt: Prompt) -> None:
+    def __init__(self, request: CompletionRequest, served: ServedModel, prompt: Prompt, rules: TextRules) -> None:
         self._prompt = prompt
         self._echo = bool(request.echo)
         self._with_ids = bool(request.return_token_ids)
         self._only_echo = request.max_tokens == 0
-        self._writer = None if request.logprobs is None else LegacyWriter(served.tokenizer, request.logprobs)
+        self._writer = (
+            None if request.logprobs is None else LegacyWriter(served.tokenizer, request.logprobs, rules.skip_special)
+        )
         self._begun = False
         self.completion_tokens = 0
 
@@ -128,17 +129,19 @@ class _Shape:
 
 def _check(request: CompletionRequest) -> None:
     refuse_unsupported(
+        request,
         {
             "suffix": bool(request.suffix),
             "best_of": request.best_of is not None and request.best_of != (request.n or 1),
             "response_format": request.response_format is not None and request.response_format.type != "text",
-        }
+        },
     )
     if request.max_tokens == 0 and not request.echo:
         raise bad_request("max_tokens 0 generates nothing; it is allowed only with echo.", "max_tokens")
 
 
-async def _prompts(request: CompletionRequest, served: ServedModel) -> list[Prompt]:
+def _given(request: CompletionRequest, served: ServedModel) -> list[str | list[int]]:
+    """The prompts as they were given, each of a length that may fit. Raises ApiError 400."""
     prompt = request.prompt
     if isinstance(prompt, str):
         given: list[str | list[int]] = [prompt]
@@ -152,15 +155,15 @@ async def _prompts(request: CompletionRequest, served: ServedModel) -> list[Prom
         raise bad_request(
             "A prompt is a string, a list of strings, a list of token ids, or a list of such lists.", "prompt"
         )
-    if len(given) > MAX_PROMPTS:
-        raise bad_request(f"{len(given)} prompts, at most {MAX_PROMPTS} are allowed.", "prompt")
+    choices = len(given) * (request.n or 1)
+    if choices > MAX_CHOICES:
+        raise bad_request(f"prompts times n make {choices} choices, at most {MAX_CHOICES} are allowed.", "prompt")
     for item in given:
         if isinstance(item, str):
             check_text(len(item), served, "prompt")
         else:
             check_prompt(item, served, "prompt")  # before they are decoded
-    long = sum(len(item) for item in given) > LONG_TEXT
-    return await asyncio.to_thread(_encode, given, served) if long else _encode(given, served)
+    return given
 
 
 def _encode(given: Iterable[str | list[int]], served: ServedModel) -> list[Prompt]:

@@ -14,13 +14,15 @@ from typing import Generic, TypeVar
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from twinline.gateway.api_types import Common
 from twinline.gateway.errors import ApiError, model_not_found, stopping
 from twinline.gateway.exchange import CLIENT_LEFT, MAX_BODY_BYTES, Exchange, decode
 from twinline.gateway.metrics import Metrics, ModelMeter
 from twinline.gateway.served import ServedModel
 
 log = logging.getLogger(__name__)
-R = TypeVar("R")
+LOGGED_CHARACTERS = 500  # of a failure's cause
+R = TypeVar("R", bound=Common)
 
 
 class Door:
@@ -32,10 +34,9 @@ class Door:
         self.metrics = Metrics()
         self._by_name: dict[str, ServedModel] = {}
         for served in models:
-            for name in served.names:
-                if name in self._by_name:
-                    raise ValueError(f"two models are named {name}")
-                self._by_name[name] = served
+            if served.name in self._by_name:
+                raise ValueError(f"two models are named {served.name}")
+            self._by_name[served.name] = served
         self._meters = {served.name: ModelMeter(self.metrics, served.name) for served in models}
 
     def find(self, name: str) -> ServedModel:
@@ -50,9 +51,14 @@ class Door:
 
 
 class Endpoint(Generic[R]):
-    """A POST endpoint as an ASGI app: `answer` gets the decoded request; what it raises becomes the client's error."""
+    """A POST endpoint as an ASGI app: `answer` gets the decoded request and its model.
 
-    def __init__(self, name: str, door: Door, shape: type[R], answer: Callable[[Exchange, R], Awaitable[None]]) -> None:
+    What it raises becomes the client's error, and one line in the log.
+    """
+
+    def __init__(
+        self, name: str, door: Door, shape: type[R], answer: Callable[[Exchange, R, ServedModel], Awaitable[None]]
+    ) -> None:
         self._name = name
         self._door = door
         self._decoder = msgspec.json.Decoder(shape)
@@ -70,6 +76,13 @@ class Endpoint(Generic[R]):
             finally:
                 metrics.requests.labels(self._name, str(status)).inc()
                 metrics.whole.labels(self._name).observe(time.monotonic() - began)
+                if status >= 400:
+                    self._log(exchange, status)
+
+    def _log(self, exchange: Exchange, status: int) -> None:
+        cause = " ".join((exchange.cause or "the client left").split())[:LOGGED_CHARACTERS]
+        level = logging.WARNING if status >= 500 else logging.INFO
+        log.log(level, "%s %s %s status=%d: %s", self._name, exchange.request_id, exchange.subject, status, cause)
 
     async def _run(self, exchange: Exchange) -> bool:
         """False if the client left before the end."""
@@ -84,11 +97,13 @@ class Endpoint(Generic[R]):
 
     async def _respond(self, exchange: Exchange, body: bytes) -> None:
         try:
-            await self._answer(exchange, decode(self._decoder, body))
+            request = decode(self._decoder, body)
+            exchange.subject = f"model={request.model[:LOGGED_CHARACTERS]!r} line=-"
+            served = self._door.find(request.model)
+            exchange.subject = f"model={served.name!r} line={served.line.name!r}"
+            await self._answer(exchange, request, served)
         except ApiError as error:
-            if error.status >= 500:
-                log.warning("%s: %d: %s", self._name, error.status, error)
             await exchange.error(error)
         except Exception:
-            log.exception("%s failed", self._name)
+            log.exception("%s failed: %s", self._name, exchange.request_id)
             await exchange.error(ApiError(500, "The gateway failed; its log says why.", code="internal_error"))

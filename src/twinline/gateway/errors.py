@@ -59,9 +59,9 @@ def from_line(error: LineError) -> ApiError:
         if error.status == 429:
             headers = {"retry-after": error.retry_after or RETRY_SECONDS}
             return ApiError(429, error.message, code=error.code or "line_full", headers=headers)
-        if 400 <= error.status < 500 and error.status != 404:
+        if 400 <= error.status < 500 and error.status not in (404, 409):
             return ApiError(400, error.message, param=error.param, code=error.code)
-        # 404 too: the client's model is known here, so a line that does not know it is not the client's mistake
+        # 404 and 409 too: the line's name for the model and the request's name at the line are ours, not the client's
         headers = {"retry-after": error.retry_after or RETRY_SECONDS}
         return ApiError(503, error.message, code=error.code or "line_unavailable", headers=headers)
     if isinstance(error, LineBroken) and error.code == "deadline":

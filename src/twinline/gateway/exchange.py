@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -26,11 +27,16 @@ _EVENT_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would hold events back
 ]
-CLIENT_LEFT = 499  # nginx's word for it; only metrics see it
+CLIENT_LEFT = 499  # nginx's word for it; only metrics and the log see it
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 class Exchange:
-    """One request and its answer. `status` is what was sent, or None so far."""
+    """One request and its answer. `status` is what was sent, or None so far; `cause` is the failure that was told.
+
+    `request_id` is the client's `x-request-id` if that is a token of sane length, else ours; every answer carries it.
+    `subject` is what the request is about, in the log's words. `body_bytes` is the size of the body once it was read.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive = receive
@@ -38,6 +44,12 @@ class Exchange:
         self._scope_headers: list[tuple[bytes, bytes]] = scope["headers"]
         self.status: int | None = None
         self.streaming = False
+        given = self.header("x-request-id") or ""
+        self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+        self._id_header = (b"x-request-id", self.request_id.encode())
+        self.subject = "model=- line=-"
+        self.cause: str | None = None
+        self.body_bytes = 0
 
     def header(self, name: str) -> str | None:
         wanted = name.encode()
@@ -73,6 +85,7 @@ class Exchange:
                 break
         if size > limit:
             raise _body_error(413, f"The body is longer than {limit} bytes.", "body_too_large")
+        self.body_bytes = size
         return b"".join(parts)
 
     async def while_connected(self, work: Coroutine[Any, Any, None]) -> bool:
@@ -96,7 +109,7 @@ class Exchange:
 
     async def json(self, body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         self.status = status
-        sent = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        sent = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), self._id_header]
         sent += [(name.encode(), value.encode("latin-1", "replace")) for name, value in (headers or {}).items()]
         await self._send({"type": "http.response.start", "status": status, "headers": sent})
         await self._send({"type": "http.response.body", "body": body})
@@ -106,7 +119,9 @@ class Exchange:
         if not self.streaming:
             self.streaming = True
             self.status = 200
-            await self._send({"type": "http.response.start", "status": 200, "headers": _EVENT_HEADERS})
+            await self._send(
+                {"type": "http.response.start", "status": 200, "headers": [*_EVENT_HEADERS, self._id_header]}
+            )
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self) -> None:
@@ -116,6 +131,7 @@ class Exchange:
         """An error answer or, once events have been sent, an in-band error event without `[DONE]`."""
         if self.status is not None and not self.streaming:
             return  # an answer is being sent already
+        self.cause = error.message
         if not self.streaming:
             await self.json(error.body(), error.status, error.headers)
             return

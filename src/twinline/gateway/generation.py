@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import msgspec
 
@@ -38,6 +39,15 @@ class Piece(msgspec.Struct, frozen=True):
     stop_reason: int | str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TextRules:
+    """How a choice's tokens become its text: what ends it, and what of it is shown."""
+
+    stops: tuple[str, ...] = ()
+    include_stop: bool = False
+    skip_special: bool = True
+
+
 class Generation:
     """One choice. Iterate `pieces` once; `journal` and `cached_tokens` tell how far it came."""
 
@@ -46,7 +56,7 @@ class Generation:
         served: ServedModel,
         request: TokenRequest,
         index: int,
-        stops: Sequence[str],
+        rules: TextRules,
         reasoning: ReasoningParser | None,
         meter: ModelMeter,
     ) -> None:
@@ -56,8 +66,9 @@ class Generation:
         self.cached_tokens: int | None = None
         self._line = served.line
         # A message opens a text of its own; a completion, which has no reasoning to part, goes on from its prompt.
-        self._detokenizer = Detokenizer(served.tokenizer, opening=reasoning is not None)
-        self._stops = StopMatcher(stops) if stops else None
+        self._detokenizer = Detokenizer(served.tokenizer, rules.skip_special, opening=reasoning is not None)
+        self._stops = StopMatcher(rules.stops, rules.include_stop) if rules.stops else None
+        self._include_stop = rules.include_stop
         self._reasoning = reasoning
         self._meter = meter
         self._last_arrival = 0.0
@@ -107,7 +118,8 @@ class Generation:
     def _text(self, tokens: list[int], delta: Delta) -> tuple[str, int, str | None]:
         """The text that may be sent, how many of `tokens` it took, and the stop string that was matched."""
         shown = tokens
-        if delta.finish_reason == "stop" and tokens and tokens[-1] == delta.stop_reason:
+        stopped = delta.finish_reason == "stop" and bool(tokens) and tokens[-1] == delta.stop_reason
+        if stopped and not self._include_stop:
             shown = tokens[:-1]  # the stop token has no text, also when it is not a special one
         if self._stops is None:
             text = self._detokenizer.push(shown)

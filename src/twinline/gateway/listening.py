@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from twinline.gateway.heads import Protocol
 
-DRAIN_SECONDS = 10  # how long open streams may go on after a signal
+DRAIN_SECONDS = 5  # how long open streams may go on after a signal
 LAST_WORDS_SECONDS = 1.0  # how long clients may take to read that the server ends
 
 
@@ -61,16 +61,17 @@ class Stopping:
     def on_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._signalled)
+            loop.add_signal_handler(number, self.ask)
         try:
             yield
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
 
-    def _signalled(self) -> None:
+    def ask(self) -> None:
+        """What a signal does; the second time means now."""
         if self._server is not None:
-            self._server.force_exit = self._asked.is_set()  # the second time means now
+            self._server.force_exit = self._asked.is_set()
             self._server.should_exit = True
         self._asked.set()
 

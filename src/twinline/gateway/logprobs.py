@@ -36,14 +36,14 @@ def chat_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprob], alterna
 class LegacyWriter:
     """Writes `tokens`, `token_logprobs`, `top_logprobs` and `text_offset`; offsets go on from call to call."""
 
-    def __init__(self, tokenizer: Tokenizer, alternatives: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, alternatives: int, skip_special: bool = True) -> None:
         self._tokenizer = tokenizer
         self._alternatives = alternatives
-        self._text = Detokenizer(tokenizer)
+        self._text = Detokenizer(tokenizer, skip_special)
         self._offset = 0
 
     def write(self, tokens: Sequence[int], entries: Sequence[TokenLogprob | None]) -> LegacyLogprobs:
-        """Of generated tokens; special ones have no text."""
+        """Of generated tokens; special ones have no text when they are skipped."""
         offsets = []
         for token in tokens:
             offsets.append(self._offset)

@@ -73,8 +73,10 @@ class Metrics:
         asked = list(lines)
         for line in asked:
             self.line_up.labels(line.name).set(1 if line.state.takes_requests else 0)
-        texts = await asyncio.gather(*(_line_text(line) for line in asked if line.state.takes_requests))
-        return generate_latest(self.registry) + generate_latest(_Passed(texts))
+        up = [line for line in asked if line.state.takes_requests]
+        texts = await asyncio.gather(*map(_line_text, up))
+        passed = _Passed([(line.name, text) for line, text in zip(up, texts, strict=True)])
+        return generate_latest(self.registry) + generate_latest(passed)
 
 
 async def _line_text(line: Line) -> str:
@@ -87,20 +89,23 @@ async def _line_text(line: Line) -> str:
 
 
 class _Passed(Collector):
-    """The lines' own metrics, joined: a family may be declared only once in one text."""
+    """The lines' own metrics, joined: a family may be declared only once in one text.
 
-    def __init__(self, texts: Iterable[str]) -> None:
+    Each sample gets the name of its line: two lines of a model say the same of themselves.
+    """
+
+    def __init__(self, texts: Sequence[tuple[str, str]]) -> None:
         self._texts = texts
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, Metric] = {}
-        for text in self._texts:
+        for line, text in self._texts:
             try:
                 for family in text_string_to_metric_families(text):
                     if not family.name.startswith(PASSED_THROUGH):
                         continue
                     joined = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-                    joined.samples.extend(family.samples)
+                    joined.samples += [s._replace(labels={**s.labels, "line": line}) for s in family.samples]
             except ValueError as error:
                 log.warning("a line's metrics cannot be read: %s", error)
         return families.values()

@@ -5,7 +5,6 @@ Owns the outer shape. Must not know what a choice looks like.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Sequence
 
@@ -22,8 +21,8 @@ _encoder = msgspec.json.Encoder()
 class Envelope:
     """One answer's id, time and model. The head of a chunk is encoded once: it is the same in every event."""
 
-    def __init__(self, prefix: str, kind: str, request: Common) -> None:
-        self.id = prefix + secrets.token_hex(16)
+    def __init__(self, prefix: str, kind: str, request: Common, request_id: str) -> None:
+        self._id = prefix + request_id
         self._kind = kind
         self._created = int(time.time())
         self._model = request.model
@@ -35,7 +34,7 @@ class Envelope:
         self._tail = b'],"usage":null}\n\n' if self.with_usage else b"]}\n\n"
 
     def _open(self, kind: str) -> bytes:
-        fields = {"id": self.id, "object": kind, "created": self._created, "model": self._model}
+        fields = {"id": self._id, "object": kind, "created": self._created, "model": self._model}
         return _encoder.encode(fields)[:-1]
 
     def chunk(self, choice: msgspec.Struct) -> bytes:

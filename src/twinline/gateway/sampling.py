@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from twinline.gateway.api_types import MAX_STOPS, Common
+from twinline.gateway.api_types import MAX_STOPS, NOT_SUPPORTED, Common
 from twinline.gateway.errors import ApiError, bad_request
+from twinline.gateway.generation import TextRules
 from twinline.gateway.served import ServedModel
 from twinline.lines.protocol import TokenRequest
 
@@ -25,7 +26,7 @@ class Plan:
     """What every choice of a request shares; `for_choice` makes the line's request from it."""
 
     base: TokenRequest
-    stops: tuple[str, ...]
+    rules: TextRules
 
     def for_choice(self, prompt: list[int], index: int, seed_step: int) -> TokenRequest:
         return msgspec.structs.replace(
@@ -58,16 +59,16 @@ def plan(
     base = TokenRequest(
         model=served.line.model,
         prompt=[],
-        request_id=request_id,
+        request_id=f"{request_id}-{secrets.token_hex(4)}",  # clients reuse theirs, a line refuses two of one name
         max_tokens=max_tokens,
         min_tokens=min_tokens,
         temperature=_or(request.temperature, defaults.temperature),
         top_p=_or(request.top_p, defaults.top_p),
         top_k=max(0, int(_or(request.top_k, defaults.top_k))),
-        min_p=_or(request.min_p, 0.0),
+        min_p=_or(request.min_p, defaults.min_p),
         presence_penalty=_or(request.presence_penalty, 0.0),
         frequency_penalty=_or(request.frequency_penalty, 0.0),
-        repetition_penalty=_or(request.repetition_penalty, 1.0),
+        repetition_penalty=_or(request.repetition_penalty, defaults.repetition_penalty),
         # Always keyed: a stream that moves to another line must draw the same noise there.
         seed=secrets.randbelow(_SEEDS) if request.seed is None else request.seed % _SEEDS,
         logit_bias=_logit_bias(request, served.vocab_size),
@@ -78,7 +79,8 @@ def plan(
         priority=request.priority or 0,
         timeout_s=_timeout(request.timeout_s, timeout_header),
     )
-    return Plan(base, stop_strings(request.stop))
+    skip_special = request.skip_special_tokens is not False
+    return Plan(base, TextRules(stop_strings(request.stop), bool(request.include_stop_str_in_output), skip_special))
 
 
 def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
@@ -159,8 +161,9 @@ def _timeout(field: float | None, header: str | None) -> float | None:
     return seconds
 
 
-def refuse_unsupported(fields: dict[str, bool]) -> None:
-    """Raises ApiError 400 for the first field that is set."""
-    for name, is_set in fields.items():
+def refuse_unsupported(request: Common, fields: dict[str, bool]) -> None:
+    """Raises ApiError 400 for the first field that is set: of `fields`, or of those that no endpoint has yet."""
+    shared = {name: getattr(request, name) not in (None, False, []) for name in NOT_SUPPORTED}
+    for name, is_set in (shared | fields).items():
         if is_set:
-            raise ApiError(400, f"{name} is not supported yet by this line.", param=name, code="unsupported_parameter")
+            raise ApiError(400, f"{name} is not supported yet.", param=name, code="unsupported_parameter")

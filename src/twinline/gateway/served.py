@@ -6,7 +6,7 @@ Owns the join of a model folder and a line. Must not know HTTP or requests.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ class Defaults:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     @classmethod
     def of(cls, generation_config: Mapping[str, Any]) -> Defaults:
@@ -40,15 +42,17 @@ class Defaults:
             0.0 if greedy else number("temperature", 0, 100, plain.temperature),
             number("top_p", 1e-6, 1, plain.top_p),
             int(number("top_k", 0, 2**31 - 1, plain.top_k)),
+            number("min_p", 0, 1, plain.min_p),
+            number("repetition_penalty", 0.01, 100, plain.repetition_penalty),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One model behind one name (and `aliases`). `template` is None for a model without a chat template.
+    """One model behind one name. `template` is None for a model without a chat template.
 
     `vocab_size` bounds token ids in requests; it is the model's, which may be larger than the tokenizer's.
-    `label` and `description` say what a demonstration model is, so that nobody takes it for more.
+    `label` says that a model is a demonstration, so that nobody takes it for more.
     """
 
     name: str
@@ -57,15 +61,9 @@ class ServedModel:
     line: Line
     max_model_len: int
     vocab_size: int
-    aliases: tuple[str, ...] = ()
     defaults: Defaults = field(default_factory=Defaults)
     label: str | None = None
-    description: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.name, *self.aliases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +92,7 @@ class ModelText:
         *,
         max_model_len: int,
         vocab_size: int | None = None,
-        aliases: Sequence[str] = (),
         label: str | None = None,
-        description: str | None = None,
     ) -> ServedModel:
         return ServedModel(
             name,
@@ -105,8 +101,6 @@ class ModelText:
             line,
             max_model_len,
             vocab_size or self.tokenizer.vocab_size,
-            tuple(aliases),
             self.defaults,
             label,
-            description,
         )

@@ -6,12 +6,15 @@ Owns when a line is lost, how long to wait between starts and when to give up. M
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import NoReturn
 
 from twinline.lines.native import START_SECONDS, NativeLine
 from twinline.lines.protocol import LineError
 from twinline.lines.state import LineState
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 5.0
 MUTE_POLLS = 3  # unanswered polls, one after the other, after which a worker counts as dead
@@ -33,6 +36,7 @@ async def keep_alive(line: NativeLine, start_seconds: float = START_SECONDS) -> 
     while True:
         began = time.monotonic()
         reason = await _lost(line)
+        log.warning("line %s is lost: %s", line.name, reason)
         if time.monotonic() - began > STEADY_SECONDS:
             tries = 0
         await line.stop(GRACE_SECONDS, reason)

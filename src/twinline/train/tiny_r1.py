@@ -31,8 +31,8 @@ from twinline.train.model import DeepseekV3, MoE, Shape
 from twinline.train.muon import Muon
 from twinline.verify.problems import KINDS, Problem, draw
 
-SHARE = {"add": 0.8, "subtract": 1.3, "compare": 1.1, "multiply": 1.0, "order": 1.6, "letters": 1.0, "story": 1.2,
-         "talk": 0.4}  # fmt: skip
+SHARE = {"add": 0.5, "subtract": 1.2, "compare": 1.2, "multiply": 2.0, "order": 2.5, "letters": 0.8, "story": 1.0,
+         "talk": 0.3}  # fmt: skip
 SYSTEMS = ["You are a helpful assistant.", "You are a helpful assistant", "Answer briefly.", "你是一个有用的助手。"]
 
 

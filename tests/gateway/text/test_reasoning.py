@@ -68,11 +68,6 @@ def test_by_the_tail_of_the_prompt(tail: str, output: str, expected: tuple[str, 
     assert split(ReasoningParser.for_prompt("<｜User｜>2+2?" + tail), [output]) == expected
 
 
-def test_not_enabled_everything_is_content_untouched() -> None:
-    text = "\n<think>a</think>\n\nb"
-    assert ReasoningParser.for_prompt("<think>\n", enabled=False).push(text) == [("content", text)]
-
-
 def test_what_is_certain_is_sent_at_once() -> None:
     parser = ReasoningParser(opened=True)
     assert parser.push("let me ") == [("reasoning", "let me ")]

@@ -33,15 +33,15 @@ class ReasoningParser:
     closing tag, newlines after that. Reasoning happens once, at the beginning: later tags are content.
     """
 
-    def __init__(self, opened: bool, enabled: bool = True) -> None:
-        """`opened`: the prompt ends inside reasoning. Not `enabled`: everything is content, untouched."""
+    def __init__(self, opened: bool) -> None:
+        """`opened`: the prompt ends inside reasoning."""
         self._opened = opened
-        self._at = _At.START if enabled else _At.CONTENT
+        self._at = _At.START
         self._held = ""
 
     @classmethod
-    def for_prompt(cls, rendered_prompt: str, enabled: bool = True) -> ReasoningParser:
-        return cls(rendered_prompt.rstrip().endswith(OPEN), enabled)
+    def for_prompt(cls, rendered_prompt: str) -> ReasoningParser:
+        return cls(rendered_prompt.rstrip().endswith(OPEN))
 
     def push(self, text: str) -> list[Part]:
         """The parts that are certain now, in order; none is empty."""

@@ -6,6 +6,7 @@ Owns what the files of a model folder say about the vocabulary. Must not know ch
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ import tokenizers
 from twinline.gateway.text.detokenize import Detokenizer
 from twinline.gateway.text.folder import ModelFolder, read_text
 from twinline.gateway.text.pieces import PieceRule
+
+# Batches here hold one text: threads of the library's own would win nothing, and it warns of forks after using them.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def _eos_ids(folder: ModelFolder) -> frozenset[int]:
@@ -80,7 +84,8 @@ class Tokenizer:
 
         Special tokens written out in the text are recognised either way.
         """
-        ids: list[int] = self._backend.encode(text, add_special_tokens=special).ids
+        # A batch of one: the library's plain `encode` keeps the interpreter's lock, which stalls every other thread.
+        ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=special)[0].ids
         if special and self.bos_id is not None:
             if ids[:2] == [self.bos_id, self.bos_id]:
                 del ids[0]
