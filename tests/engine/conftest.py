@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,6 @@ ORDERS = {"natural": Cpu.providers, "pure": ("reference",)}
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def _denormals_afterwards() -> Iterator[None]:
-    """A CPU engine flushes denormals in the thread that builds it; the tests of other rooms run in the same one."""
-    yield
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(params=list(ORDERS))

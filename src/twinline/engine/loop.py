@@ -87,6 +87,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
+            self.runner.device.prepare_thread()
             while not self.failure and self._wait():
                 self.step()
         except Exception as error:

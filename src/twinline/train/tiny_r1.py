@@ -163,76 +163,95 @@ def one_step(model: DeepseekV3, ids: Tensor, mask: Tensor, *, predictor: bool) -
     return F.cross_entropy(model.lm_head(model.hidden(ids[:, :-1])[kept]).float(), ids[:, 1:][kept])
 
 
+class Trainer:
+    """One process of a run: the model, its optimizers, and how far they have come."""
+
+    def __init__(self, run: Run, state_file: Path, encoder: Encoder):
+        self.run, self.state_file, self.encoder = run, state_file, encoder
+        self.model = DeepseekV3(Shape())
+        matrices = [p for n, p in self.model.named_parameters() if p.ndim >= 2 and "gate.weight" not in n
+                    and "embed_tokens" not in n and "lm_head" not in n]  # fmt: skip
+        others = [p for p in self.model.parameters() if all(p is not m for m in matrices)]
+        self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [
+            (Muon(matrices, lr=run.muon_lr, weight_decay=0.02), run.muon_lr),
+            (torch.optim.AdamW(others, run.adam_lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True), run.adam_lr),
+        ]
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        if state_file.exists():
+            saved = torch.load(state_file, weights_only=True)
+            self.model.load_state_dict(saved["model"])
+            for (optimizer, _), old in zip(self.optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(old)
+            self.step, self.tokens, self.seconds = saved["step"], saved["tokens"], saved["seconds"]
+        self.began = time.monotonic() - self.seconds
+
+    def save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": time.monotonic() - self.began,
+        }
+        torch.save(state, self.state_file)
+
+    def advance(self, ids: Tensor, mask: Tensor) -> float:
+        """One step of all processes together; returns this one's loss."""
+        predictor, rate = self.step >= self.run.steps - self.run.mtp_steps, self.run.rate(self.step)
+        for name, p in self.model.named_parameters():
+            p.requires_grad_(name.startswith("predictor") == predictor)
+        self.model.train(not predictor)  # a frozen trunk must not count its load: balancing would move it
+        self.model.predictor.train()
+        for optimizer, peak in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * rate
+        loss = one_step(self.model, ids, mask, predictor=predictor)
+        loss.backward()
+        average_gradients(self.model)
+        for optimizer, _ in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        balance(self.model, 1e-3 * rate)
+        self.step += 1
+        self.tokens += int((ids != 0).sum()) * dist.get_world_size()
+        return loss.item()
+
+    def report(self, losses: list[float], *, examined: bool) -> None:
+        """Prints one line of JSON and, with the examination, saves."""
+        record: dict[str, object] = {
+            "step": self.step,
+            "loss": round(sum(losses) / len(losses), 4),
+            "tokens": self.tokens,
+            "seconds": round(time.monotonic() - self.began),
+            "rate": round(self.run.rate(self.step - 1), 3),
+        }
+        if examined:
+            record["solved"] = examine(self.model, self.encoder, 60, seed=self.step)
+            self.save()
+        print(json.dumps(record), flush=True)
+
+
 def train(run: Run, state_file: Path) -> None:
+    """Runs until `run.steps`, or until SIGTERM; both save the state. Started once per core by torchrun."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     dist.init_process_group("gloo")
-    rank = dist.get_rank()
-    tokenizer_dir = state_file.parent / "tokenizer"
+    rank, tokenizer_dir = dist.get_rank(), state_file.parent / "tokenizer"
     if rank == 0:
         text.build(tokenizer_dir)
     dist.barrier()
-    encoder = Encoder(tokenizer_dir / "tokenizer.json")
     torch.manual_seed(0)
-    model = DeepseekV3(Shape())
-    hidden = [p for n, p in model.named_parameters() if p.ndim >= 2 and "gate.weight" not in n
-              and "embed_tokens" not in n and "lm_head" not in n]  # fmt: skip
-    others = [p for p in model.parameters() if all(p is not h for h in hidden)]
-    optimizers: list[torch.optim.Optimizer] = [
-        Muon(hidden, lr=run.muon_lr, weight_decay=0.02),
-        torch.optim.AdamW(others, lr=run.adam_lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
-    ]
-    peaks = [run.muon_lr, run.adam_lr]
-    done, seen, seconds = 0, 0, 0.0
-    if state_file.exists():
-        saved = torch.load(state_file, weights_only=True)
-        model.load_state_dict(saved["model"])
-        for optimizer, old in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(old)
-        done, seen, seconds = saved["step"], saved["tokens"], saved["seconds"]
-    data = batches(encoder, random.Random(f"{rank} {done}"), run.tokens)
-    stop = torch.zeros(1)
+    trainer = Trainer(run, state_file, Encoder(tokenizer_dir / "tokenizer.json"))
+    data = batches(trainer.encoder, random.Random(f"{rank} {trainer.step}"), run.tokens)
+    stop, losses = torch.zeros(1), []
     signal.signal(signal.SIGTERM, lambda *_: stop.fill_(1))
-    began, losses = time.monotonic(), []
-
-    def save(step: int) -> None:
-        torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step,
-                    "tokens": seen, "seconds": seconds + time.monotonic() - began}, state_file)  # fmt: skip
-
-    for step in range(done, run.steps):
-        predictor = step >= run.steps - run.mtp_steps
-        for name, p in model.named_parameters():
-            p.requires_grad_(name.startswith("predictor") == predictor)
-        for optimizer, peak in zip(optimizers, peaks, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = peak * run.rate(step)
-        ids, mask = next(data)
-        loss = one_step(model, ids, mask, predictor=predictor)
-        loss.backward()
-        average_gradients(model)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        balance(model, 1e-3 * run.rate(step))
-        seen += int((ids != 0).sum()) * dist.get_world_size()
-        losses.append(loss.item())
+    while trainer.step < run.steps and not stop:
+        losses.append(trainer.advance(*next(data)))
         dist.all_reduce(stop)
-        last = step + 1 == run.steps or bool(stop)
-        if rank == 0 and (step % 50 == 49 or last):
-            record: dict[str, object] = {
-                "step": step + 1,
-                "loss": round(sum(losses) / len(losses), 4),
-                "tokens": seen,
-                "seconds": round(seconds + time.monotonic() - began),
-                "rate": round(run.rate(step), 3),
-            }
-            if step % 250 == 249 or last:
-                record["solved"] = examine(model, encoder, 60, seed=step)
-                save(step + 1)
-            print(json.dumps(record), flush=True)
+        last = trainer.step == run.steps or bool(stop)
+        if rank == 0 and (trainer.step % 50 == 0 or last):
+            trainer.report(losses, examined=trainer.step % 250 == 0 or last)
             losses.clear()
-        if stop:
-            break
     dist.destroy_process_group()
 
 

@@ -42,6 +42,10 @@ class Accelerator:
     def synchronize(self) -> None:
         torch.accelerator.synchronize(self.torch_device)
 
+    def prepare_thread(self) -> None:
+        if self.torch_device.index is not None:
+            torch.accelerator.set_device_index(self.torch_device.index)
+
     def set_threads(self, count: int) -> None:
         torch.set_num_threads(count)
 

@@ -20,8 +20,6 @@ class Cpu:
 
     def __init__(self, device: torch.device):
         self.torch_device = device
-        # Denormals cost a hundred times a normal number and mean nothing here.
-        torch.set_flush_denormal(True)
         allowed = _cpu_quota()
         if allowed and allowed < torch.get_num_threads():
             torch.set_num_threads(allowed)
@@ -53,6 +51,10 @@ class Cpu:
 
     def synchronize(self) -> None:
         pass
+
+    def prepare_thread(self) -> None:
+        """Denormals cost a hundred times a normal number and mean nothing here; a setting of the calling thread."""
+        torch.set_flush_denormal(True)
 
     def set_threads(self, count: int) -> None:
         torch.set_num_threads(count)

@@ -14,10 +14,11 @@ import torch
 
 
 class Device(Protocol):
-    """Thirteen members. `providers` is the order in which op providers are tried; `cache_share` is the part of the free
-    memory that a cache may take when nobody says; `free_memory` is in bytes, None where the device cannot tell; `zeros`
-    may give memory that is only taken when it is written; `capture`, where `captures` is true, returns a callable that
-    replays what `step` did on the same tensors, else None."""
+    """Fourteen members. `providers` is the order in which op providers are tried; `cache_share` is the part of the
+    free memory that a cache may take when nobody says; `free_memory` is in bytes, None where the device cannot tell;
+    `zeros` may give memory that is only taken when it is written; the thread that computes calls `prepare_thread`
+    first; `capture`, where `captures` is true, returns a callable that replays what `step` did on the same tensors,
+    else None."""
 
     name: str
     torch_device: torch.device
@@ -32,6 +33,7 @@ class Device(Protocol):
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor: ...
     def synchronize(self) -> None: ...
     def set_threads(self, count: int) -> None: ...
+    def prepare_thread(self) -> None: ...
     def capture(self, step: Callable[[], None]) -> Callable[[], None] | None: ...
 
 
