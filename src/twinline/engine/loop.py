@@ -103,8 +103,10 @@ class Engine:
             for request in self.scheduler.live:
                 self.scheduler.finish(request)
                 outputs.append(self._ended(request, "error", now, reason))
-        if outputs:
+        try:
             self.deliver(outputs)
+        except Exception:
+            log.exception("nobody could be told")
 
     def _wait(self) -> bool:
         """Sleeps until there is something to do; false when the engine is to stop."""
