@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 5.0
 MUTE_POLLS = 3  # unanswered polls, one after the other, after which a worker counts as dead
-STALLED_SECONDS = 60.0  # how long requests may run without a step of the engine
+STALLED_SECONDS = 300.0  # without a step while requests run; a chunk of prefill of a 70B model takes minutes on a CPU
 GRACE_SECONDS = 5.0  # from SIGTERM to SIGKILL for a worker that hangs
 FIRST_DELAY_SECONDS = 1.0  # before a start; doubles from loss to loss
 LONGEST_DELAY_SECONDS = 30.0
