@@ -75,5 +75,5 @@ def qwen2(directory: Path, config: dict) -> Path:
         save_file({name: t.clone() for name, t in tensors.items()}, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
     (directory / "config.json").write_text(json.dumps(config, indent=1))
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return directory

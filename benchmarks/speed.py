@@ -38,7 +38,7 @@ class Size:
 
 SIZES = {
     "tiny-r1": Size(128, 64, (32, 256), (8, 128)),
-    "qwen-1.5b": Size(128, 16, (32, 256), (4, 48)),
+    "qwen-1.5b": Size(64, 16, (16, 128), (4, 32)),
 }
 
 
@@ -64,7 +64,7 @@ def bandwidth() -> float:
 
 
 def workload(users: int, size: Size, vocab: int, mixed: bool) -> list[tuple[list[int], int]]:
-    """Prompts of random ids and how many tokens each wants; the mix has two requests for each user."""
+    """Prompts of random ids and how many tokens each wants; the mix draws both."""
     rng = random.Random(users)
 
     def ids(count: int) -> list[int]:
@@ -72,7 +72,7 @@ def workload(users: int, size: Size, vocab: int, mixed: bool) -> list[tuple[list
 
     if not mixed:
         return [(ids(size.prompt), size.output) for _ in range(users)]
-    return [(ids(rng.randint(*size.mixed_prompts)), rng.randint(*size.mixed_outputs)) for _ in range(2 * users)]
+    return [(ids(rng.randint(*size.mixed_prompts)), rng.randint(*size.mixed_outputs)) for _ in range(users)]
 
 
 class Native:
