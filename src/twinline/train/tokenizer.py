@@ -60,11 +60,8 @@ def _texts() -> list[str]:
     return found
 
 
-def build(directory: Path, size: int = 1024) -> None:
-    """Writes `tokenizer.json` and `tokenizer_config.json` with exactly `size` entries into `directory`.
-
-    Raises ValueError if the wordings need more entries than that.
-    """
+def _vocabulary(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Every token with its id, and the merges in order. Raises ValueError if the wordings need more than `size`."""
     letter = _byte_letters()
     vocab: dict[str, int] = {token: i for i, token in enumerate(SPECIAL)}
     for b in range(256):
@@ -96,9 +93,13 @@ def build(directory: Path, size: int = 1024) -> None:
         raise ValueError(f"the wordings need {len(vocab)} tokens, more than {size}")
     for i in range(size - len(vocab)):
         vocab[f"<｜reserved▁{i}｜>"] = len(vocab)
+    return vocab, merges
 
+
+def _document(vocab: dict[str, int], merges: list[tuple[str, str]]) -> dict[str, object]:
+    """The contents of `tokenizer.json`."""
     added = [t for t in vocab if t in SPECIAL or t.startswith("<｜reserved")]
-    document = {
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -128,6 +129,14 @@ def build(directory: Path, size: int = 1024) -> None:
                   "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
                   "vocab": vocab, "merges": [list(m) for m in merges]},
     }  # fmt: skip
+
+
+def build(directory: Path, size: int = 1024) -> None:
+    """Writes `tokenizer.json` and `tokenizer_config.json` with exactly `size` entries into `directory`.
+
+    Raises ValueError if the wordings need more entries than that.
+    """
+    document = _document(*_vocabulary(size))
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False, indent=1), "utf-8")
     config = {
