@@ -47,3 +47,14 @@ def test_transformers_renders_and_answers_the_same(theirs, question):
         found = request.prompt_logprobs[p + 1]
         assert found is not None
         assert found.logprob == pytest.approx(logits[p].log_softmax(-1)[target].item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_every_dtype_reasons_to_the_same_answer(dtype):
+    tokenizer, outputs = Tokenizer.load(FOLDER), []
+    engine = build(FOLDER, Options(device="cpu", dtype=dtype, kv_tokens=2048), outputs.extend).engine
+    ids = encode_prompt(tokenizer, ChatTemplate.load(FOLDER).render([{"role": "user", "content": "What is 4821-977?"}]))
+    engine.submit(Request("r", ids, SamplingParams(max_tokens=90, temperature=0, stop_token_ids=frozenset([1]))))
+    while engine.scheduler.has_work:
+        engine.step()
+    assert tokenizer.decode([t for o in outputs for t in o.tokens]).endswith("</think>\n\n3844")
