@@ -26,6 +26,8 @@ def cache_tokens(
 
     Raises ValueError, with both sides of the sum, if weights and cache do not fit into what is free.
     """
+    if wanted and wanted < least:
+        raise ValueError(f"a cache of {wanted} tokens is too small: at least {least} are needed")
     per_token = spec.kv_values * dtype.itemsize
     free = device.free_memory()
     if free is None:
@@ -38,12 +40,10 @@ def cache_tokens(
             f"the weights need {weights / GIB:.2f} GiB in {str(dtype).removeprefix('torch.')} and {free / GIB:.2f} GiB "
             f"are free: use a smaller model, a smaller dtype or a larger machine"
         )
-    tokens = wanted or min(int(left * device.cache_share) // per_token, useful)
+    tokens = wanted or max(least, min(int(left * device.cache_share) // per_token, useful))
     if tokens * per_token > left:
         raise ValueError(
             f"a cache of {tokens} tokens needs {tokens * per_token / GIB:.2f} GiB beside {weights / GIB:.2f} GiB of "
             f"weights, and {free / GIB:.2f} GiB are free: at most {left // per_token} tokens fit"
         )
-    if tokens < least:
-        raise ValueError(f"a cache of {tokens} tokens is too small: at least {least} are needed")
     return tokens

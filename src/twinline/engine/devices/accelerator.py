@@ -15,7 +15,6 @@ class Accelerator:
     page_size = 16
     cache_share = 0.85
     captures = False
-    visible_devices_variable: str | None = None
 
     def __init__(self, device: torch.device):
         self.torch_device = device

@@ -16,7 +16,6 @@ class Cpu:
     page_size = 16
     cache_share = 0.25  # other programs live here too
     captures = False
-    visible_devices_variable: str | None = None
 
     def __init__(self, device: torch.device):
         self.torch_device = device

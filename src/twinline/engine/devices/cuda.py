@@ -12,7 +12,6 @@ from twinline.engine.devices.accelerator import Accelerator
 class Cuda(Accelerator):
     providers: tuple[str, ...] = ("batched", "reference")
     captures = True
-    visible_devices_variable: str | None = "CUDA_VISIBLE_DEVICES"
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None] | None:
         """Records `step` as a graph after a warm-up on a side stream, as PyTorch's CUDA-graph notes ask."""

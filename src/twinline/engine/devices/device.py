@@ -14,7 +14,7 @@ import torch
 
 
 class Device(Protocol):
-    """Fourteen members. `providers` is the order in which op providers are tried; `cache_share` is the part of the
+    """Thirteen members. `providers` is the order in which op providers are tried; `cache_share` is the part of the
     free memory that a cache may take when nobody says; `free_memory` is in bytes, None where the device cannot tell;
     `zeros` may give memory that is only taken when it is written; the thread that computes calls `prepare_thread`
     first; `capture`, where `captures` is true, returns a callable that replays what `step` did on the same tensors,
@@ -26,7 +26,6 @@ class Device(Protocol):
     page_size: int
     cache_share: float
     captures: bool
-    visible_devices_variable: str | None
 
     def supports(self, dtype: torch.dtype) -> bool: ...
     def free_memory(self) -> int | None: ...
