@@ -29,4 +29,5 @@ def door(running: Gateway) -> Gateway:
     running.double.script = lambda request: Script()
     running.double.requests.clear()
     running.double.aborted.clear()
+    running.renew()
     return running

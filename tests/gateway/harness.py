@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,22 @@ import httpx
 import uvloop
 from tests.lines.line_double import LineDouble, Script
 
-from twinline.gateway.app import create_app
+from twinline.gateway.app import App
+from twinline.gateway.door import Door
 from twinline.gateway.listening import Server, bound, url_of
-from twinline.gateway.served import ModelText
+from twinline.gateway.meters import Meters, ModelMeter
+from twinline.gateway.routing import Policy
+from twinline.gateway.served import ModelText, ServedModel
+from twinline.gateway.supply import Bounds, Supply
 from twinline.gateway.text.tokenizer import Tokenizer
+from twinline.gateway.watch import watching
 from twinline.lines.line import Line
+from twinline.lines.spec import LineSpec
 
 MODEL = "tiny-r1"
 MAX_MODEL_LEN = 256
 MAX_BODY = 1 << 20
+SPEC = LineSpec(name="double", model=MODEL, upstream="m", engine="native", weights="nowhere", context=MAX_MODEL_LEN)
 
 
 @dataclass
@@ -31,6 +38,7 @@ class Gateway:
     """The running pair. `double` may be scripted from the test's thread."""
 
     url: str
+    supply: Supply
     double: LineDouble
     line: Line
     tokenizer: Tokenizer
@@ -60,9 +68,24 @@ class Gateway:
             assert time.monotonic() < limit
             time.sleep(0.005)
 
+    def renew(self) -> None:
+        """What the gateway held against the line is forgotten."""
+
+        async def forget() -> None:
+            self.supply.restarted(self.line)
+
+        self.do(forget())
+
     def do(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs something in the gateway's loop."""
         asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
+
+
+def served(name: str, text: ModelText, lines: Iterable[Line], meters: Meters) -> ServedModel:
+    supply = Supply(name, Policy("fastest"), ModelMeter(meters, name), Bounds(queue_seconds=0.5))
+    for line in lines:
+        supply.add(line)
+    return ServedModel(name, text, supply, "demonstration")
 
 
 @contextmanager
@@ -73,16 +96,19 @@ def gateway(folder: Path) -> Iterator[Gateway]:
 
     async def main() -> None:
         double = LineDouble()
-        line = Line("double", "m", await double.start())
+        line = Line("double", SPEC, await double.start())
         await line.verify()
         text = ModelText.load(folder)
-        served = text.served(MODEL, line, max_model_len=MAX_MODEL_LEN, label="demonstration")
+        meters = Meters()
+        model = served(MODEL, text, [line], meters)
+        door = Door([model], meters=meters, max_body_bytes=MAX_BODY)
         with bound("127.0.0.1", 0) as listener:
             url = url_of(listener)
             client = httpx.Client(base_url=url, timeout=20, trust_env=False)
-            made.append(Gateway(url, double, line, text.tokenizer, asyncio.get_running_loop(), client))
-            servers.append(Server(create_app([served], max_body_bytes=MAX_BODY), ready.set))
-            await servers[0].serve([listener])
+            made.append(Gateway(url, model.supply, double, line, text.tokenizer, asyncio.get_running_loop(), client))
+            servers.append(Server(App(door), ready.set))
+            async with watching(model.supply):
+                await servers[0].serve([listener])
         await double.stop()
 
     thread = threading.Thread(target=uvloop.run, args=(main(),), daemon=True)

@@ -144,9 +144,11 @@ def test_n_choices_are_keyed_by_following_seeds(door: Gateway) -> None:
 
 
 def test_one_failing_choice_fails_the_request_and_frees_the_others(door: Gateway) -> None:
-    door.double.script = lambda request: Script(fault="in_band" if request["seed"] == 1 else "hang", fault_after=1)
+    door.double.script = lambda request: Script(
+        list(range(10, 30)), fault="in_band" if request["seed"] == 1 else "hang", fault_after=1
+    )
     response = door.chat(n=3, seed=0)
-    assert (response.status_code, response.json()["error"]["code"]) == (502, "line_broken")
+    assert (response.status_code, response.json()["error"]["code"]) == (502, "cannot_continue")
     door.until(lambda: door.double.active == 0)
 
 

@@ -13,11 +13,26 @@ from typing import Any
 
 import pytest
 from starlette.types import ASGIApp, Message
+from tests.gateway.harness import SPEC, served
 from tests.lines.line_double import LineDouble
 
-from twinline.gateway.app import create_app
-from twinline.gateway.served import ModelText
+from twinline.gateway.app import App
+from twinline.gateway.door import Door
+from twinline.gateway.heads import CONNECTION
+from twinline.gateway.meters import Meters
+from twinline.gateway.served import ModelText, ServedModel
 from twinline.lines.line import Line
+
+
+class NoSocket:
+    """A connection that takes everything."""
+
+    watcher = None
+    full = False
+
+
+def app_of(*models: ServedModel, meters: Meters | None = None) -> App:
+    return App(Door(models, meters=meters))
 
 
 async def request(app: ASGIApp, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
@@ -32,7 +47,7 @@ async def request(app: ASGIApp, method: str, path: str, body: bytes = b"") -> tu
         sent.append(message)
 
     scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "headers": [], "root_path": ""}
-    scope |= {"query_string": b"", "http_version": "1.1", "scheme": "http", "server": ("x", 80)}
+    scope |= {"query_string": b"", "http_version": "1.1", "scheme": "http", "server": ("x", 80), CONNECTION: NoSocket()}
     await app(scope, receive, send)
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
 
@@ -41,13 +56,14 @@ def test_two_models_have_their_own_lines_and_one_metrics_text(tiny_folder: Path)
     async def test() -> None:
         text = ModelText.load(tiny_folder)
         doubles = {name: LineDouble() for name in "ab"}
-        served = []
+        meters = Meters()
+        models = []
         for name, double in doubles.items():
             double.metrics = double.metrics.replace('"m"', f'"{name}"')
-            line = Line(f"line-{name}", f"inner-{name}", await double.start())
+            line = Line(f"line-{name}", replace(SPEC, upstream=f"inner-{name}"), await double.start())
             await line.verify()
-            served.append(text.served(name, line, max_model_len=256))
-        app = create_app(served)
+            models.append(served(name, text, [line], meters))
+        app = app_of(*models, meters=meters)
         status, _ = await request(app, "POST", "/v1/completions", b'{"model": "b", "prompt": "x"}')
         assert status == 200
         assert doubles["b"].requests[-1]["model"] == "inner-b" and len(doubles["a"].requests) == 1
@@ -58,8 +74,8 @@ def test_two_models_have_their_own_lines_and_one_metrics_text(tiny_folder: Path)
         await doubles["a"].stop()
         status, metrics = await request(app, "GET", "/metrics")
         assert status == 200 and b'running{line="line-a"' not in metrics
-        _, models = await request(app, "GET", "/v1/models")
-        assert [entry["id"] for entry in json.loads(models)["data"]] == ["a", "b"]
+        _, listed = await request(app, "GET", "/v1/models")
+        assert [entry["id"] for entry in json.loads(listed)["data"]] == ["a", "b"]
 
     asyncio.run(test())
 
@@ -72,9 +88,9 @@ def test_a_model_without_a_template_completes_but_does_not_chat(tiny_folder: Pat
 
     async def test() -> None:
         double = LineDouble()
-        line = Line("l", "m", await double.start())
+        line = Line("l", SPEC, await double.start())
         await line.verify()
-        app = create_app([ModelText.load(tmp_path).served("base", line, max_model_len=256)])
+        app = app_of(served("base", ModelText.load(tmp_path), [line], Meters()))
         body = b'{"model": "base", "messages": [{"role": "user", "content": "x"}]}'
         status, answer = await request(app, "POST", "/v1/chat/completions", body)
         assert status == 400 and b"no chat template; use /v1/completions" in answer
@@ -85,17 +101,17 @@ def test_a_model_without_a_template_completes_but_does_not_chat(tiny_folder: Pat
 
 
 def test_names_are_unique(tiny_folder: Path) -> None:
-    served = ModelText.load(tiny_folder).served("a", Line("l", "m"), max_model_len=256)
+    text = ModelText.load(tiny_folder)
     with pytest.raises(ValueError, match="two models are named a"):
-        create_app([served, replace(served)])
+        app_of(*(served("a", text, [Line("l", SPEC)], Meters()) for _ in range(2)))
 
 
 def test_a_failure_of_the_gateway_itself_is_told_and_counted(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    line = Line("l", "m")
-    monkeypatch.setattr(line, "stream", None)
-    app = create_app([ModelText.load(tiny_folder).served("a", line, max_model_len=256)])
+    model = served("a", ModelText.load(tiny_folder), [Line("l", SPEC)], Meters())
+    monkeypatch.setattr(model.supply, "place", None)
+    app = app_of(model)
     status, answer = asyncio.run(request(app, "POST", "/v1/completions", b'{"model": "a", "prompt": "x"}'))
     assert status == 500 and json.loads(answer)["error"]["code"] == "internal_error"
     assert "completions failed" in caplog.text

@@ -12,7 +12,7 @@ from tests.gateway.harness import MAX_BODY, MAX_MODEL_LEN, MODEL, Gateway
 from tests.lines.line_double import Script
 
 from twinline.gateway.api_types import NOT_SUPPORTED
-from twinline.lines import protocol
+from twinline.lines import client
 from twinline.lines.state import LineState
 
 CHAT = "/v1/chat/completions"
@@ -172,6 +172,7 @@ def test_a_full_line(door: Gateway, stream: bool) -> None:
     response = door.chat(stream=stream)
     error = error_of(response, 429)
     assert (error["type"], error["code"], response.headers["retry-after"]) == ("rate_limit_error", "queue_full", "3")
+    assert 1 <= len(door.double.requests) <= 3  # it is not asked again and again
 
 
 @pytest.mark.parametrize(("status", "expected"), [(400, 400), (404, 503), (409, 503), (500, 503), (503, 503)])
@@ -182,27 +183,29 @@ def test_other_refusals_of_the_line(door: Gateway, status: int, expected: int) -
 
 def test_a_line_that_is_not_up(door: Gateway) -> None:
     life = door.line.life
-    life.state, life.reason = LineState.QUARANTINED, "it computed wrongly"
+    life.told(LineState.QUARANTINED, "it computed wrongly")
     try:
         for response in (door.chat(), door.chat(stream=True), door.complete()):
             assert "it computed wrongly" in error_of(response, 503)["message"]
         response = door.client.get("/health")
         assert response.status_code == 503 and "quarantined" in response.text
-        assert 'line_up{line="double"} 0.0' in door.client.get("/metrics").text
+        assert 'line_up{line="double",model="tiny-r1"} 0.0' in door.client.get("/metrics").text
     finally:
-        life.state = LineState.SERVING
+        life.told(LineState.SERVING, "it was mended")
     assert door.client.get("/health").json()["status"] == "ok"
 
 
 @pytest.mark.parametrize("fault", ["reset", "end", "bad_json", "in_band"])
 def test_a_line_that_breaks(door: Gateway, fault: str) -> None:
-    door.double.script = lambda request: Script(fault=fault, fault_after=2, delay=0.01)
-    assert error_of(door.chat(), 502)["code"] == "line_broken"
+    door.double.script = lambda request: Script(tokens=list(range(10, 30)), fault=fault, fault_after=2, delay=0.01)
+    assert error_of(door.chat(), 502)["code"] == "cannot_continue"
+    assert len(door.double.requests) == 4
+    assert [len(request["output_prefix_ids"]) for request in door.double.requests] == [0, 2, 4, 6]
     response = door.complete(stream=True)
     assert response.status_code == 200
     *chunks, last = [json.loads(event[6:]) for event in response.text.strip().split("\n\n")]
     assert chunks and all(chunk["choices"][0]["finish_reason"] is None for chunk in chunks)
-    assert last["error"]["code"] == "line_broken"
+    assert last["error"]["code"] == "cannot_continue"
     door.double.script = lambda request: Script(fault=fault)
     assert error_of(door.chat(stream=True), 502)["code"] == "line_broken"
 
@@ -213,7 +216,7 @@ def test_the_deadline(door: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     response = door.chat(stream=True)
     assert response.status_code == 200 and "[DONE]" not in response.text
     assert json.loads(response.text.strip().split("\n\n")[-1][6:])["error"]["code"] == "deadline_exceeded"
-    monkeypatch.setattr(protocol, "DEADLINE_GRACE_SECONDS", 0.02)
+    monkeypatch.setattr(client, "DEADLINE_GRACE_SECONDS", 0.02)
     door.double.script = lambda request: Script(fault="hang", fault_after=1)
     assert error_of(door.chat(timeout_s=0.05), 504)["code"] == "deadline_exceeded"
     door.until(lambda: door.double.active == 0)

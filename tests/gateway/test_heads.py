@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from tests.gateway.harness import Gateway
 
-from twinline.gateway import exchange, heads
+from twinline.gateway import heads
 
 HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -75,7 +75,7 @@ def test_a_head_that_drips_is_given_up(door: Gateway, monkeypatch: pytest.Monkey
 
 
 def test_a_body_that_stalls_is_given_up(door: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "BODY_SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(heads, "BODY_SILENCE_SECONDS", 0.1)
     with connected(door) as client:
         client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
         status, message = refusal(rest(client))

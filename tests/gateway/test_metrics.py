@@ -7,6 +7,9 @@ from tests.gateway.harness import MODEL, Gateway
 from tests.lines.line_double import Script
 
 
+LONG = list(range(10, 30))
+
+
 def samples(door: Gateway) -> dict[str, float]:
     text = door.client.get("/metrics").text
     found = {}
@@ -25,24 +28,27 @@ def test_counts_and_times(door: Gateway) -> None:
     prompt = len(door.asked()["prompt"])
     door.chat(stream=True)
     door.chat(temperature=-1)
-    door.double.script = lambda request: Script(fault="reset", fault_after=1, delay=0.01)
+    door.double.script = lambda request: Script(LONG, fault="reset", fault_after=1, delay=0.01)
     door.complete(stream=True)
     after = samples(door)
 
     def grew(name: str) -> float:
         return after[name] - before.get(name, 0.0)
 
-    gateway, model = "twinline_gateway_", f"{{model={MODEL}}}"
+    gateway, model = "twinline_gateway_", f"{{line=double,model={MODEL}}}"
     assert grew(f"{gateway}requests_total{{endpoint=chat,status=200}}") == 2
     assert grew(f"{gateway}requests_total{{endpoint=chat,status=400}}") == 1
     assert grew(f"{gateway}requests_total{{endpoint=completions,status=502}}") == 1
-    assert grew(f"{gateway}completion_tokens_total{model}") == 2 * len(tokens) + 1
+    assert grew(f"{gateway}completion_tokens_total{model}") == 2 * len(tokens) + 4
     assert grew(f"{gateway}prompt_tokens_total{model}") >= 2 * prompt
     assert grew(f"{gateway}cached_prompt_tokens_total{model}") == 6
-    assert grew(f"{gateway}time_to_first_token_seconds_count{model}") == 3
+    assert grew(f"{gateway}time_to_first_token_seconds_count{model}") == 6
     assert grew(f"{gateway}inter_token_seconds_sum{model}") > 0
     assert grew(f"{gateway}request_seconds_count{{endpoint=chat}}") == 3
-    assert after[f"{gateway}line_up{{line=double}}"] == 1
+    assert grew(f"{gateway}line_faults_total{model}") == 4
+    assert grew(f"{gateway}moves_total{model}") == 3
+    assert grew(f"{gateway}refilled_tokens_total{model}") > 3
+    assert after[f"{gateway}line_up{model}"] == 1
 
 
 def test_the_lines_own_names_pass_through(door: Gateway) -> None:

@@ -45,7 +45,7 @@ def test_a_failed_request_is_one_line_in_the_log(door: Gateway, caplog: pytest.L
     name = door.chat(model="gpt\n9").headers["x-request-id"]
     door.until(lambda: len(said()) == 2)
     assert said()[1].startswith(f"chat {name} model='gpt\\n9' line=- status=404: ") and "\n" not in said()[1]
-    door.double.script = lambda request: Script(fault="in_band", fault_after=1)
+    door.double.script = lambda request: Script(list(range(10, 30)), fault="in_band", fault_after=1)
     name = door.complete(stream=True).headers["x-request-id"]
     door.until(lambda: len(said()) == 3)
     assert said()[2].startswith(f"completions {name} model='{MODEL}' line='double' status=502: ")

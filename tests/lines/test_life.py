@@ -9,14 +9,18 @@ from tests.lines.line_double import LineDouble, Script
 
 from twinline.lines.line import Line, VerificationFailed
 from twinline.lines.protocol import LineRefused, TokenRequest
+from twinline.lines.spec import LineSpec
 from twinline.lines.state import NEXT, IllegalTransition, Life, LineState
+
+
+SPEC = LineSpec(name="a", model="m", engine="native", weights="somewhere")
 
 
 def test_a_line_that_stops_over_its_test_says_why_it_stopped() -> None:
     async def test() -> None:
         double = LineDouble()
         double.script = lambda request: Script(delay=0.05, fault="reset", fault_after=1)
-        line = Line("a", "m", await double.start())
+        line = Line("a", SPEC, await double.start())
         verifying = asyncio.ensure_future(line.verify())
         while not double.active:
             await asyncio.sleep(0.005)
@@ -44,7 +48,7 @@ def test_every_step_is_either_legal_or_refused() -> None:
 def test_nothing_serves_before_it_is_verified() -> None:
     async def test() -> None:
         double = LineDouble()
-        line = Line("a", "m", await double.start())
+        line = Line("a", SPEC, await double.start())
         request = TokenRequest(model="m", prompt=[1], request_id="r")
         with pytest.raises(LineRefused, match="line a is starting") as caught:
             line.stream(request)
@@ -62,7 +66,7 @@ def test_what_fails_its_test_is_quarantined_and_may_try_again(script: Script) ->
     async def test() -> None:
         double = LineDouble()
         double.script = lambda request: script
-        line = Line("a", "m", await double.start())
+        line = Line("a", SPEC, await double.start())
         with pytest.raises(VerificationFailed, match="line a failed its test request"):
             await line.verify()
         assert line.state is LineState.QUARANTINED

@@ -12,9 +12,10 @@ import pytest
 import uvloop
 from tests.lines.line_double import LineDouble, Script, logprob
 
-from twinline.lines import protocol
-from twinline.lines.protocol import Delta, LineBroken, LineClient, LineRefused, TokenRequest
-from twinline.lines.wire import Chunk, EventLines, TokenLogprob, to_delta
+from twinline.lines import client as protocol
+from twinline.lines.client import LineClient
+from twinline.lines.protocol import LineBroken, LineRefused, TokenRequest
+from twinline.lines.wire import Chunk, Delta, EventLines, TokenLogprob, to_delta
 
 
 def run(test: Callable[[LineDouble, LineClient], Awaitable[None]], path: str | None = None) -> None:

@@ -12,6 +12,7 @@ import json
 import logging
 import shlex
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def check_port(host: str, port: int) -> None:
         raise CliError(f"cannot listen on {host} port {port}: {exc.strerror or exc}") from None
 
 
-def ready_text(url: str, name: str, label: str | None, facts: dict[str, Any]) -> str:
+def ready_text(url: str, name: str, label: str | None, facts: Mapping[str, Any]) -> str:
     """What a person reads when the model can answer: endpoint, model, device and dtype, one line to try."""
     title = f"{name} ({label})" if label else name
     ran = ", ".join(str(facts[field]) for field in ("device", "dtype") if field in facts)

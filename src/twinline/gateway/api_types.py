@@ -29,6 +29,10 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
+class ResponseFormat(msgspec.Struct):
+    type: str
+
+
 class Common(msgspec.Struct, kw_only=True):
     """Fields that both endpoints share."""
 
@@ -54,6 +58,7 @@ class Common(msgspec.Struct, kw_only=True):
     timeout_s: Annotated[float, Meta(gt=0, le=86400)] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+    response_format: ResponseFormat | None = None
     guided_json: Any = None
     guided_regex: Any = None
     guided_choice: Any = None
@@ -76,10 +81,6 @@ class Message(msgspec.Struct):
     tool_call_id: str | None = None
 
 
-class ResponseFormat(msgspec.Struct):
-    type: str
-
-
 class ChatRequest(Common, kw_only=True):
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: _Count | None = None
@@ -91,7 +92,6 @@ class ChatRequest(Common, kw_only=True):
     tools: list[Any] | None = None
     tool_choice: Any = None
     functions: list[Any] | None = None
-    response_format: ResponseFormat | None = None
 
 
 class CompletionRequest(Common, kw_only=True):
@@ -101,7 +101,6 @@ class CompletionRequest(Common, kw_only=True):
     return_token_ids: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
-    response_format: ResponseFormat | None = None
 
 
 class CachedTokens(msgspec.Struct, frozen=True):
@@ -143,12 +142,14 @@ class ReplyMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     role: str
     content: str | None
     reasoning_content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
 
 
 class ChatDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     role: str | None = None
     content: str | None = None
     reasoning_content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
 
 
 class ChatChoice(msgspec.Struct, frozen=True):

@@ -5,7 +5,6 @@ Owns paths and methods. Must not know what an endpoint does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -14,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from twinline import __version__
 from twinline.gateway.api_types import ChatRequest, CompletionRequest
@@ -21,32 +21,37 @@ from twinline.gateway.chat import Chat
 from twinline.gateway.completions import Completions
 from twinline.gateway.door import Door, Endpoint
 from twinline.gateway.errors import ApiError
-from twinline.gateway.exchange import MAX_BODY_BYTES
+from twinline.gateway.passed import metrics_text
 from twinline.gateway.served import ServedModel
+from twinline.gateway.supply import Supply
 
 
-def create_app(models: Sequence[ServedModel], *, max_body_bytes: int = MAX_BODY_BYTES) -> Starlette:
-    """The door to `models`. Raises ValueError if two share a name."""
-    door = Door(models, max_body_bytes)
-    rest = _Rest(door)
-    routes = [
-        Route("/v1/chat/completions", Endpoint("chat", door, ChatRequest, Chat(door).answer), methods=["POST"]),
-        Route(
-            "/v1/completions",
-            Endpoint("completions", door, CompletionRequest, Completions(door).answer),
-            methods=["POST"],
-        ),
-        Route("/v1/models", rest.models, methods=["GET"]),
-        Route("/v1/models/{name:path}", rest.model, methods=["GET"]),
-        Route("/health", rest.health, methods=["GET"]),
-        Route("/metrics", rest.metrics, methods=["GET"]),
-    ]
-    app = Starlette(
-        routes=routes,
-        exception_handlers={HTTPException: _http_error, ApiError: _api_error, Exception: _failure},
-    )
-    app.router.redirect_slashes = False
-    return app
+class App:
+    """The gateway as an ASGI application. The two paths that matter are looked up; the rest is Starlette's."""
+
+    def __init__(self, door: Door) -> None:
+        self.door = door
+        self._hot: dict[str, ASGIApp] = {
+            "/v1/chat/completions": Endpoint("chat", door, ChatRequest, Chat(door).answer),
+            "/v1/completions": Endpoint("completions", door, CompletionRequest, Completions(door).answer),
+        }
+        rest = _Rest(door)
+        routes = [
+            *(Route(path, app, methods=["POST"]) for path, app in self._hot.items()),
+            Route("/v1/models", rest.models, methods=["GET"]),
+            Route("/v1/models/{name:path}", rest.model, methods=["GET"]),
+            Route("/health", rest.health, methods=["GET"]),
+            Route("/metrics", rest.metrics, methods=["GET"]),
+        ]
+        self._rest = Starlette(
+            routes=routes,
+            exception_handlers={HTTPException: _http_error, ApiError: _api_error, Exception: _failure},
+        )
+        self._rest.router.redirect_slashes = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        hot = self._hot.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        await (hot or self._rest)(scope, receive, send)
 
 
 class _Rest:
@@ -59,21 +64,24 @@ class _Rest:
         return _json({"object": "list", "data": [_entry(served) for served in self._door.models]})
 
     async def model(self, request: Request) -> Response:
-        return _json(_entry(self._door.find(request.path_params["name"])))
+        return _json(_entry(self._door.find(request.path_params["name"]).served))
 
     async def health(self, request: Request) -> Response:
-        """200 when every model has a line that takes requests."""
-        lines = {
-            served.name: {"line": served.line.name, "state": str(served.line.state), "reason": served.line.life.reason}
-            for served in self._door.models
-        }
-        well = all(served.line.state.takes_requests for served in self._door.models)
-        body = {"status": "ok" if well else "unavailable", "version": __version__, "models": lines}
-        return _json(body, 200 if well else 503)
+        """200 when every model has a line that may be asked; `degraded` when some of its lines may not."""
+        models = {}
+        status = "ok"
+        for served in self._door.models:
+            supply = served.supply
+            models[served.name] = {"status": "ok" if supply.ready else "unavailable", "lines": told(supply)}
+            if not supply.ready:
+                status = "unavailable"
+            elif len(supply.ready) < len(supply.lines) and status == "ok":
+                status = "degraded"
+        body = {"status": status, "version": __version__, "models": models}
+        return _json(body, 503 if status == "unavailable" else 200)
 
     async def metrics(self, request: Request) -> Response:
-        lines = {id(served.line): served.line for served in self._door.models}
-        text = await self._door.metrics.text(lines.values())
+        text = await metrics_text(self._door.meters, self._door.models)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -86,6 +94,18 @@ def _entry(served: ServedModel) -> dict[str, Any]:
         "max_model_len": served.max_model_len,
     }
     return entry if served.label is None else entry | {"label": served.label}
+
+
+def told(supply: Supply) -> dict[str, dict[str, str]]:
+    """Each line's state and the reason for it; one that is not asked because of its own faults is `unavailable`."""
+    lines = {}
+    for name, line in supply.lines.items():
+        circuit = supply.circuits[name]
+        if line.state.takes_requests and not circuit.closed:
+            lines[name] = {"state": "unavailable", "reason": circuit.reason}
+        else:
+            lines[name] = {"state": str(line.state), "reason": line.life.reason}
+    return lines
 
 
 def _json(body: object, status: int = 200) -> Response:

@@ -5,11 +5,13 @@ Owns the chat shape. Must not know how tokens become text or how a line is spoke
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from twinline.gateway.access import Visit
+from twinline.gateway.answer import Answer
 from twinline.gateway.api_types import (
     ChatChoice,
     ChatChunkChoice,
@@ -19,16 +21,18 @@ from twinline.gateway.api_types import (
     ReplyMessage,
 )
 from twinline.gateway.aside import made
-from twinline.gateway.door import Door
-from twinline.gateway.errors import bad_request
+from twinline.gateway.choice import Choice
+from twinline.gateway.door import Door, Target
+from twinline.gateway.errors import ApiError, bad_request
 from twinline.gateway.exchange import Exchange
-from twinline.gateway.generation import Generation, Piece, together
 from twinline.gateway.logprobs import chat_logprobs
+from twinline.gateway.order import Order
 from twinline.gateway.reply import DONE, Envelope, usage_of
 from twinline.gateway.sampling import TIMEOUT_HEADER, check_prompt, check_text, plan, refuse_unsupported, room
 from twinline.gateway.served import ServedModel
 from twinline.gateway.text.reasoning import ReasoningParser
 from twinline.gateway.text.template import encode_prompt
+from twinline.gateway.transcript import Piece
 from twinline.lines.wire import TokenLogprob
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -41,8 +45,9 @@ class Chat:
     def __init__(self, door: Door) -> None:
         self._door = door
 
-    async def answer(self, exchange: Exchange, request: ChatRequest, served: ServedModel) -> None:
+    async def answer(self, exchange: Exchange, visit: Visit, request: ChatRequest, target: Target, body: bytes) -> None:
         """Raises ApiError."""
+        served = target.served
         _check(request, served)
         envelope = Envelope("chatcmpl-", "chat.completion", request, exchange.request_id)
         rendered, prompt = await _prompt(request, served, exchange.body_bytes)
@@ -57,51 +62,130 @@ class Chat:
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             timeout_header=exchange.header(TIMEOUT_HEADER),
         )
-        generations = [
-            Generation(
-                served,
-                shared.for_choice(prompt, index, index),
-                index,
-                shared.rules,
-                ReasoningParser.for_prompt(rendered),
-                self._door.meter(served),
-            )
-            for index in range(request.n or 1)
+        order = Order(target, visit, shared, body, chat=True, bounded=limit is not None)
+        n = request.n or 1
+        await order.admit(self._door.access, len(prompt), n)
+        streamed = bool(request.stream)
+        shape = _Streamed(envelope, served, request) if streamed else _Whole(envelope, served, request, n)
+        answer = Answer(exchange, self._door.access, visit, served.name, shape, streamed)
+        ask = order.ask(prompt)
+        choices = [
+            order.choice(prompt, ask, index, index, ReasoningParser.for_prompt(rendered), answer) for index in range(n)
         ]
-        shape = _Shape(served, request.top_logprobs or 0)
-        if request.stream:
-            await _stream(exchange, envelope, shape, prompt, generations)
-        else:
-            await _whole(exchange, envelope, shape, prompt, generations)
+        await answer.run(choices)
 
 
-class _Shape:
+class _Logprobs:
     """How log-probabilities are written for one request."""
 
-    def __init__(self, served: ServedModel, alternatives: int) -> None:
+    def __init__(self, served: ServedModel, request: ChatRequest) -> None:
         self._tokenizer = served.tokenizer
-        self._alternatives = alternatives
+        self._alternatives = request.top_logprobs or 0
 
-    def logprobs(self, entries: list[TokenLogprob] | None) -> ChatLogprobs | None:
+    def of(self, entries: list[TokenLogprob] | None) -> ChatLogprobs | None:
         return None if entries is None else chat_logprobs(self._tokenizer, entries, self._alternatives)
 
 
+class _Streamed:
+    """Nothing is sent before the first piece, so that a refusal is still an HTTP status."""
+
+    def __init__(self, envelope: Envelope, served: ServedModel, request: ChatRequest) -> None:
+        self._envelope = envelope
+        self._logprobs = _Logprobs(served, request)
+        self._begun: set[int] = set()
+
+    def news(self, piece: Piece) -> bytes:
+        """A chunk per part: many clients look at one of `reasoning_content` and `content` only."""
+        chunk = self._envelope.chunk
+        index = piece.index
+        data = b""
+        if index not in self._begun:
+            self._begun.add(index)
+            data = chunk(ChatChunkChoice(index, ChatDelta(role="assistant", content="")))
+        logprobs = self._logprobs.of(piece.logprobs)
+        for kind, text in piece.parts:
+            if logprobs is None:  # nearly every token
+                data += self._envelope.chat_text(index, kind, text)
+                continue
+            delta = ChatDelta(content=text) if kind == "content" else ChatDelta(reasoning_content=text)
+            data += chunk(ChatChunkChoice(index, delta, logprobs))
+            logprobs = None
+        if logprobs is not None and logprobs.content:
+            data += chunk(ChatChunkChoice(index, ChatDelta(content=""), logprobs))
+        if piece.tool_calls:
+            data += chunk(ChatChunkChoice(index, ChatDelta(tool_calls=piece.tool_calls)))
+        if piece.finish is not None:
+            data += chunk(ChatChunkChoice(index, ChatDelta(), None, piece.finish))
+        return data
+
+    def end(self, choices: Sequence[Choice]) -> bytes:
+        return (self._envelope.usage_chunk(usage_of(choices)) if self._envelope.with_usage else b"") + DONE
+
+
+class _Whole:
+    """Gathers the pieces."""
+
+    def __init__(self, envelope: Envelope, served: ServedModel, request: ChatRequest, n: int) -> None:
+        self._envelope = envelope
+        self._logprobs = _Logprobs(served, request)
+        self._texts: list[dict[str, list[str]]] = [{"content": [], "reasoning": []} for _ in range(n)]
+        self._entries: list[list[TokenLogprob] | None] = [None] * n
+        self._calls: list[list[dict[str, Any]]] = [[] for _ in range(n)]
+        self._last: list[Piece | None] = [None] * n
+
+    def news(self, piece: Piece) -> bytes:
+        index = piece.index
+        for kind, text in piece.parts:
+            self._texts[index][kind].append(text)
+        if piece.logprobs is not None:
+            so_far = self._entries[index]
+            if so_far is None:
+                self._entries[index] = list(piece.logprobs)
+            else:
+                so_far.extend(piece.logprobs)
+        if piece.tool_calls:
+            self._calls[index] += piece.tool_calls
+        self._last[index] = piece
+        return b""
+
+    def end(self, choices: Sequence[Choice]) -> bytes:
+        made = []
+        for index, last in enumerate(self._last):
+            message = ReplyMessage(
+                role="assistant",
+                content="".join(self._texts[index]["content"]),
+                reasoning_content="".join(self._texts[index]["reasoning"]) or None,
+                tool_calls=whole_calls(self._calls[index]) or None,
+            )
+            finish, reason = (last.finish, last.stop_reason) if last else (None, None)
+            made.append(ChatChoice(index, message, self._logprobs.of(self._entries[index]), finish, reason))
+        return self._envelope.whole(made, usage_of(choices))
+
+
+def whole_calls(deltas: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """OpenAI's streamed tool calls as whole ones: names come once, arguments in pieces."""
+    calls: dict[int, dict[str, Any]] = {}
+    for delta in deltas:
+        said = delta.get("function") or {}
+        call = calls.setdefault(
+            delta.get("index", 0), {"id": None, "type": "function", "function": {"name": "", "arguments": ""}}
+        )
+        call["id"] = call["id"] or delta.get("id")
+        call["function"]["name"] += said.get("name") or ""
+        call["function"]["arguments"] += said.get("arguments") or ""
+    return [calls[index] for index in sorted(calls)]
+
+
 def _check(request: ChatRequest, served: ServedModel) -> None:
-    refuse_unsupported(
-        request,
-        {
-            "tools": bool(request.tools),
-            "tool_choice": request.tool_choice not in (None, "none", "auto"),
-            "functions": bool(request.functions),
-            "response_format": request.response_format is not None and request.response_format.type != "text",
-        },
-    )
+    refuse_unsupported(request, {"functions": bool(request.functions)})
     if len(request.messages) > served.max_model_len:
         raise bad_request(
             f"{len(request.messages)} messages do not fit this model's context of {served.max_model_len} tokens.",
             "messages",
             "context_length_exceeded",
         )
+    if request.tool_choice not in (None, "none", "auto") and not request.tools:
+        raise ApiError(400, "tool_choice needs tools.", param="tool_choice", code="unsupported_parameter")
     if request.top_logprobs and not request.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true.", "top_logprobs")
     if request.continue_final_message:
@@ -156,65 +240,3 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
     if message["role"] == "developer":
         message["role"] = "system"
     return {name: value for name, value in message.items() if value is not None or name == "content"}
-
-
-async def _whole(
-    exchange: Exchange, envelope: Envelope, shape: _Shape, prompt: list[int], generations: list[Generation]
-) -> None:
-    texts: list[dict[str, list[str]]] = [{"content": [], "reasoning": []} for _ in generations]
-    entries: list[list[TokenLogprob] | None] = [None] * len(generations)
-    last: list[Piece | None] = [None] * len(generations)
-    async with aclosing(together(generations)) as pieces:
-        async for piece in pieces:
-            for kind, text in piece.parts:
-                texts[piece.index][kind].append(text)
-            if piece.logprobs is not None:
-                so_far = entries[piece.index]
-                if so_far is None:
-                    entries[piece.index] = list(piece.logprobs)
-                else:
-                    so_far.extend(piece.logprobs)
-            last[piece.index] = piece
-    choices = []
-    for index, end in enumerate(last):
-        message = ReplyMessage(
-            role="assistant",
-            content="".join(texts[index]["content"]),
-            reasoning_content="".join(texts[index]["reasoning"]) or None,
-        )
-        finish, reason = (end.finish, end.stop_reason) if end else (None, None)
-        choices.append(ChatChoice(index, message, shape.logprobs(entries[index]), finish, reason))
-    await exchange.json(envelope.whole(choices, usage_of([prompt], generations)))
-
-
-async def _stream(
-    exchange: Exchange, envelope: Envelope, shape: _Shape, prompt: list[int], generations: list[Generation]
-) -> None:
-    """Nothing is sent before the first piece, so that a line's refusal is still an HTTP status."""
-    begun: set[int] = set()
-    async with aclosing(together(generations)) as pieces:
-        async for piece in pieces:
-            data = b"".join(map(envelope.chunk, _chunk_choices(piece, shape)))
-            if piece.index not in begun:
-                begun.add(piece.index)
-                data = envelope.chunk(ChatChunkChoice(piece.index, ChatDelta(role="assistant", content=""))) + data
-            if data:
-                await exchange.events(data)
-    end = envelope.usage_chunk(usage_of([prompt], generations)) if envelope.with_usage else b""
-    await exchange.events(end + DONE)
-    await exchange.end()
-
-
-def _chunk_choices(piece: Piece, shape: _Shape) -> list[ChatChunkChoice]:
-    """A chunk per part: many clients look at one of `reasoning_content` and `content` only."""
-    logprobs = shape.logprobs(piece.logprobs)
-    choices = []
-    for kind, text in piece.parts:
-        delta = ChatDelta(content=text) if kind == "content" else ChatDelta(reasoning_content=text)
-        choices.append(ChatChunkChoice(piece.index, delta, logprobs))
-        logprobs = None
-    if logprobs is not None and logprobs.content:
-        choices.append(ChatChunkChoice(piece.index, ChatDelta(content=""), logprobs))
-    if piece.finish is not None:
-        choices.append(ChatChunkChoice(piece.index, ChatDelta(), None, piece.finish))
-    return choices

@@ -6,22 +6,25 @@ know how tokens become text or how a line is spoken to.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import aclosing
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
+from twinline.gateway.access import Visit
+from twinline.gateway.answer import Answer
 from twinline.gateway.api_types import CompletionRequest, LegacyLogprobs, TextChoice
 from twinline.gateway.aside import made
-from twinline.gateway.door import Door
+from twinline.gateway.choice import Choice
+from twinline.gateway.door import Door, Target
 from twinline.gateway.errors import ApiError, bad_request
 from twinline.gateway.exchange import Exchange
-from twinline.gateway.generation import Generation, Piece, TextRules, together
 from twinline.gateway.logprobs import LegacyWriter, joined
+from twinline.gateway.order import Order
 from twinline.gateway.reply import DONE, Envelope, usage_of
 from twinline.gateway.sampling import TIMEOUT_HEADER, check_prompt, check_text, plan, refuse_unsupported, room
 from twinline.gateway.served import ServedModel
+from twinline.gateway.transcript import Piece, TextRules
 
 DEFAULT_TOKENS = 16  # OpenAI's default for this endpoint
 MAX_CHOICES = 1024  # prompts times n
@@ -42,12 +45,15 @@ class Completions:
     def __init__(self, door: Door) -> None:
         self._door = door
 
-    async def answer(self, exchange: Exchange, request: CompletionRequest, served: ServedModel) -> None:
+    async def answer(
+        self, exchange: Exchange, visit: Visit, request: CompletionRequest, target: Target, body: bytes
+    ) -> None:
         """Raises ApiError."""
+        served = target.served
         _check(request)
         envelope = Envelope("cmpl-", "text_completion", request, exchange.request_id)
         given = _given(request, served)
-        prompts = await made(lambda: _encode(given, served), exchange.body_bytes)
+        prompts = await made(lambda: _encode(given, served, request), exchange.body_bytes)
         wanted = DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
         for prompt in prompts:
             check_prompt(prompt.ids, served, "prompt")
@@ -62,34 +68,32 @@ class Completions:
             timeout_header=exchange.header(TIMEOUT_HEADER),
         )
         n = request.n or 1
-        meter = self._door.meter(served)
-        generations = []
-        shapes = []
-        for index in range(len(prompts) * n):
-            prompt = prompts[index // n]
-            asked = shared.for_choice(prompt.ids, index, index % n)
-            generations.append(Generation(served, asked, index, shared.rules, None, meter))
-            shapes.append(_Shape(request, served, prompt, shared.rules))
-        ids = [prompt.ids for prompt in prompts]
-        if request.stream:
-            await _stream(exchange, envelope, shapes, ids, generations)
-        else:
-            await _whole(exchange, envelope, shapes, ids, generations)
+        order = Order(target, visit, shared, body, chat=False, bounded=True)
+        await order.admit(self._door.access, sum(len(prompt.ids) for prompt in prompts), n * len(prompts))
+        writers = [_Writer(request, served, prompts[index // n], shared.rules) for index in range(len(prompts) * n)]
+        streamed = bool(request.stream)
+        shape = (_Streamed if streamed else _Whole)(envelope, writers)
+        answer = Answer(exchange, self._door.access, visit, served.name, shape, streamed)
+        choices = []
+        for number, prompt in enumerate(prompts):
+            ask = order.ask(prompt.ids)
+            for step in range(n):
+                choices.append(order.choice(prompt.ids, ask, number * n + step, step, None, answer))
+        await answer.run(choices)
 
 
-class _Shape:
+class _Writer:
     """Writes one choice, piece by piece."""
 
     def __init__(self, request: CompletionRequest, served: ServedModel, prompt: Prompt, rules: TextRules) -> None:
         self._prompt = prompt
         self._echo = bool(request.echo)
         self._with_ids = bool(request.return_token_ids)
-        self._only_echo = request.max_tokens == 0
+        self.only_echo = request.max_tokens == 0
         self._writer = (
             None if request.logprobs is None else LegacyWriter(served.tokenizer, request.logprobs, rules.skip_special)
         )
         self._begun = False
-        self.completion_tokens = 0
 
     def choice(self, piece: Piece) -> TextChoice | None:
         """The news in a piece; None if there are none."""
@@ -101,21 +105,20 @@ class _Shape:
             if self._writer is not None:
                 written.append(self._prompt_logprobs(self._writer, piece))
         tokens = piece.tokens
-        if self._only_echo:
+        if self.only_echo:
             tokens = []
         else:
             text += "".join(part for _, part in piece.parts)
             if self._writer is not None and piece.logprobs is not None:
                 written.append(self._writer.write(tokens, piece.logprobs))
-        self.completion_tokens += len(tokens)
         if not (text or piece.finish or written or (self._with_ids and (tokens or first))):
             return None
         return TextChoice(
             piece.index,
             text,
             joined(written) if written else None,
-            "length" if self._only_echo and piece.finish else piece.finish,
-            None if self._only_echo else piece.stop_reason,
+            "length" if self.only_echo and piece.finish else piece.finish,
+            None if self.only_echo else piece.stop_reason,
             self._prompt.ids if self._with_ids and first else msgspec.UNSET,
             tokens if self._with_ids else msgspec.UNSET,
         )
@@ -133,7 +136,6 @@ def _check(request: CompletionRequest) -> None:
         {
             "suffix": bool(request.suffix),
             "best_of": request.best_of is not None and request.best_of != (request.n or 1),
-            "response_format": request.response_format is not None and request.response_format.type != "text",
         },
     )
     if request.max_tokens == 0 and not request.echo:
@@ -166,8 +168,9 @@ def _given(request: CompletionRequest, served: ServedModel) -> list[str | list[i
     return given
 
 
-def _encode(given: Iterable[str | list[int]], served: ServedModel) -> list[Prompt]:
+def _encode(given: Iterable[str | list[int]], served: ServedModel, request: CompletionRequest) -> list[Prompt]:
     tokenizer = served.tokenizer
+    shown = bool(request.echo)
     prompts = []
     for item in given:
         if isinstance(item, str):
@@ -176,26 +179,48 @@ def _encode(given: Iterable[str | list[int]], served: ServedModel) -> list[Promp
             hidden = bos is not None and ids[:1] == [bos] and not item.startswith(tokenizer.token(bos))
             prompts.append(Prompt(ids, item, int(hidden)))
         else:
-            prompts.append(Prompt(item, tokenizer.decode(item, skip_special=False), 0))
+            prompts.append(Prompt(item, tokenizer.decode(item, skip_special=False) if shown else "", 0))
     return prompts
 
 
-async def _whole(
-    exchange: Exchange,
-    envelope: Envelope,
-    shapes: list[_Shape],
-    prompts: list[list[int]],
-    generations: list[Generation],
-) -> None:
-    news: list[list[TextChoice]] = [[] for _ in generations]
-    async with aclosing(together(generations)) as pieces:
-        async for piece in pieces:
-            choice = shapes[piece.index].choice(piece)
-            if choice is not None:
-                news[piece.index].append(choice)
-    choices = [_as_one(parts) for parts in news]
-    usage = usage_of(prompts, generations, sum(shape.completion_tokens for shape in shapes))
-    await exchange.json(envelope.whole(choices, usage))
+class _Streamed:
+    """Nothing is sent before the first piece, so that a refusal is still an HTTP status."""
+
+    def __init__(self, envelope: Envelope, writers: Sequence[_Writer]) -> None:
+        self._envelope, self._writers = envelope, writers
+
+    def news(self, piece: Piece) -> bytes:
+        choice = self._writers[piece.index].choice(piece)
+        return b"" if choice is None else self._envelope.chunk(choice)
+
+    def end(self, choices: Sequence[Choice]) -> bytes:
+        if not self._envelope.with_usage:
+            return DONE
+        return self._envelope.usage_chunk(usage_of(choices, _counted(self._writers, choices))) + DONE
+
+
+class _Whole:
+    """Gathers the pieces."""
+
+    def __init__(self, envelope: Envelope, writers: Sequence[_Writer]) -> None:
+        self._envelope, self._writers = envelope, writers
+        self._news: list[list[TextChoice]] = [[] for _ in writers]
+
+    def news(self, piece: Piece) -> bytes:
+        choice = self._writers[piece.index].choice(piece)
+        if choice is not None:
+            self._news[piece.index].append(choice)
+        return b""
+
+    def end(self, choices: Sequence[Choice]) -> bytes:
+        made = [_as_one(parts) for parts in self._news]
+        return self._envelope.whole(made, usage_of(choices, _counted(self._writers, choices)))
+
+
+def _counted(writers: Sequence[_Writer], choices: Sequence[Choice]) -> int:
+    """Tokens given out: none of an echo that generates nothing, though the line had to make one."""
+    pairs = zip(writers, choices, strict=True)
+    return sum(0 if writer.only_echo else choice.completion_tokens for writer, choice in pairs)
 
 
 def _as_one(parts: list[TextChoice]) -> TextChoice:
@@ -213,22 +238,3 @@ def _as_one(parts: list[TextChoice]) -> TextChoice:
         parts[0].prompt_token_ids,
         [token for some in ids for token in some] if ids else msgspec.UNSET,
     )
-
-
-async def _stream(
-    exchange: Exchange,
-    envelope: Envelope,
-    shapes: list[_Shape],
-    prompts: list[list[int]],
-    generations: list[Generation],
-) -> None:
-    """Nothing is sent before the first piece, so that a line's refusal is still an HTTP status."""
-    async with aclosing(together(generations)) as pieces:
-        async for piece in pieces:
-            choice = shapes[piece.index].choice(piece)
-            if choice is not None:
-                await exchange.events(envelope.chunk(choice))
-    usage = usage_of(prompts, generations, sum(shape.completion_tokens for shape in shapes))
-    end = envelope.usage_chunk(usage) if envelope.with_usage else b""
-    await exchange.events(end + DONE)
-    await exchange.end()

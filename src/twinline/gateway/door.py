@@ -1,4 +1,4 @@
-"""What every endpoint shares: the models behind the gateway, its measurements, and the run of one POST.
+"""What every endpoint shares: the models behind the gateway, who may ask, and the run of one POST.
 
 Owns finding a model by name and turning failures into answers. Must not know any endpoint's fields.
 """
@@ -8,16 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Generic, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from twinline.gateway.access import Access, Visit
 from twinline.gateway.api_types import Common
 from twinline.gateway.errors import ApiError, model_not_found, stopping
 from twinline.gateway.exchange import CLIENT_LEFT, MAX_BODY_BYTES, Exchange, decode
-from twinline.gateway.metrics import Metrics, ModelMeter
+from twinline.gateway.meters import Meters
 from twinline.gateway.served import ServedModel
 
 log = logging.getLogger(__name__)
@@ -25,29 +26,56 @@ LOGGED_CHARACTERS = 500  # of a failure's cause
 R = TypeVar("R", bound=Common)
 
 
-class Door:
-    """The gateway's models and measurements. Raises ValueError if two models share a name."""
+class Target:
+    """The model that a request names, and the line if it names one: `model@line`."""
 
-    def __init__(self, models: Sequence[ServedModel], max_body_bytes: int = MAX_BODY_BYTES) -> None:
-        self.models = tuple(models)
+    __slots__ = ("line", "served")
+
+    def __init__(self, served: ServedModel, line: str | None) -> None:
+        self.served, self.line = served, line
+
+
+class Door:
+    """The gateway's models, its checks and its measurements. Models come and go while it is open."""
+
+    def __init__(
+        self,
+        models: Iterable[ServedModel] = (),
+        access: Access | None = None,
+        meters: Meters | None = None,
+        max_body_bytes: int = MAX_BODY_BYTES,
+    ) -> None:
+        """Raises ValueError if two models share a name."""
+        self.access = access or Access()
+        self.meters = meters or Meters()
         self.max_body_bytes = max_body_bytes
-        self.metrics = Metrics()
         self._by_name: dict[str, ServedModel] = {}
         for served in models:
-            if served.name in self._by_name:
-                raise ValueError(f"two models are named {served.name}")
-            self._by_name[served.name] = served
-        self._meters = {served.name: ModelMeter(self.metrics, served.name) for served in models}
+            self.open(served)
 
-    def find(self, name: str) -> ServedModel:
+    @property
+    def models(self) -> list[ServedModel]:
+        return list(self._by_name.values())
+
+    def open(self, served: ServedModel) -> None:
+        if served.name in self._by_name:
+            raise ValueError(f"two models are named {served.name}")
+        self._by_name[served.name] = served
+
+    def shut(self, name: str) -> None:
+        """Requests under way go on."""
+        self._by_name.pop(name, None)
+
+    def find(self, name: str) -> Target:
         """Raises ApiError 404."""
         served = self._by_name.get(name)
+        if served is not None:
+            return Target(served, None)
+        model, at, line = name.rpartition("@")
+        served = self._by_name.get(model) if at else None
         if served is None:
             raise model_not_found(name)
-        return served
-
-    def meter(self, served: ServedModel) -> ModelMeter:
-        return self._meters[served.name]
+        return Target(served, line)
 
 
 class Endpoint(Generic[R]):
@@ -57,53 +85,64 @@ class Endpoint(Generic[R]):
     """
 
     def __init__(
-        self, name: str, door: Door, shape: type[R], answer: Callable[[Exchange, R, ServedModel], Awaitable[None]]
+        self,
+        name: str,
+        door: Door,
+        shape: type[R],
+        answer: Callable[[Exchange, Visit, R, Target, bytes], Awaitable[None]],
     ) -> None:
         self._name = name
         self._door = door
         self._decoder = msgspec.json.Decoder(shape)
         self._answer = answer
+        self._running = door.meters.running.labels(name)
+        self._whole = door.meters.whole.labels(name)
+        self._counts: dict[int, Callable[[], None]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
-        metrics = self._door.metrics
         began = time.monotonic()
-        status = CLIENT_LEFT
-        with metrics.running.labels(self._name).track_inprogress():
-            try:
-                if await self._run(exchange):
-                    status = exchange.status or CLIENT_LEFT
-            finally:
-                metrics.requests.labels(self._name, str(status)).inc()
-                metrics.whole.labels(self._name).observe(time.monotonic() - began)
-                if status >= 400:
-                    self._log(exchange, status)
+        self._running.inc()
+        try:
+            await self._run(exchange)
+        except ApiError as error:
+            exchange.error(error)
+        except asyncio.CancelledError:  # only the end of the server cancels an exchange
+            exchange.error(stopping())
+        except Exception:
+            log.exception("%s failed: %s", self._name, exchange.request_id)
+            exchange.error(ApiError(500, "The gateway failed; its log says why.", code="internal_error"))
+        finally:
+            self._running.dec()
+            seconds = time.monotonic() - began
+            self._whole.observe(seconds)
+            # 499: the client left before the end
+            status = CLIENT_LEFT if exchange.gone and exchange.cause is None else exchange.status or CLIENT_LEFT
+            self._count(status)
+            if status >= 400:
+                self._log(exchange, status)
+
+    async def _run(self, exchange: Exchange) -> None:
+        visit = self._door.access.enter(exchange)
+        body = await exchange.body(self._door.max_body_bytes)
+        if body is None:
+            exchange.gone = True
+            return
+        request = decode(self._decoder, body)
+        exchange.model = request.model
+        target = self._door.find(request.model)
+        self._door.access.allow(visit, target.served.name)
+        await self._answer(exchange, visit, request, target, body)
+
+    def _count(self, status: int) -> None:
+        count = self._counts.get(status)
+        if count is None:
+            count = self._counts[status] = self._door.meters.requests.labels(self._name, str(status)).inc
+        count()
 
     def _log(self, exchange: Exchange, status: int) -> None:
         cause = " ".join((exchange.cause or "the client left").split())[:LOGGED_CHARACTERS]
         level = logging.WARNING if status >= 500 else logging.INFO
-        log.log(level, "%s %s %s status=%d: %s", self._name, exchange.request_id, exchange.subject, status, cause)
-
-    async def _run(self, exchange: Exchange) -> bool:
-        """False if the client left before the end."""
-        try:
-            body = await exchange.body(self._door.max_body_bytes)
-            return body is not None and await exchange.while_connected(self._respond(exchange, body))
-        except ApiError as error:
-            await exchange.error(error)
-        except asyncio.CancelledError:  # only the end of the server cancels an exchange
-            await exchange.error(stopping())
-        return True
-
-    async def _respond(self, exchange: Exchange, body: bytes) -> None:
-        try:
-            request = decode(self._decoder, body)
-            exchange.subject = f"model={request.model[:LOGGED_CHARACTERS]!r} line=-"
-            served = self._door.find(request.model)
-            exchange.subject = f"model={served.name!r} line={served.line.name!r}"
-            await self._answer(exchange, request, served)
-        except ApiError as error:
-            await exchange.error(error)
-        except Exception:
-            log.exception("%s failed: %s", self._name, exchange.request_id)
-            await exchange.error(ApiError(500, "The gateway failed; its log says why.", code="internal_error"))
+        model, line = (text if text == "-" else repr(text[:LOGGED_CHARACTERS]) for text in (exchange.model, exchange.lines))
+        subject = f"model={model} line={line}"
+        log.log(level, "%s %s %s status=%d: %s", self._name, exchange.request_id, subject, status, cause)

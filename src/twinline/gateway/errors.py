@@ -5,7 +5,8 @@ Owns statuses, types and codes. Must not know endpoints or how a request is deco
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -45,12 +46,52 @@ def model_not_found(name: str) -> ApiError:
     return ApiError(404, f"The model `{name}` does not exist.", param="model", code="model_not_found")
 
 
+def unauthorized(message: str) -> ApiError:
+    headers = {"www-authenticate": "Bearer"}
+    return ApiError(401, message, code="invalid_api_key", headers=headers)
+
+
+def forbidden(message: str, code: str = "forbidden") -> ApiError:
+    return ApiError(403, message, code=code)
+
+
+def not_admitted(message: str, code: str, retry_after_seconds: int | None, status: int) -> ApiError:
+    """The key's limits stand against it."""
+    headers = {} if retry_after_seconds is None else {"retry-after": str(retry_after_seconds)}
+    return ApiError(status, message, code=code, headers=headers)
+
+
 def deadline_passed() -> ApiError:
     return ApiError(504, "The request did not finish within its timeout.", param="timeout_s", code="deadline_exceeded")
 
 
 def stopping() -> ApiError:
     return ApiError(503, "The server is stopping.", code="server_stopping", headers={"retry-after": RETRY_SECONDS})
+
+
+def no_line(model: str, why: Sequence[str]) -> ApiError:
+    """Nothing can answer now."""
+    reasons = "; ".join(why) or "it has no line"
+    headers = {"retry-after": RETRY_SECONDS}
+    return ApiError(503, f"No line serves `{model}` now: {reasons}.", code="no_line", headers=headers)
+
+
+def unfit(model: str, why: Sequence[str], param: str | None) -> ApiError:
+    """No line can do what the request asks for, whatever the load."""
+    message = f"No line of `{model}` can take this request: {'; '.join(why)}."
+    if any("context" in reason for reason in why):
+        return ApiError(400, message, code="context_length_exceeded")
+    return ApiError(400, message, param=param, code="unsupported_parameter")
+
+
+def too_busy(model: str, why: str, seconds: float) -> ApiError:
+    headers = {"retry-after": str(max(1, math.ceil(seconds)))}
+    return ApiError(429, f"`{model}` is busy: {why}.", code="too_busy", headers=headers)
+
+
+def cannot_continue(why: str) -> ApiError:
+    """A stream broke and cannot go on: told in the stream, which has no clean end then."""
+    return ApiError(502, f"The answer broke off and could not be continued: {why.rstrip('.')}.", code="cannot_continue")
 
 
 def from_line(error: LineError) -> ApiError:

@@ -1,7 +1,8 @@
 """One HTTP exchange in raw ASGI: read a bounded body, answer with JSON or with server-sent events, notice who left.
 
-Owns the wire towards the client. Must not know models, tokens or fields. Raw ASGI because a streamed token should cost
-one `send` and nothing else.
+Owns the wire towards the client. Must not know models, tokens or fields. What is sent comes from callbacks, a token at
+a time, and costs no task: `send` is driven by hand, which holds as long as it need not wait; while the client does not
+read, nothing is sent and the answer is told to pause.
 """
 
 from __future__ import annotations
@@ -9,18 +10,19 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from itertools import count
+from typing import Protocol, TypeVar
 
 import msgspec
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from twinline.gateway.errors import ApiError, bad_request
+from twinline.gateway.heads import CONNECTION, Connection
 
 T = TypeVar("T")
 
 MAX_BODY_BYTES = 64 << 20
-BODY_SILENCE_SECONDS = 60.0  # between two pieces of a body
 _PATH_IN_MESSAGE = re.compile(r" - at `(key in )?\$\.?(.*?)`$")
 _EVENT_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -29,50 +31,78 @@ _EVENT_HEADERS = [
 ]
 CLIENT_LEFT = 499  # nginx's word for it; only metrics and the log see it
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_prefix = secrets.token_hex(11)
+_numbers = count(1)
+
+
+class Source(Protocol):
+    """What makes the answer."""
+
+    def left(self) -> None:
+        """The client is gone."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
 
 
 class Exchange:
     """One request and its answer. `status` is what was sent, or None so far; `cause` is the failure that was told.
 
     `request_id` is the client's `x-request-id` if that is a token of sane length, else ours; every answer carries it.
-    `subject` is what the request is about, in the log's words. `body_bytes` is the size of the body once it was read.
+    `model` and `lines` are what the request is about, in the log's words. `body_bytes` is the size of the body once it
+    was read. `done` is set when the last byte was handed over or the client left.
     """
+
+    __slots__ = (
+        "_connection", "_headers", "_held", "_receive", "_send", "_source", "body_bytes", "cause", "done", "gone",
+        "lines", "model", "request_id", "status", "streaming", "tenant",
+    )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
-        self._scope_headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self._headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self._connection: Connection = scope[CONNECTION]
+        self._connection.watcher = self
+        self._source: Source | None = None
+        self._held: list[Message] = []
         self.status: int | None = None
         self.streaming = False
-        given = self.header("x-request-id") or ""
-        self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
-        self._id_header = (b"x-request-id", self.request_id.encode())
-        self.subject = "model=- line=-"
+        self.gone = False
+        given = self.header("x-request-id")
+        # Ours are unique by a random prefix and a number, not secret.
+        self.request_id = given if given and _REQUEST_ID.fullmatch(given) else f"{_prefix}{next(_numbers):010x}"
+        self.model = self.lines = "-"
+        self.tenant = "-"
         self.cause: str | None = None
         self.body_bytes = 0
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def header(self, name: str) -> str | None:
         wanted = name.encode()
-        for key, value in self._scope_headers:
+        for key, value in self._headers:
             if key == wanted:
                 return value.decode("latin-1")
         return None
 
     async def body(self, limit: int) -> bytes | None:
-        """The whole body, or None if the client left. Raises ApiError: 413 above `limit` bytes, 408 if it stalls.
+        """The whole body, or None if the client left. Raises ApiError 413 above `limit` bytes.
 
         A body that is too long is read to four times the limit and dropped, so that the client, which is still writing,
         gets to read why.
         """
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            try:
-                async with asyncio.timeout(BODY_SILENCE_SECONDS):
-                    message = await self._receive()
-            except TimeoutError:
-                silence = f"Nothing came of the body for {BODY_SILENCE_SECONDS:g} s."
-                raise _body_error(408, silence, "slow_body") from None
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            return None
+        part: bytes = message.get("body", b"")
+        if not message.get("more_body", False) and len(part) <= limit:
+            self.body_bytes = len(part)
+            return part
+        parts = [part]
+        size = len(part)
+        while message.get("more_body", False) and size <= 4 * limit:
+            message = await self._receive()
             if message["type"] == "http.disconnect":
                 return None
             part = message.get("body", b"")
@@ -81,63 +111,90 @@ class Exchange:
                 parts.append(part)
             else:
                 parts.clear()
-            if not message.get("more_body", False) or size > 4 * limit:
-                break
         if size > limit:
             raise _body_error(413, f"The body is longer than {limit} bytes.", "body_too_large")
         self.body_bytes = size
         return b"".join(parts)
 
-    async def while_connected(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Runs `work`; cancels it when the client leaves first, and then returns False."""
-        task = asyncio.ensure_future(work)
-        left = asyncio.ensure_future(self._client_left())
-        try:
-            await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                return False
-            task.result()
-            return True
-        finally:
-            for each in (task, left):
-                each.cancel()
-            await asyncio.gather(task, left, return_exceptions=True)
+    async def answered(self, source: Source) -> None:
+        """Until the answer that `source` makes is handed over or nobody is there to take it."""
+        self._source = source
+        if self.gone:
+            source.left()
+        await self.done
 
-    async def _client_left(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    # What the connection calls.
 
-    async def json(self, body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+    def left(self) -> None:
+        self.gone = True
+        self._held.clear()
+        if self._source is not None and not self.done.done():
+            self._source.left()
+        self._finished()
+
+    def full(self) -> None:
+        if self._source is not None:
+            self._source.pause()
+
+    def free(self) -> None:
+        held, self._held = self._held, []
+        for message in held:
+            self._out(message)
+        if self._source is not None and not self.done.done():
+            self._source.resume()
+
+    # What makes the answer calls.
+
+    def json(self, body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         self.status = status
-        sent = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), self._id_header]
-        sent += [(name.encode(), value.encode("latin-1", "replace")) for name, value in (headers or {}).items()]
-        await self._send({"type": "http.response.start", "status": status, "headers": sent})
-        await self._send({"type": "http.response.body", "body": body})
+        sent = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), self._id_header()]
+        if headers:
+            sent += [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+        self._out({"type": "http.response.start", "status": status, "headers": sent})
+        self._out({"type": "http.response.body", "body": body})
 
-    async def events(self, data: bytes) -> None:
-        """Sends finished events; the first call also begins the answer."""
+    def events(self, data: bytes, *, last: bool = False) -> None:
+        """Sends finished events; the first call also begins the answer, `last` ends it."""
         if not self.streaming:
             self.streaming = True
             self.status = 200
-            await self._send(
-                {"type": "http.response.start", "status": 200, "headers": [*_EVENT_HEADERS, self._id_header]}
-            )
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            headers = [*_EVENT_HEADERS, self._id_header()]
+            self._out({"type": "http.response.start", "status": 200, "headers": headers})
+        self._out({"type": "http.response.body", "body": data, "more_body": not last})
 
-    async def end(self) -> None:
-        await self._send({"type": "http.response.body", "body": b""})
-
-    async def error(self, error: ApiError) -> None:
+    def error(self, error: ApiError) -> None:
         """An error answer or, once events have been sent, an in-band error event without `[DONE]`."""
         if self.status is not None and not self.streaming:
             return  # an answer is being sent already
         self.cause = error.message
         if not self.streaming:
-            await self.json(error.body(), error.status, error.headers)
+            self.json(error.body(), error.status, error.headers)
             return
+        self.events(b"data: " + error.body() + b"\n\n", last=True)
         self.status = error.status
-        await self.events(b"data: " + error.body() + b"\n\n")
-        await self.end()
+
+    def _id_header(self) -> tuple[bytes, bytes]:
+        return b"x-request-id", self.request_id.encode()
+
+    def _out(self, message: Message) -> None:
+        if self.gone:
+            return
+        if self._held or self._connection.full:
+            self._held.append(message)
+            return
+        try:
+            self._send(message).__await__().send(None)
+        except StopIteration:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                self._finished()
+            return
+        raise RuntimeError("the server made an event wait, though its connection was free")
+
+    def _finished(self) -> None:
+        if self._connection.watcher is self:
+            self._connection.watcher = None
+        if not self.done.done():
+            self.done.set_result(None)
 
 
 def _body_error(status: int, message: str, code: str) -> ApiError:

@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from twinline.gateway.heads import Protocol
+from twinline.gateway.heads import Connection
 
 DRAIN_SECONDS = 5  # how long open streams may go on after a signal
 LAST_WORDS_SECONDS = 1.0  # how long clients may take to read that the server ends
@@ -29,12 +29,13 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             loop="none",
-            http=Protocol,
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=DRAIN_SECONDS,
         )

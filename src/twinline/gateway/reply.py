@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import msgspec
 
 from twinline.gateway.api_types import CachedTokens, Common, UsageOut
+from twinline.gateway.choice import Choice
 from twinline.gateway.errors import bad_request
-from twinline.gateway.generation import Generation
 
 DONE = b"data: [DONE]\n\n"
 _encoder = msgspec.json.Encoder()
@@ -41,6 +41,20 @@ class Envelope:
         """The event of one choice's news."""
         return self._head + _encoder.encode(choice) + self._tail
 
+    def chat_text(self, index: int, kind: str, text: str) -> bytes:
+        """`chunk` of a chat choice that has text and nothing else, as nearly all have."""
+        field = b'"content":' if kind == "content" else b'"reasoning_content":'
+        return b"".join(
+            (
+                self._head,
+                b'{"index":%d,"delta":{' % index,
+                field,
+                _encoder.encode(text),
+                b'},"logprobs":null,"finish_reason":null}',
+                self._tail,
+            )
+        )
+
     def usage_chunk(self, usage: UsageOut) -> bytes:
         return self._head + b'],"usage":' + _encoder.encode(usage) + b"}\n\n"
 
@@ -50,13 +64,11 @@ class Envelope:
         return self._open(self._kind) + b"," + rest
 
 
-def usage_of(
-    prompts: Sequence[Sequence[int]], generations: Sequence[Generation], completion: int | None = None
-) -> UsageOut:
-    """A prompt counts once, however many choices it has. `completion` overrides the tokens generated."""
-    prompt = sum(len(ids) for ids in prompts)
+def usage_of(choices: Sequence[Choice], completion: int | None = None) -> UsageOut:
+    """A prompt counts once, however many choices it has. `completion` overrides the tokens given out."""
+    first = {id(choice.request.prompt): choice for choice in reversed(choices)}.values()
+    prompt = sum(choice.prompt_tokens for choice in first)
     if completion is None:
-        completion = sum(len(generation.journal) for generation in generations)
-    cached = [g.cached_tokens for g in generations[:: max(1, len(generations) // max(1, len(prompts)))]]
-    known = [count for count in cached if count is not None]
+        completion = sum(choice.completion_tokens for choice in choices)
+    known = [cached for choice in first if (cached := choice.cached_tokens) is not None]
     return UsageOut(prompt, completion, prompt + completion, CachedTokens(sum(known)) if known else None)

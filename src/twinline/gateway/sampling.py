@@ -5,19 +5,25 @@ Owns the meaning of sampling fields. Must not know text beyond stop strings, nor
 
 from __future__ import annotations
 
+import random
 import secrets
 from dataclasses import dataclass
+from itertools import count
 
 import msgspec
 
 from twinline.gateway.api_types import MAX_STOPS, NOT_SUPPORTED, Common
 from twinline.gateway.errors import ApiError, bad_request
-from twinline.gateway.generation import TextRules
 from twinline.gateway.served import ServedModel
+from twinline.gateway.transcript import TextRules
 from twinline.lines.protocol import TokenRequest
 
 TIMEOUT_HEADER = "x-request-timeout-s"
+NOTHING: frozenset[str] = frozenset()
 _SEEDS = 2**63
+_prefix = secrets.token_hex(4)
+_numbers = count(1)
+_random = random.Random(secrets.randbits(128))  # seeds need to differ, not to be secret
 LONGEST_TOKEN_CHARACTERS = 512  # no published vocabulary has a longer token (DeepSeek, Qwen, Llama: 128 spaces)
 
 
@@ -27,6 +33,7 @@ class Plan:
 
     base: TokenRequest
     rules: TextRules
+    passed_on: frozenset[str] = NOTHING  # features that only lines have which read the client's own words
 
     def for_choice(self, prompt: list[int], index: int, seed_step: int) -> TokenRequest:
         return msgspec.structs.replace(
@@ -57,9 +64,9 @@ def plan(
     if not ignore_eos:
         stop_ids |= served.tokenizer.eos_ids
     base = TokenRequest(
-        model=served.line.model,
+        model=served.name,  # each line is asked under the name that it knows
         prompt=[],
-        request_id=f"{request_id}-{secrets.token_hex(4)}",  # clients reuse theirs, a line refuses two of one name
+        request_id=f"{request_id}-{_prefix}{next(_numbers):x}",  # clients reuse theirs, a line refuses two of one name
         max_tokens=max_tokens,
         min_tokens=min_tokens,
         temperature=_or(request.temperature, defaults.temperature),
@@ -70,7 +77,7 @@ def plan(
         frequency_penalty=_or(request.frequency_penalty, 0.0),
         repetition_penalty=_or(request.repetition_penalty, defaults.repetition_penalty),
         # Always keyed: a stream that moves to another line must draw the same noise there.
-        seed=secrets.randbelow(_SEEDS) if request.seed is None else request.seed % _SEEDS,
+        seed=_random.getrandbits(63) if request.seed is None else request.seed % _SEEDS,
         logit_bias=_logit_bias(request, served.vocab_size),
         stop_token_ids=sorted(stop_ids),
         ignore_eos=ignore_eos,
@@ -80,7 +87,19 @@ def plan(
         timeout_s=_timeout(request.timeout_s, timeout_header),
     )
     skip_special = request.skip_special_tokens is not False
-    return Plan(base, TextRules(stop_strings(request.stop), bool(request.include_stop_str_in_output), skip_special))
+    rules = TextRules(stop_strings(request.stop), bool(request.include_stop_str_in_output), skip_special)
+    return Plan(base, rules, _passed_on(request))
+
+
+def _passed_on(request: Common) -> frozenset[str]:
+    """Tools and structured output are the engine's affair as yet: a line that takes text may have them."""
+    features = set()
+    if getattr(request, "tools", None) or getattr(request, "tool_choice", None) not in (None, "none", "auto"):
+        features.add("tools")
+    format_ = request.response_format
+    if format_ is not None and format_.type != "text":
+        features.add("grammar")
+    return frozenset(features) if features else NOTHING
 
 
 def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
@@ -163,7 +182,9 @@ def _timeout(field: float | None, header: str | None) -> float | None:
 
 def refuse_unsupported(request: Common, fields: dict[str, bool]) -> None:
     """Raises ApiError 400 for the first field that is set: of `fields`, or of those that no endpoint has yet."""
-    shared = {name: getattr(request, name) not in (None, False, []) for name in NOT_SUPPORTED}
-    for name, is_set in (shared | fields).items():
-        if is_set:
-            raise ApiError(400, f"{name} is not supported yet.", param=name, code="unsupported_parameter")
+    named = [name for name, is_set in fields.items() if is_set]
+    for name in NOT_SUPPORTED:
+        if getattr(request, name) not in (None, False, []):
+            named.append(name)
+    if named:
+        raise ApiError(400, f"{named[0]} is not supported yet.", param=named[0], code="unsupported_parameter")

@@ -11,9 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinline.gateway.app import create_app
+from twinline.gateway.app import App
+from twinline.gateway.door import Door
 from twinline.gateway.listening import Server, Stopping, bound, url_of
-from twinline.gateway.served import ModelText
+from twinline.gateway.meters import Meters, ModelMeter
+from twinline.gateway.routing import Policy
+from twinline.gateway.served import ModelText, ServedModel
+from twinline.gateway.supply import Supply
+from twinline.gateway.watch import watching
 from twinline.lines.keeper import keep_alive
 from twinline.lines.native import START_SECONDS, NativeLine
 
@@ -45,18 +50,16 @@ async def serve(what: Serving, line: NativeLine, ready: Callable[[str], None]) -
         try:
             if not await stopping.unless_asked(line.start(what.start_seconds)):
                 return
-            served = text.served(
-                what.name,
-                line,
-                max_model_len=int(line.facts["max_model_len"]),
-                vocab_size=line.facts.get("vocab_size"),
-                label=what.label,
-            )
-            server = Server(create_app([served]), lambda: ready(url_of(listener)))
+            meters = Meters()
+            supply = Supply(what.name, Policy("fastest"), ModelMeter(meters, what.name))
+            supply.add(line)
+            door = Door([ServedModel(what.name, text, supply, what.label)], meters=meters)
+            server = Server(App(door), lambda: ready(url_of(listener)))
             keeping = asyncio.create_task(keep_alive(line, what.start_seconds))
             keeping.add_done_callback(lambda _: stopping.ask())
             try:
-                await stopping.serve(server, listener)
+                async with watching(supply):
+                    await stopping.serve(server, listener)
             finally:
                 keeping.cancel()
                 await asyncio.wait((keeping,))

@@ -1,20 +1,22 @@
-"""A model as the gateway serves it: its names, its text, its limits, and the line that runs it.
+"""A model as the gateway serves it: its names, its text, its limits, and the lines that run it.
 
-Owns the join of a model folder and a line. Must not know HTTP or requests.
+Owns the join of a model folder and a supply of lines. Must not know HTTP or requests.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from twinline.gateway.supply import Supply
 from twinline.gateway.text.folder import ModelFolder
 from twinline.gateway.text.template import ChatTemplate, NoChatTemplate
 from twinline.gateway.text.tokenizer import Tokenizer
-from twinline.lines.line import Line
+
+UNKNOWN_CONTEXT = 4096  # tokens, while no line has told its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +50,11 @@ class Defaults:
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
-    """One model behind one name. `template` is None for a model without a chat template.
-
-    `vocab_size` bounds token ids in requests; it is the model's, which may be larger than the tokenizer's.
-    `label` says that a model is a demonstration, so that nobody takes it for more.
-    """
-
-    name: str
-    tokenizer: Tokenizer
-    template: ChatTemplate | None
-    line: Line
-    max_model_len: int
-    vocab_size: int
-    defaults: Defaults = field(default_factory=Defaults)
-    label: str | None = None
-    created: int = field(default_factory=lambda: int(time.time()))
-
-
-@dataclass(frozen=True, slots=True)
 class ModelText:
-    """What of a served model is known from its folder alone, before any line is up."""
+    """What of a served model is known from its folder alone, before any line is up.
+
+    `template` is None for a model without a chat template.
+    """
 
     tokenizer: Tokenizer
     template: ChatTemplate | None
@@ -85,22 +71,32 @@ class ModelText:
             template = None
         return cls(Tokenizer.load(directory), template, Defaults.of(folder.generation_config))
 
-    def served(
-        self,
-        name: str,
-        line: Line,
-        *,
-        max_model_len: int,
-        vocab_size: int | None = None,
-        label: str | None = None,
-    ) -> ServedModel:
-        return ServedModel(
-            name,
-            self.tokenizer,
-            self.template,
-            line,
-            max_model_len,
-            vocab_size or self.tokenizer.vocab_size,
-            self.defaults,
-            label,
-        )
+
+class ServedModel:
+    """One name: its text, its lines, and what holds for all of them.
+
+    `label` says that a model is a demonstration, so that nobody takes it for more.
+    """
+
+    def __init__(self, name: str, text: ModelText, supply: Supply, label: str | None = None) -> None:
+        self.name = name
+        self.text = text
+        self.tokenizer = text.tokenizer
+        self.template = text.template
+        self.defaults = text.defaults
+        self.supply = supply
+        self.label = label
+        self.created = int(time.time())
+        self.refresh()
+
+    def refresh(self) -> None:
+        """After its lines have changed. Limits come from those that are or were up, so that they outlast a fault.
+
+        `max_model_len` is the longest context of any line; `vocab_size` bounds token ids in requests: it is the
+        model's, which may be larger than the tokenizer's.
+        """
+        lines = self.supply.lines.values()
+        contexts = [limit for line in lines if (limit := line.context) is not None]
+        self.max_model_len = max(contexts, default=UNKNOWN_CONTEXT)
+        sizes = [size for line in lines if isinstance(size := line.facts.get("vocab_size"), int)]
+        self.vocab_size = max([self.tokenizer.vocab_size, *sizes])

@@ -1,29 +1,35 @@
-"""One HTTP/1.1 exchange with a line: open a connection, send a request, read the answer as it arrives, close.
+"""HTTP/1.1 towards a line: connections that are kept and used again, one exchange at a time on each.
 
-Owns bytes on a socket. Must not know what a token is. A connection carries one request: closing it is how a request is
-aborted at the line, so it is never shared or pooled. Written on `asyncio.Protocol`: a read costs one wake-up here,
-whatever the number of events in it.
+Owns bytes on a socket. Must not know what a token is. Written on `asyncio.Protocol` and callbacks: a read costs one
+wake-up here, whatever the number of events in it, and no task. Closing a connection under way aborts its request at the
+line; one whose answer has ended goes back to its pool.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
 
 CONNECT_SECONDS = 5.0
-HIGH_WATER_BYTES = 1 << 20  # unread body bytes at which the line is made to wait
+MOST_IDLE = 256  # connections that a pool keeps
 
 
 class ConnectionBroken(Exception):
-    """The exchange cannot go on: the peer closed early, sent broken HTTP, or was given up by `fail_after`."""
+    """The exchange cannot go on: the peer closed early, sent broken HTTP, or was given up.
 
-    def __init__(self, reason: str, code: str | None = None) -> None:
+    `unused`: not a byte of an answer came, on a connection that had served before: the peer may have closed it while
+    it was idle, so asking again on a fresh one is right.
+    """
+
+    def __init__(self, reason: str, code: str | None = None, *, unused: bool = False) -> None:
         super().__init__(reason)
         self.code = code
+        self.unused = unused
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,83 +59,73 @@ class Target:
         return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}{self.path}"
 
 
-class Connection(asyncio.Protocol):
-    """One request and its answer. Get it from `connect`; `close` it when done, however that came about."""
+class Answer(Protocol):
+    """Who asked. Called from the event loop, in this order; `broken` or `complete` is the last."""
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._loop = asyncio.get_running_loop()
+    def head(self, status: int, headers: dict[str, str]) -> None:
+        """The answer's status and headers, names in lower case."""
+
+    def data(self, data: bytes) -> None:
+        """Some of the body, never empty."""
+
+    def complete(self) -> None: ...
+
+    def broken(self, error: ConnectionBroken) -> None: ...
+
+
+class Connection(asyncio.Protocol):
+    """One connection. Between answers it lies in its pool."""
+
+    __slots__ = (
+        "_answer", "_body", "_closed", "_complete", "_headed", "_headers", "_parser", "_paused", "_pool", "_transport",
+        "served",
+    )  # fmt: skip
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._answer: Answer | None = None
         self._body: list[bytes] = []
-        self._unread = 0
-        self._paused = False
+        self._headers: dict[str, str] = {}
         self._headed = False
         self._complete = False
-        self._broken: ConnectionBroken | None = None
-        self.headers: dict[str, str] = {}
+        self._paused = False
+        self._closed = False
+        self.served = 0  # answers that ended well
 
     # What the caller does.
 
-    def send(self, method: str, path: str, body: bytes = b"") -> None:
-        """Sends a request; `body`, when there is one, is JSON."""
-        assert self._transport is not None
-        head = f"{method} {self._target.path}{path} HTTP/1.1\r\nhost: {self._target.host}:{self._target.port}\r\n"
-        if body:
-            head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        self._transport.write(head.encode("ascii") + b"connection: close\r\n\r\n" + body)
+    def ask(self, request: bytes, answer: Answer) -> None:
+        """Sends a whole request; its answer goes to `answer`."""
+        assert self._transport is not None and self._answer is None
+        self._answer = answer
+        self._headed = self._complete = False
+        self._transport.write(request)
 
-    async def status(self) -> int:
-        """The answer's status, once its headers are here (then `headers` has them, names in lower case)."""
-        while not self._headed:
-            await self._wait()
-        return self._parser.get_status_code()
+    def pause(self) -> None:
+        """Lets the line wait: whoever gets the answer cannot take more."""
+        if not self._paused and self._transport is not None and not self._closed:
+            self._paused = True
+            self._transport.pause_reading()
 
-    async def read(self) -> bytes:
-        """What has arrived of the body, at least one byte; empty at its end. Raises ConnectionBroken."""
-        while not self._body:
-            if self._complete:
-                return b""
-            await self._wait()
-        data = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body.clear()
-        self._unread = 0
-        if self._paused and self._transport is not None:
+    def resume(self) -> None:
+        if self._paused and self._transport is not None and not self._closed:
             self._paused = False
             self._transport.resume_reading()
-        return data
-
-    def fail_after(self, seconds: float, error: ConnectionBroken) -> None:
-        """Breaks the exchange with `error` unless it is over by then. A later call replaces an earlier one."""
-        if self._timer:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(seconds, self._fail, error)
 
     def close(self) -> None:
-        if self._timer:
-            self._timer.cancel()
+        """Ends it at once; nobody is told."""
+        self._answer = None
+        self._closed = True
+        self._pool.forget(self)
         if self._transport is not None:
             self._transport.abort()
 
-    async def _wait(self) -> None:
-        if self._broken is not None:
-            raise self._broken
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def _fail(self, error: ConnectionBroken) -> None:
-        if self._broken is None and not self._complete:
-            self._broken = error
-        self._wake()
+    def close_if_asked_by(self, answer: Answer) -> None:
+        """Ends an exchange whose asker has all that it wanted."""
+        if self._answer is answer:
+            self.close()
 
     # What the event loop calls.
 
@@ -137,53 +133,130 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
 
     def data_received(self, data: bytes) -> None:
+        if self._answer is None:
+            self.close()  # nobody asked
+            return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._fail(ConnectionBroken(f"broken HTTP from the line: {error}"))
-            self.close()
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._deliver()
+            self._break(ConnectionBroken(f"broken HTTP from the line: {error or type(error).__name__}"))
             return
-        self._wake()
+        self._deliver()
+        if self._complete:
+            self._end()
+
+    def _deliver(self) -> None:
+        body = self._body
+        if body:
+            data = body[0] if len(body) == 1 else b"".join(body)
+            body.clear()
+            if self._answer is not None:
+                self._answer.data(data)
+
+    def _end(self) -> None:
+        """The answer is whole: the connection is free before its asker hears of it."""
+        answer, self._answer = self._answer, None
+        if answer is None:
+            return
+        self.served += 1
+        self._headers = {}
+        if self._parser.should_keep_alive() and not self._closed:
+            self.resume()
+            self._pool.keep(self)
+        else:
+            self.close()
+        answer.complete()
+
+    def _break(self, error: ConnectionBroken) -> None:
+        answer = self._answer
+        self.close()
+        if answer is not None:
+            answer.broken(error)
 
     def connection_lost(self, error: Exception | None) -> None:
-        framed = "content-length" in self.headers or "transfer-encoding" in self.headers
+        self._closed = True
+        self._pool.forget(self)
+        answer = self._answer
+        if answer is None:
+            return
+        framed = "content-length" in self._headers or "transfer-encoding" in self._headers
         if self._headed and not framed and error is None:
-            self._complete = True  # HTTP/1.0 style: the end of the connection ends the body
+            self._answer = None  # HTTP/1.0 style: the end of the connection ends the body
+            answer.complete()
+            return
         end = "the connection was reset" if error else "the connection closed before the end of the answer"
-        self._fail(ConnectionBroken(end))
+        self._break(ConnectionBroken(end, unused=not self._headed and self.served > 0))
 
     # What the HTTP parser calls.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         self._headed = True
+        if self._answer is not None:
+            self._answer.head(self._parser.get_status_code(), self._headers)
 
     def on_body(self, data: bytes) -> None:
         self._body.append(data)
-        self._unread += len(data)
-        if self._unread > HIGH_WATER_BYTES and not self._paused and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
         self._complete = True
 
 
-async def connect(target: Target) -> Connection:
-    """Opens a connection. Raises ConnectionBroken when nobody answers within `CONNECT_SECONDS`."""
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(CONNECT_SECONDS):
-            if target.unix:
-                _, connection = await loop.create_unix_connection(lambda: Connection(target), target.unix)
-            else:
-                _, connection = await loop.create_connection(
-                    lambda: Connection(target), target.host, target.port, ssl=True if target.tls else None
-                )
-    except TimeoutError:
-        raise ConnectionBroken(f"no connection to {target} within {CONNECT_SECONDS:g} s") from None
-    except OSError as error:
-        raise ConnectionBroken(f"cannot connect to {target}: {error.strerror or error}") from error
-    return connection
+class Pool:
+    """Connections to one target. `headers` go with every request."""
+
+    def __init__(self, target: Target, headers: Mapping[str, str] | None = None) -> None:
+        self.target = target
+        lines = [f"host: {target.host}:{target.port}"] + [f"{name}: {value}" for name, value in (headers or {}).items()]
+        if any("\r" in line or "\n" in line for line in lines):
+            raise ValueError("a header must be one line")
+        self._head = ("\r\n".join(lines) + "\r\n").encode("latin-1")
+        self._idle: list[Connection] = []
+
+    def request(self, method: str, path: str, body: bytes = b"") -> bytes:
+        """A whole request as bytes; `body`, when there is one, is JSON."""
+        start = f"{method} {self.target.path}{path} HTTP/1.1\r\n".encode("latin-1")
+        if not body:
+            return start + self._head + b"\r\n"
+        framing = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+        return b"".join((start, self._head, framing, body))
+
+    def idle(self) -> Connection | None:
+        """One that is open and free, or None. The one used last is taken first, so that the others can be closed."""
+        return self._idle.pop() if self._idle else None
+
+    async def connect(self) -> Connection:
+        """A fresh connection. Raises ConnectionBroken when nobody answers within `CONNECT_SECONDS`."""
+        loop = asyncio.get_running_loop()
+        target = self.target
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                if target.unix:
+                    _, made = await loop.create_unix_connection(lambda: Connection(self), target.unix)
+                else:
+                    _, made = await loop.create_connection(
+                        lambda: Connection(self), target.host, target.port, ssl=True if target.tls else None
+                    )
+        except TimeoutError:
+            raise ConnectionBroken(f"no connection to {target} within {CONNECT_SECONDS:g} s") from None
+        except OSError as error:
+            raise ConnectionBroken(f"cannot connect to {target}: {error.strerror or error}") from error
+        return made
+
+    def keep(self, connection: Connection) -> None:
+        if len(self._idle) < MOST_IDLE:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def forget(self, connection: Connection) -> None:
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def close(self) -> None:
+        """Closes what is idle; exchanges under way go on."""
+        for connection in list(self._idle):
+            connection.close()

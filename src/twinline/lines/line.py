@@ -1,4 +1,4 @@
-"""A line as the gateway sees it: a name, a life, and a stream of deltas per request.
+"""A line as the gateway sees it: a name, a life, what it can do, and calls that it answers.
 
 Owns what every line shares: it serves only after it was verified. Must not know how the line was started.
 """
@@ -6,11 +6,17 @@ Owns what every line shares: it serves only after it was verified. Must not know
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import os
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from typing import Any
 
-from twinline.lines.protocol import Delta, LineClient, LineError, LineRefused, TokenRequest
+from twinline.lines.client import Call, LineClient, Sink
+from twinline.lines.drivers import driver
+from twinline.lines.protocol import LineError, LineRefused, TextSource, TokenRequest
+from twinline.lines.spec import LineSpec
 from twinline.lines.state import Life, LineState
+from twinline.lines.wire import Delta
 
 VERIFY_SECONDS = 120.0
 
@@ -20,13 +26,34 @@ class VerificationFailed(LineError):
 
 
 class Line:
-    """One running supply of a model. `model` is the name under which the line itself knows it."""
+    """One running supply of a model. `model` is the name under which the line itself knows it.
 
-    def __init__(self, name: str, model: str, url: str | None = None) -> None:
+    `calls` are the requests under way and whose they are, `facts` what the engine said of itself, `born` when it
+    started.
+    """
+
+    def __init__(self, name: str, spec: LineSpec, url: str | None = None) -> None:
+        """Raises ValueError for an engine that nobody drives or a secret that is not there."""
         self.name = name
-        self.model = model
+        self.spec = spec
+        self.model = spec.known_as
+        self.driver = driver(spec.engine)
         self.life = Life(name)
-        self._client = LineClient(url) if url else None
+        self.features = self.driver.features - spec.lacks
+        self.facts: Mapping[str, Any] = {}
+        self.born = 0.0
+        self.calls: dict[Call, Any] = {}
+        self._client: LineClient | None = None
+        if url or spec.url:
+            self.at(url or spec.url)
+
+    def at(self, url: str | None) -> None:
+        """The line listens there from now on; None: nowhere."""
+        if self._client is not None:
+            self._client.close()
+        self._client = None
+        if url is not None:
+            self._client = LineClient(url, self.driver.dialect(self.spec), self.driver.headers(self.spec, os.environ))
 
     @property
     def client(self) -> LineClient:
@@ -36,14 +63,34 @@ class Line:
         return self._client
 
     @property
+    def url(self) -> str | None:
+        return None if self._client is None else str(self._client.target)
+
+    @property
     def state(self) -> LineState:
         return self.life.state
 
-    def stream(self, request: TokenRequest) -> AsyncGenerator[Delta, None]:
+    @property
+    def context(self) -> int | None:
+        """Tokens that it can hold of one request; None while nobody says."""
+        limits = [limit for limit in (self.spec.context, self.facts.get("max_model_len")) if isinstance(limit, int)]
+        return min(limits) if limits else None
+
+    @property
+    def text_only(self) -> bool:
+        return "token_ids" not in self.features
+
+    def call(self, request: TokenRequest, text: TextSource | None, sink: Sink) -> Call:
+        """`LineClient.call`, for a line that takes requests. Raises LineRefused when it does not, or ValueError."""
+        if not self.life.state.takes_requests:
+            raise self._not_up()
+        return self.client.call(request, text, sink)
+
+    def stream(self, request: TokenRequest, text: TextSource | None = None) -> AsyncGenerator[Delta, None]:
         """`LineClient.stream`, for a line that takes requests. Raises LineRefused at once when it does not."""
         if not self.life.state.takes_requests:
             raise self._not_up()
-        return self.client.stream(request)
+        return self.client.stream(request, text)
 
     def _not_up(self) -> LineRefused:
         return LineRefused(503, f"line {self.name} is {self.state}: {self.life.reason}", "line_not_serving")
@@ -56,7 +103,7 @@ class Line:
         self.life.to(LineState.VERIFYING, "a test request is under way")
         try:
             async with asyncio.timeout(VERIFY_SECONDS):
-                fault = await self._test()
+                fault = await fault_of(self.client, self.model, self.text_only)
         except LineError as error:
             fault = str(error)
         except TimeoutError:
@@ -68,15 +115,22 @@ class Line:
             raise VerificationFailed(f"line {self.name} failed its test request: {fault}")
         self.life.to(LineState.SERVING, "its test request was answered")
 
-    async def _test(self) -> str | None:
-        """What was wrong with the answer to one greedy token, or None."""
-        request = TokenRequest(
-            model=self.model, prompt=[0], request_id="verify", max_tokens=1, temperature=0.0, ignore_eos=True
-        )
-        tokens: list[int] = []
-        async with aclosing(self.client.stream(request)) as deltas:
-            async for delta in deltas:
-                tokens += delta.tokens
-                if delta.finish_reason in ("error", "abort", "deadline"):
-                    return f"it finished with {delta.finish_reason}"
-        return None if len(tokens) == 1 else f"it gave {len(tokens)} tokens instead of 1"
+
+async def fault_of(client: LineClient, model: str, text_only: bool = False) -> str | None:
+    """Asks for one greedy token of a test prompt; what was wrong with the answer, or None. Raises LineError."""
+    request = TokenRequest(model=model, prompt=[0], request_id="verify", max_tokens=1, temperature=0.0, ignore_eos=True)
+    text = None
+    if text_only:
+        messages = [{"role": "user", "content": "Hello"}]
+        text = TextSource({"model": model, "messages": messages, "max_tokens": 1, "temperature": 0}, chat=True)
+    tokens: list[int] = []
+    finished = False
+    async with aclosing(client.stream(request, text)) as deltas:
+        async for delta in deltas:
+            tokens += delta.tokens
+            finished = finished or delta.finish_reason is not None
+            if delta.finish_reason in ("error", "abort", "deadline"):
+                return f"it finished with {delta.finish_reason}"
+    if text_only:
+        return None if finished else "it gave no finish reason"
+    return None if len(tokens) == 1 else f"it gave {len(tokens)} tokens instead of 1"

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from twinline.lines.drivers.native import HUGE_PAGES
 from twinline.lines.line import Line
 from twinline.lines.process import LineStartFailed, WorkerProcess
-from twinline.lines.protocol import LineClient
+from twinline.lines.spec import LineSpec
 from twinline.lines.state import LineState
 
 START_SECONDS = 600.0
-# Huge pages for the worker's large allocations, by the C library and by PyTorch; both must be asked before the start.
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "THP_MEM_ALLOC_ENABLE": "1"}
 
 
 class NativeLine(Line):
@@ -36,11 +35,10 @@ class NativeLine(Line):
         env: dict[str, str] | None = None,
         program: Sequence[str] = (sys.executable, "-m", "twinline.engine.worker"),
     ) -> None:
-        super().__init__(f"native:{name}", name)
+        super().__init__(f"native:{name}", LineSpec(name=name, model=name, engine="native", weights=str(model_dir)))
         where = ["--model", str(model_dir), "--name", name, "--host", "127.0.0.1", "--port", "0", "--watch-stdin"]
         self._process = WorkerProcess(self.name, [*program, *where, *options], HUGE_PAGES | (env or {}))
         self._guard: asyncio.Task[None] | None = None
-        self.facts: dict[str, Any] = {}
 
     @property
     def alive(self) -> bool:
@@ -63,7 +61,8 @@ class NativeLine(Line):
             self.life.to(LineState.STARTING, "it is started again")
         try:
             self.facts = await self._process.start(timeout)
-            self._client = LineClient(f"http://127.0.0.1:{self.facts['port']}")
+            self.at(f"http://127.0.0.1:{self.facts['port']}")
+            self.born = time.time()
             self._guard = asyncio.create_task(self._watch())
             await self.verify()
         except BaseException as error:
@@ -90,7 +89,7 @@ class NativeLine(Line):
             self._guard = None
         if self.state is not LineState.STOPPED:
             self.life.to(LineState.STOPPED, reason)
-        self._client = None
+        self.at(None)
         await self._process.stop(grace)
 
 

@@ -1,27 +1,13 @@
-"""The client side of the line protocol (docs/line-protocol.md): token ids out, token ids in.
+"""What a line is asked for, and what it may do instead of answering (docs/line-protocol.md).
 
-Owns the wire's names and their meaning. Must not know text, models or how a line is started.
+Owns the names of a request's fields and the errors. Must not know how they travel, text, or models.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import closing
 from typing import Any
 
 import msgspec
-
-from twinline.lines.http import Connection, ConnectionBroken, Target, connect
-from twinline.lines.wire import Chunk, Delta, EventLines, Usage, merge, to_delta
-
-DEADLINE_GRACE_SECONDS = 2.0  # how much longer than the request's own deadline a silent line is waited for
-AFTER_FINISH_SECONDS = 2.0  # how long the usage chunk may take once the finish reason is here
-QUESTION_SECONDS = 10.0  # for /v1/models, /health and /metrics
-LONGEST_EVENT_BYTES = 256 << 20
-# vLLM writes log-probabilities under token texts, which two ids may share, unless it is asked for ids.
-_STREAMED = (
-    b'{"stream":true,"stream_options":{"include_usage":true},"return_token_ids":true,"return_tokens_as_token_ids":true,'
-)
 
 
 class LineError(Exception):
@@ -77,160 +63,13 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
 
 
-class _ErrorDetail(msgspec.Struct):
-    message: str = ""
-    code: str | int | None = None
-    param: str | None = None
+class TextSource(msgspec.Struct, frozen=True):
+    """A request as its client wrote it, for engines that take text only.
 
+    `body` is the client's JSON object; `chat` says which endpoint it is for. `shown` is the text already delivered: the
+    answer has to go on after it.
+    """
 
-class _ErrorBody(msgspec.Struct):
-    error: _ErrorDetail
-
-
-_chunk_decoder = msgspec.json.Decoder(Chunk)
-_error_decoder = msgspec.json.Decoder(_ErrorBody)
-_request_encoder = msgspec.json.Encoder()
-
-
-class LineClient:
-    """Speaks to one line at `url` (`http://host:port` or `unix:///path`). Holds no connection between calls."""
-
-    def __init__(self, url: str) -> None:
-        self.target = Target.parse(url)
-
-    async def stream(self, request: TokenRequest) -> AsyncGenerator[Delta, None]:
-        """The answer as it arrives, one Delta per network read; ends after the last.
-
-        Closing the generator closes the connection, which aborts the request at the line. Raises LineRefused before the
-        first Delta, or LineBroken at any time before a finish reason was given; after that a failure only ends it.
-        """
-        finished = False
-        body = _STREAMED + _request_encoder.encode(request)[1:]
-        with closing(await self._send("POST", "/v1/completions", body)) as connection:
-            if request.timeout_s is not None:
-                silence = ConnectionBroken("the line stayed silent past the request's deadline", "deadline")
-                connection.fail_after(request.timeout_s + DEADLINE_GRACE_SECONDS, silence)
-            try:
-                status = await connection.status()
-                if status != 200:
-                    raise await _refusal(connection, status)
-                events = EventLines()
-                while data := await connection.read():
-                    delta, failure, done = _parse(events, data)
-                    if delta is not None:
-                        if delta.finish_reason is not None:
-                            finished = True
-                            connection.fail_after(AFTER_FINISH_SECONDS, ConnectionBroken("no usage chunk came"))
-                        yield delta
-                    if failure is not None:
-                        raise failure
-                    if done:
-                        break
-                if not finished:
-                    raise LineBroken("the stream ended without a finish reason")
-            except ConnectionBroken as error:
-                if not finished:
-                    raise LineBroken(str(error), error.code) from error
-            except LineBroken:
-                if not finished:
-                    raise
-
-    async def _send(self, method: str, path: str, body: bytes = b"") -> Connection:
-        """A connection on which the request is under way. A line that cannot be reached has refused."""
-        try:
-            connection = await connect(self.target)
-        except ConnectionBroken as error:
-            raise LineRefused(503, str(error), "line_unreachable") from error
-        connection.send(method, path, body)
-        return connection
-
-    async def _get(self, path: str) -> tuple[int, bytes]:
-        with closing(await self._send("GET", path)) as connection:
-            silence = ConnectionBroken(f"no answer to {path} within {QUESTION_SECONDS:g} s")
-            connection.fail_after(QUESTION_SECONDS, silence)
-            try:
-                return await connection.status(), await _read_all(connection)
-            except ConnectionBroken as error:
-                raise LineBroken(str(error)) from error
-
-    async def models(self) -> list[dict[str, Any]]:
-        """The entries of `/v1/models`. Raises LineRefused or LineBroken."""
-        status, body = await self._get("/v1/models")
-        if status != 200:
-            raise LineRefused(status, _message(body))
-        try:
-            listed: list[dict[str, Any]] = msgspec.json.decode(body)["data"]
-        except (msgspec.DecodeError, KeyError, TypeError) as error:
-            raise LineBroken(f"/v1/models is not OpenAI's list: {error}") from error
-        return listed
-
-    async def health(self) -> tuple[bool, dict[str, Any]]:
-        """Whether the line can answer, and what it says of itself. Raises LineRefused or LineBroken."""
-        status, body = await self._get("/health")
-        try:
-            said = msgspec.json.decode(body)
-        except msgspec.DecodeError:
-            said = {}
-        return status == 200, said if isinstance(said, dict) else {}
-
-    async def metrics_text(self) -> str:
-        """The line's Prometheus text. Raises LineRefused or LineBroken."""
-        status, body = await self._get("/metrics")
-        if status != 200:
-            raise LineRefused(status, _message(body))
-        return body.decode("utf-8", "replace")
-
-
-def _parse(events: EventLines, data: bytes) -> tuple[Delta | None, LineBroken | None, bool]:
-    """What one read brought: its chunks merged, a failure that came after them, and whether the stream is done."""
-    merged: Delta | None = None
-    for event in events.feed(data):
-        if event == b"[DONE]":
-            return merged, None, True
-        try:
-            delta = _decode(event)
-        except LineBroken as error:
-            return merged, error, False
-        merged = delta if merged is None else merge(merged, delta)
-    if events.pending > LONGEST_EVENT_BYTES:
-        return merged, LineBroken(f"an event longer than {LONGEST_EVENT_BYTES >> 20} MiB"), False
-    return merged, None, False
-
-
-def _decode(event: bytes) -> Delta:
-    try:
-        chunk = _chunk_decoder.decode(event)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise LineBroken(f"a chunk that is not the protocol's: {error}") from error
-    if chunk.error is not None:
-        code = chunk.error.code
-        raise LineBroken(chunk.error.message or "the line reported an error", None if code is None else str(code))
-    try:
-        return to_delta(chunk)
-    except ValueError as error:
-        raise LineBroken(f"a chunk that is not the protocol's: {error}") from error
-
-
-async def _read_all(connection: Connection) -> bytes:
-    parts = []
-    while data := await connection.read():
-        parts.append(data)
-    return b"".join(parts)
-
-
-async def _refusal(connection: Connection, status: int) -> LineRefused:
-    body = await _read_all(connection)
-    try:
-        detail = _error_decoder.decode(body).error
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        detail = _ErrorDetail()
-    code = None if detail.code is None else str(detail.code)
-    message = detail.message or _message(body) or f"status {status}"
-    return LineRefused(status, message, code, connection.headers.get("retry-after"), detail.param)
-
-
-def _message(body: bytes) -> str:
-    return body[:500].decode("utf-8", "replace")
-
-
-__all__ = ["Delta", "LineBroken", "LineClient", "LineError", "LineRefused", "TokenRequest", "Usage"]
+    body: dict[str, Any]
+    chat: bool
+    shown: str = ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import logging
+from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +43,11 @@ class IllegalTransition(RuntimeError):
 
 
 class Life:
-    """One line's present state and the reason for it."""
+    """One line's present state and the reason for it. `on_change` hears of each step."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.on_change: Callable[[], None] = lambda: None
         self.state = LineState.STARTING
         self.reason = "it was just created"
 
@@ -55,3 +57,13 @@ class Life:
             raise IllegalTransition(f"line {self.name} cannot go from {self.state} to {state} ({reason})")
         log.info("line %s: %s -> %s: %s", self.name, self.state, state, reason)
         self.state, self.reason = state, reason
+        self.on_change()
+
+    def told(self, state: LineState, reason: str) -> None:
+        """Takes over what the control side says of a line: it has seen the steps between."""
+        if state is not self.state:
+            log.info("line %s: %s -> %s: %s", self.name, self.state, state, reason)
+        changed = state is not self.state
+        self.state, self.reason = state, reason
+        if changed:
+            self.on_change()

@@ -5,6 +5,8 @@ Owns the chunk's shape and the framing of events. Pure: no I/O, no errors but Va
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 TOKEN_PREFIX = "token_id:"
@@ -27,7 +29,10 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """What arrived: token ids, their log-probabilities when asked for, and what only the first or last chunk has."""
+    """What arrived: token ids, their log-probabilities when asked for, and what only the first or last chunk has.
+
+    `text`, `reasoning` and `tool_calls` (OpenAI's deltas) come from engines that give no token ids, and only from them.
+    """
 
     tokens: list[int] = []
     logprobs: list[TokenLogprob] | None = None
@@ -36,6 +41,9 @@ class Delta(msgspec.Struct, frozen=True):
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     usage: Usage | None = None
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: list[dict[str, Any]] | None = None
 
 
 class _Logprobs(msgspec.Struct):
@@ -81,9 +89,13 @@ class Chunk(msgspec.Struct):
 
 
 class EventLines:
-    """Cuts a byte stream into the payloads of its `data:` lines; comments and other fields are dropped."""
+    """Cuts a byte stream into payloads: those of its `data:` lines (comments and other fields are dropped), or, without
+    `sse`, its lines."""
 
-    def __init__(self) -> None:
+    __slots__ = ("_parts", "_sse", "pending")
+
+    def __init__(self, sse: bool = True) -> None:
+        self._sse = sse
         self._parts: list[bytes] = []  # an unfinished line, in parts: prompt log-probabilities can be many megabytes
         self.pending = 0  # bytes of that line
 
@@ -100,7 +112,9 @@ class EventLines:
         if last:
             self._parts.append(last)
         self.pending = len(last)
-        return [line[5:].strip() for line in (head, *lines) if line.startswith(b"data:")]
+        if self._sse:
+            return [line[5:].strip() for line in (head, *lines) if line.startswith(b"data:")]
+        return [line for line in (head.strip(), *map(bytes.strip, lines)) if line]
 
 
 def to_delta(chunk: Chunk) -> Delta:
@@ -150,6 +164,9 @@ def merge(first: Delta, then: Delta) -> Delta:
         then.finish_reason if then.finish_reason is not None else first.finish_reason,
         then.stop_reason if then.stop_reason is not None else first.stop_reason,
         then.usage if then.usage is not None else first.usage,
+        first.text + then.text,
+        first.reasoning + then.reasoning,
+        (first.tool_calls or []) + then.tool_calls if then.tool_calls is not None else first.tool_calls,
     )
 
 

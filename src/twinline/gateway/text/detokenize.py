@@ -52,22 +52,30 @@ class Detokenizer:
         self._vocabulary = tokenizer
         self._skipped = tokenizer.special_ids - keep if skip_special else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._opening = opening
+        self._opening = self._opening_when_whole = opening
         self._waiting = ""
         self._pushed = 0
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that these ids complete."""
-        ready = []
+        ready = ""
         for token in ids:
             self._pushed += 1
             if token not in self._skipped:
                 self._waiting += self._decoder.decode(self._bytes(token))
             if not self._decoder.getstate()[0]:
-                ready.append(self._waiting)
+                ready += self._waiting
                 self._waiting = ""
                 self.whole = self._pushed
-        return "".join(ready)
+                self._opening_when_whole = self._opening
+        return ready
+
+    def cut(self) -> None:
+        """Forgets the ids after the first `whole`: as if they had not been pushed."""
+        self._decoder.reset()
+        self._waiting = ""
+        self._pushed = self.whole
+        self._opening = self._opening_when_whole
 
     def finish(self) -> str:
         """The rest: bytes that no further id will complete become U+FFFD. `whole` stays where it was."""

@@ -1,0 +1,196 @@
+"""Who asks, what they may, and what they used: keys, limits and the journal, as one door sees them.
+
+Owns the order of the checks and the record of a request. Must not know how keys or limits are kept (`store/`), nor how
+a request is answered. A gateway without keys lets everybody in as nobody, and records usage all the same if it has a
+journal.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from twinline.gateway.choice import Choice, Claim
+from twinline.gateway.errors import forbidden, not_admitted, unauthorized
+from twinline.gateway.exchange import Exchange
+from twinline.store.journal import Journal
+from twinline.store.keys import Key
+from twinline.store.limits import NEEDS_LEASE, Limits
+from twinline.store.refusal import Refusal
+from twinline.store.ring import KeyRing
+from twinline.store.usage import Segment, Status, Usage
+
+log = logging.getLogger(__name__)
+_BEARER = "bearer "
+
+
+@dataclass(slots=True)
+class Visit:
+    """One request of one tenant. `admitted` and the estimates are what its limits have set aside for it."""
+
+    key: Key | None
+    began: float
+    admitted: float = 0.0
+    tokens_estimate: int = 0
+    cost_estimate: float = 0.0
+    settled: bool = True
+
+    @property
+    def tenant(self) -> str:
+        return "-" if self.key is None else self.key.name
+
+    def claim(self, asked_priority: int | None) -> Claim:
+        """In the protocol a smaller priority is served first; in the queue a higher one."""
+        if self.key is None:
+            return Claim("", -(asked_priority or 0))
+        return Claim(self.key.id, -self.key.priority(asked_priority), self.key.weight)
+
+
+class Access:
+    """The checks of one gateway process. Without `ring` no key is needed; `admin` is the management key's secret."""
+
+    def __init__(
+        self,
+        ring: KeyRing | None = None,
+        limits: Limits | None = None,
+        journal: Journal | None = None,
+        admin: str | None = None,
+        currency: str | None = None,
+    ) -> None:
+        self._ring, self._limits, self._journal = ring, limits, journal
+        self._admin = None if admin is None else sha256(admin.encode()).digest()
+        self._currency = currency
+
+    @property
+    def keys_required(self) -> bool:
+        return self._ring is not None
+
+    def enter(self, exchange: Exchange) -> Visit:
+        """Whose request it is. Raises ApiError 401."""
+        began = time.time()
+        if self._ring is None:
+            return Visit(None, began)
+        secret = secret_of(exchange)
+        if secret is None:
+            raise unauthorized("A key is needed: send it as `Authorization: Bearer KEY`.")
+        key = self._ring.find(secret)
+        if key is None:
+            raise unauthorized(self._ring.why_not(secret))
+        exchange.tenant = key.name
+        return Visit(key, began)
+
+    def manages(self, exchange: Exchange) -> None:
+        """Raises ApiError 401 or 403 unless the request bears the management key, or a key of an administrator."""
+        secret = secret_of(exchange)
+        if secret is None:
+            raise unauthorized("The management API needs its key: send it as `Authorization: Bearer KEY`.")
+        presented = sha256(secret.encode("utf-8", "surrogatepass")).digest()
+        if self._admin is not None and hmac.compare_digest(presented, self._admin):
+            return
+        key = None if self._ring is None else self._ring.find(secret)
+        if key is None or not key.admin:
+            raise forbidden("This key may not use the management API.")
+
+    def allow(self, visit: Visit, model: str) -> None:
+        """Raises ApiError 403 if the key is not for that model."""
+        if visit.key is not None and not visit.key.allows(model):
+            raise forbidden(f"The key {visit.key.name} is not allowed to use the model `{model}`.", "model_not_allowed")
+
+    async def admit(self, visit: Visit, tokens: int, cost: float) -> None:
+        """Sets aside what the request may use. Raises ApiError 429, or 503 when limits cannot be checked."""
+        key = visit.key
+        if key is None or self._limits is None:
+            return
+        now = time.time()
+        verdict = self._limits.admit(key, tokens, now, cost)
+        if verdict is NEEDS_LEASE:
+            verdict = await self._limits.ensure(key, tokens, cost)
+            now = time.time()
+        if isinstance(verdict, Refusal):
+            raise not_admitted(verdict.reason, verdict.code, verdict.retry_after_seconds, verdict.status)
+        visit.admitted, visit.tokens_estimate, visit.cost_estimate, visit.settled = now, tokens, cost, False
+
+    def book(self, visit: Visit, exchange: Exchange, model: str, choices: Sequence[Choice], status: Status) -> None:
+        """Writes what was used, before the client has its last byte, and settles the limits. Once per request.
+
+        A disk that takes no record is told in the log: the answer is there, and refusing it would help nobody.
+        """
+        segments = segments_of(choices)
+        if visit.key is not None and self._limits is not None and not visit.settled:
+            visit.settled = True
+            used = sum(s.prompt_tokens + s.completion_tokens for s in segments)
+            cost = sum(s.cost for s in segments)
+            if used or status != "refused":
+                self._limits.settle(
+                    visit.key,
+                    tokens_estimate=visit.tokens_estimate,
+                    tokens=used,
+                    admitted=visit.admitted,
+                    cost=cost,
+                    cost_estimate=visit.cost_estimate,
+                )
+            else:
+                self._limits.refund(
+                    visit.key,
+                    tokens_estimate=visit.tokens_estimate,
+                    admitted=visit.admitted,
+                    cost_estimate=visit.cost_estimate,
+                )
+        if self._journal is None or not segments:
+            return
+        record = Usage(
+            uid=self._journal.next_uid(),
+            request_id=exchange.request_id,
+            key=None if visit.key is None else visit.key.id,
+            model=model,
+            started=visit.began,
+            seconds=time.time() - visit.began,
+            status=status,
+            segments=segments,
+            choices=len(choices),
+            currency=self._currency,
+        )
+        try:
+            self._journal.write(record)
+        except OSError as error:
+            log.error("usage of request %s is not recorded: %s", exchange.request_id, error)
+
+
+def secret_of(exchange: Exchange) -> str | None:
+    """OpenAI's header, or Anthropic's."""
+    header = exchange.header("authorization")
+    if header is not None and header[: len(_BEARER)].lower() == _BEARER:
+        return header[len(_BEARER) :].strip()
+    return exchange.header("x-api-key")
+
+
+def segments_of(choices: Sequence[Choice]) -> list[Segment]:
+    """What each line did. A prompt counts once however many choices it has, and is the first line's that answered."""
+    segments = []
+    prompts: set[int] = set()
+    for choice in choices:
+        for number, part in enumerate(choice.segments, 1):
+            if not part.tokens and not part.last:
+                continue
+            prompt = 0
+            if id(choice.request.prompt) not in prompts:
+                prompts.add(id(choice.request.prompt))
+                prompt = choice.prompt_tokens
+            segments.append(
+                Segment(
+                    line=part.line.name,
+                    chip=part.line.spec.chip,
+                    attempt=number,
+                    prompt_tokens=prompt,
+                    cached_tokens=min(part.cached or 0, prompt),
+                    completion_tokens=part.tokens,
+                    seconds=round(part.seconds, 6),
+                    cost=part.cost,
+                    waste_tokens=part.waste,
+                )
+            )
+    return segments

@@ -1,0 +1,429 @@
+"""One choice of an answer, from its first line to its last: placed, asked, broken, moved, ended.
+
+Owns where an answer is being made and the budget of moves. Must not know HTTP towards the client, nor how a line is
+chosen. One attempt owns the client: the call of an earlier one is cancelled before the next is made, and says nothing
+any more. The client sees a pause.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from twinline.gateway.errors import ApiError, cannot_continue, deadline_passed, from_line
+from twinline.gateway.routing import Ask, Placement, Ticket
+from twinline.gateway.transcript import Piece, Transcript
+from twinline.lines.client import Call
+from twinline.lines.line import Line
+from twinline.lines.protocol import LineBroken, LineError, LineRefused, TextSource, TokenRequest
+from twinline.lines.wire import Delta, Usage
+
+if TYPE_CHECKING:
+    from twinline.gateway.supply import Supply
+
+MOVES = 3  # after a break; a drain does not count
+REFUSALS = 8  # lines that may refuse before the client is told
+
+
+class Listener(Protocol):
+    """Whom the choice belongs to. After `over` or `failed` nothing more comes."""
+
+    def piece(self, choice: Choice, piece: Piece) -> None: ...
+
+    def over(self, choice: Choice) -> None: ...
+
+    def failed(self, choice: Choice, error: ApiError) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """On whose behalf a request waits: its key, and its place among others (a higher `priority` first)."""
+
+    key: str = ""
+    priority: int = 0
+    weight: float = 1.0
+
+
+@dataclass(slots=True)
+class Segment:
+    """What one line did for the choice. `waste` are tokens prefilled again because the answer moved there."""
+
+    line: Line
+    placement: Placement
+    began: float
+    tokens_before: int
+    waste: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    cached: int | None = None
+    last: float = 0.0  # arrival of its latest token
+    deltas: int = 0
+    cost: float = 0.0
+
+    def close(self, made: int, prompt_tokens: int) -> None:
+        """Reckons what it took when it is over: `made` tokens, after a prompt that counts here or is 0.
+
+        The cost is the line's price for the time that the tokens took of it, at the speeds it has shown: prefill alone,
+        a decode step shared by the streams in it; or its price per token. What was prefilled again costs the tenant
+        nothing.
+        """
+        self.seconds = time.monotonic() - self.began
+        self.tokens = made
+        station = self.placement.station
+        traits = station.traits
+        fresh = max(0, prompt_tokens - (self.cached or 0))
+        streams = max(1, station.decoding)
+        busy = fresh * station.seconds_per_token + made * station.step.at(streams) / streams
+        self.cost = busy * traits.price_per_hour / 3600
+        self.cost += (prompt_tokens * traits.price_per_million_input + made * traits.price_per_million_output) / 1e6
+
+
+class Choice:
+    """A sink for its call. `journal`, `usage` and `segments` tell how far it came."""
+
+    __slots__ = (
+        "_call", "_deadline", "_finished", "_listener", "_moves", "_over", "_paused", "_refusals", "_reported",
+        "_supply", "_text", "ask", "claim", "excluded", "index", "pinned", "request", "segments", "ticket",
+        "transcript", "usage", "waits_since", "weights_class",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        supply: Supply,
+        request: TokenRequest,
+        transcript: Transcript,
+        ask: Ask,
+        listener: Listener,
+        index: int,
+        claim: Claim,
+        text: Callable[[], TextSource],
+        pinned: str | None,
+    ) -> None:
+        self._supply = supply
+        self._listener = listener
+        self._text = text
+        self._call: Call | None = None
+        self._finished = self._over = self._paused = False
+        self._moves = self._refusals = 0
+        self._reported: ApiError | None = None
+        self._deadline = None if request.timeout_s is None else time.monotonic() + request.timeout_s
+        self.request = request
+        self.transcript = transcript
+        self.ask = ask
+        self.index = index
+        self.claim = claim
+        self.pinned = pinned  # the line that the client named
+        self.weights_class: str | None = None  # of the line that gave the first token
+        self.excluded: set[str] = set()  # lines that failed this choice
+        self.segments: list[Segment] = []
+        self.ticket: Ticket[Choice] | None = None
+        self.usage: Usage | None = None
+        self.waits_since = 0.0
+
+    @property
+    def journal(self) -> list[int]:
+        return self.transcript.journal
+
+    @property
+    def prompt_tokens(self) -> int:
+        """As the line counts them where it has a template of its own, else ours."""
+        if self.usage is not None and self.segments[-1].line.text_only:
+            return self.usage.prompt_tokens
+        return len(self.request.prompt)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Given out so far."""
+        return len(self.journal) or sum(segment.tokens for segment in self.segments)
+
+    @property
+    def cached_tokens(self) -> int | None:
+        return self.segments[0].cached if self.segments else None
+
+    @property
+    def line(self) -> Line | None:
+        return self.segments[-1].line if self.segments else None
+
+    @property
+    def begun(self) -> bool:
+        """Something was given out: from now on it can only be continued."""
+        return self.transcript.shown
+
+    @property
+    def over(self) -> bool:
+        return self._over
+
+    @property
+    def call(self) -> Call | None:
+        return self._call
+
+    def start(self) -> None:
+        self._supply.place(self)
+
+    def abort(self) -> None:
+        """The client left, or another choice failed: the line stops, the listener hears nothing more."""
+        if self._over:
+            return
+        self._over = True
+        self._supply.withdraw(self)
+        self._leave()
+
+    def pause(self) -> None:
+        self._paused = True
+        if self._call is not None:
+            self._call.pause()
+
+    def resume(self) -> None:
+        self._paused = False
+        if self._call is not None:
+            self._call.resume()
+
+    # What the supply calls.
+
+    def placed(self, line: Line, placement: Placement) -> None:
+        """The choice is `line`'s now."""
+        if self._over:
+            placement.end(ok=False)
+            return
+        resumed = self.begun
+        now = time.monotonic()
+        waste = self.ask.prompt_tokens if resumed else 0
+        self.segments.append(Segment(line, placement, now, len(self.journal), waste))
+        try:
+            request = self._request(line, now)
+            self._call = line.call(request, self._text() if line.text_only else None, self)
+        except LineRefused as error:
+            self.failed(error)
+            return
+        except ValueError as error:  # its dialect cannot say this
+            self._end_segment(ok=False)
+            self._retry(line, ApiError(400, f"Line {line.name} cannot take this request: {error}."))
+            return
+        line.calls[self._call] = self
+        if self._paused:
+            self._call.pause()
+        if resumed:
+            self._supply.meter.moved(line.name)
+
+    def refused(self, error: ApiError) -> None:
+        """No line takes it."""
+        self._fail(self._reported or error)
+
+    def move(self, reason: str, *, drained: bool = False) -> None:
+        """On purpose, from a line that goes out of service or is silent: the same as a break, but nobody's fault."""
+        if self._over or self._finished or self._call is None:
+            return
+        self._leave(drained=drained)
+        self._go_on(LineBroken(reason, "moved"), counted=not drained)
+
+    def _request(self, line: Line, now: float) -> TokenRequest:
+        changes: dict[str, Any] = {}
+        if line.model != self.request.model:
+            changes["model"] = line.model
+        limit = line.context
+        if limit is not None and len(self.request.prompt) + self.request.max_tokens > limit:
+            changes["max_tokens"] = limit - len(self.request.prompt)  # the client gave no limit: all that fits
+        if len(self.segments) > 1:
+            changes["request_id"] = f"{self.request.request_id}-{len(self.segments)}"
+            changes["output_prefix_ids"] = list(self.journal)
+            if self._deadline is not None:
+                changes["timeout_s"] = max(0.001, self._deadline - now)
+        return msgspec.structs.replace(self.request, **changes) if changes else self.request
+
+    # What the call calls.
+
+    def delta(self, delta: Delta) -> None:
+        segment = self.segments[-1]
+        if delta.usage is not None:
+            self.usage = delta.usage
+            segment.cached = delta.usage.cached_tokens
+        finish = delta.finish_reason
+        if self._finished or not (
+            delta.tokens or finish or delta.text or delta.reasoning or delta.prompt_logprobs or delta.tool_calls
+        ):
+            return
+        if finish is not None and finish in ("abort", "error", "deadline"):
+            self._unhappy(finish)
+            return
+        if segment.placement.waits:
+            self._first(segment)
+        else:
+            self._supply.meter.gap(segment, len(delta.tokens))
+        segment.deltas += 1
+        piece = self.transcript.push(delta)
+        if piece.finish is not None:
+            self._finished = True
+        self._listener.piece(self, piece)
+        if self._finished and finish is None and not self._is_over():  # a stop string: the line need not go on
+            self._leave(ok=True)
+            self._complete()
+
+    def _is_over(self) -> bool:
+        return self._over
+
+    def _first(self, segment: Segment) -> None:
+        segment.placement.first_token()
+        self.weights_class = segment.line.spec.weights_class
+        self._supply.first_token(self, segment)
+
+    def _unhappy(self, finish: str) -> None:
+        if finish == "deadline":
+            self._leave()
+            self._fail(deadline_passed())
+        else:
+            self.failed(LineBroken(f"it finished with {finish}"))
+
+    def finished(self) -> None:
+        self._end_segment(ok=True)
+        self._call_gone()
+        self._complete()
+
+    def failed(self, error: LineError) -> None:
+        """The call ended badly: told to the circuit if it was the line's own doing, then the choice goes on."""
+        segment = self.segments[-1]
+        line = segment.line
+        fault = is_fault(error)
+        self._call_gone()
+        if self._finished:  # all of the text is here; what broke is only the end
+            self._end_segment(ok=True, fault=fault)
+            self._complete()
+            return
+        self._end_segment(ok=False, fault=fault)
+        if fault:
+            self._supply.fault(line, str(error), unreachable=_unreachable(error))
+        if isinstance(error, LineRefused):
+            told = from_line(error)
+            if told.status == 400:
+                self._fail(told)
+            else:
+                self._retry(line, told)
+        elif isinstance(error, LineBroken) and error.code == "deadline":
+            self._fail(deadline_passed())
+        else:
+            self._go_on(error)
+
+    # How it goes on.
+
+    def _retry(self, line: Line, told: ApiError) -> None:
+        """A line did not take it; nothing was generated there."""
+        self.excluded.add(line.name)
+        self._reported = told
+        if told.status == 429:
+            self.excluded.discard(line.name)
+            self._supply.full(line, told.headers.get("retry-after"))
+        else:
+            self._refusals += 1
+        if self._refusals > REFUSALS:
+            self._fail(told)
+        elif self.begun:
+            self._supply.resume(self)
+        elif told.status == 429 or self._supply.has_fresh(self):
+            self._supply.place(self)
+        else:
+            self._fail(told)
+
+    def _go_on(self, error: LineError, *, counted: bool = True) -> None:
+        """An attempt broke. What it left behind the journal is made again."""
+        line = self.segments[-1].line
+        self.excluded.add(line.name)
+        told = from_line(error)
+        self._reported = told
+        if counted:
+            self._moves += 1
+            if self._moves > self._supply.moves:
+                self._fail(cannot_continue(f"it broke {self._moves} times, {told.message}") if self.begun else told)
+                return
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self._fail(deadline_passed())
+            return
+        if not self.begun:
+            self._supply.place(self)
+            return
+        if line.text_only:
+            self._fail(cannot_continue(f"line {line.name} gives text only, {told.message}"))
+            return
+        if self._ends_here():
+            return
+        self.transcript.cut()
+        journal = self.journal
+        self.ask = Ask(
+            prompt_tokens=len(self.request.prompt) + len(journal),
+            keys=self._supply.keys_of([*self.request.prompt, *journal]),
+            output_tokens=max(1, self.ask.output_tokens - len(journal)),
+            needs=self.ask.needs | {"token_ids"},
+            context=self.ask.context,
+            key=self.ask.key,
+        )
+        self._supply.resume(self)
+
+    def _ends_here(self) -> bool:
+        """The break came between the last token and its finish reason: nothing is left to be made."""
+        transcript, request = self.transcript, self.request
+        last = transcript.last_token
+        if transcript.tokens >= request.min_tokens and last in request.stop_token_ids:
+            piece = transcript.push(Delta(finish_reason="stop", stop_reason=last))
+        elif transcript.tokens >= request.max_tokens:
+            piece = transcript.push(Delta(finish_reason="length"))
+        else:
+            return False
+        self._finished = True
+        self._listener.piece(self, piece)
+        if not self._is_over():
+            self._complete()
+        return True
+
+    # The end of an attempt, and of all.
+
+    def _leave(self, *, ok: bool = False, drained: bool = False) -> None:
+        """Cancels the call, if there is one."""
+        if self._call is None:
+            return
+        self._call.cancel()
+        self._call_gone()
+        if drained:
+            segment = self.segments[-1]
+            segment.placement.moved(len(self.journal) - segment.tokens_before)
+        self._end_segment(ok=ok)
+
+    def _call_gone(self) -> None:
+        if self._call is not None:
+            self.segments[-1].line.calls.pop(self._call, None)
+            self._call = None
+
+    def _end_segment(self, *, ok: bool, fault: bool = False) -> None:
+        segment = self.segments[-1]
+        if segment.line.text_only:
+            made = self.usage.completion_tokens if self.usage is not None else segment.deltas
+        else:
+            made = len(self.journal) - segment.tokens_before
+        segment.close(made, self.prompt_tokens if segment is self.segments[0] and segment.last else 0)
+        cached = segment.cached if ok else None
+        segment.placement.end(segment.tokens, cached, ok=ok, fault=fault)
+        self._supply.ended(self, segment, ok)
+
+    def _complete(self) -> None:
+        if not self._over:
+            self._over = True
+            self._listener.over(self)
+
+    def _fail(self, error: ApiError) -> None:
+        if not self._over:
+            self._over = True
+            self._supply.withdraw(self)
+            self._leave()
+            self._listener.failed(self, error)
+
+
+def is_fault(error: LineError) -> bool:
+    """Whether an error is the line's own doing: not a refusal of this request, a full queue, or a deadline."""
+    if isinstance(error, LineRefused):
+        return error.status >= 500 or error.status == 404
+    return not (isinstance(error, LineBroken) and error.code in ("deadline", "moved"))
+
+
+def _unreachable(error: LineError) -> bool:
+    return isinstance(error, LineRefused) and error.code == "line_unreachable"

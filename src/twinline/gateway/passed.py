@@ -1,0 +1,74 @@
+"""All there is to measure, as Prometheus text: the gateway's own, and beside it what the lines say of themselves.
+
+Owns the join. Must not know what is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+
+from prometheus_client import generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from twinline.gateway.meters import Meters
+from twinline.gateway.served import ServedModel
+from twinline.lines.line import Line
+from twinline.lines.protocol import LineError
+
+log = logging.getLogger(__name__)
+
+LINE_SECONDS = 2.0  # how long a line may take to answer for its metrics
+PASSED_THROUGH = "vllm:"
+
+
+async def metrics_text(meters: Meters, models: Iterable[ServedModel]) -> bytes:
+    """Prometheus' text format; a line that does not answer, or has no such metrics, is left out."""
+    up = []
+    for served in models:
+        supply = served.supply
+        meters.queued.labels(served.name).set(supply.waiting)
+        for line in supply.lines.values():
+            ready = line.name in supply.ready
+            meters.line_up.labels(served.name, line.name).set(1 if ready else 0)
+            meters.in_flight.labels(served.name, line.name).set(len(line.calls))
+            if ready and line.driver.metrics_path is not None:
+                up.append(line)
+    texts = await asyncio.gather(*map(_line_text, up))
+    passed = _Passed([(line.name, text) for line, text in zip(up, texts, strict=True)])
+    return generate_latest(meters.registry) + generate_latest(passed)
+
+
+async def _line_text(line: Line) -> str:
+    try:
+        async with asyncio.timeout(LINE_SECONDS):
+            return await line.client.metrics_text()
+    except (LineError, TimeoutError) as error:
+        log.debug("no metrics from line %s: %s", line.name, error or "too slow")
+        return ""
+
+
+class _Passed(Collector):
+    """The lines' own metrics, joined: a family may be declared only once in one text.
+
+    Each sample gets the name of its line: two lines of a model say the same of themselves.
+    """
+
+    def __init__(self, texts: Sequence[tuple[str, str]]) -> None:
+        self._texts = texts
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, Metric] = {}
+        for line, text in self._texts:
+            try:
+                for family in text_string_to_metric_families(text):
+                    if not family.name.startswith(PASSED_THROUGH):
+                        continue
+                    joined = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                    joined.samples += [s._replace(labels={**s.labels, "line": line}) for s in family.samples]
+            except ValueError as error:
+                log.warning("a line's metrics cannot be read: %s", error)
+        return families.values()

@@ -1,0 +1,398 @@
+"""The lines of one model and who is on them: placing, queueing, resuming, and what a line's faults lead to.
+
+Owns which lines may be asked now, and who waits. Must not know text or HTTP. The rule of choice is `routing`'s.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from twinline.gateway.choice import MOVES, Choice, Segment
+from twinline.gateway.errors import ApiError, cannot_continue, no_line, too_busy, unfit
+from twinline.gateway.meters import ModelMeter
+from twinline.gateway.routing import Budget, FairQueue, Policy, Refused, Router, Traits, Wait, block_keys
+from twinline.lines.circuit import Circuit
+from twinline.lines.line import Line
+from twinline.lines.state import LineState
+
+EXPECTED_OUTPUT = 256.0  # tokens, before any answer has ended
+OUTPUT_RATE = 0.02
+RESUME_SHARE = 0.5  # of the lines' prefill speed that may go to streams that broke
+RESUME_BURST_SECONDS = 2.0
+# Features (`lines/drivers/driver.py`) and the fields of requests that ask for them.
+FIELDS = {"tools": "tools", "grammar": "response_format", "logprobs": "logprobs", "logit_bias": "logit_bias"}
+FULL_SECONDS, LONGEST_FULL_SECONDS = 0.5, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How long and how many may wait. `resume_seconds` is how long a broken stream waits for a line to come up."""
+
+    queue_requests: int = 1024
+    queue_tokens: int = 4_000_000
+    queue_seconds: float = 60.0
+    resume_seconds: float = 20.0
+    moves: int = MOVES
+
+
+class Supply:
+    """One model's lines. `on_trip` hears of each opened circuit."""
+
+    def __init__(
+        self,
+        model: str,
+        policy: Policy,
+        meter: ModelMeter,
+        bounds: Bounds | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.model = model
+        self.meter = meter
+        self.bounds = bounds or Bounds()
+        self.moves = self.bounds.moves
+        self.lines: dict[str, Line] = {}
+        self.circuits: dict[str, Circuit] = {}
+        self.router = Router(policy, clock)
+        self.on_trip: Callable[[Line, str], None] = lambda line, reason: None
+        self._clock = clock
+        self._ready: list[str] = []
+        self._full: dict[str, float] = {}  # lines without room, until when
+        self._queue: FairQueue[Choice] = FairQueue(
+            clock, self.bounds.queue_requests, self.bounds.queue_tokens, self.bounds.queue_seconds
+        )
+        self._head: Choice | None = None  # it left the queue, but no line took it yet
+        self._resuming: list[tuple[int, int, Choice]] = []
+        self._budget = Budget(1.0, 1.0, clock)
+        self._order = itertools.count()
+        self._mean_output = EXPECTED_OUTPUT
+
+    # Lines.
+
+    def add(self, line: Line) -> None:
+        """Raises ValueError if there is one of that name."""
+        self.router.add(traits_of(line))
+        self.lines[line.name] = line
+        self.circuits[line.name] = Circuit()
+        line.life.on_change = lambda: self.changed(line)
+        self.changed(line)
+
+    def remove(self, name: str) -> None:
+        """Streams that are still on it move."""
+        line = self.lines.pop(name, None)
+        if line is None:
+            return
+        self.router.remove(name)
+        del self.circuits[name]
+        self._full.pop(name, None)
+        self._refresh()
+        for choice in list(line.calls.values()):
+            choice.move(f"line {name} was taken away", drained=True)
+        line.at(None)
+
+    def restarted(self, line: Line) -> None:
+        """Another engine listens under that name: what was held against the old one is forgotten, as is its cache."""
+        self.circuits[line.name] = Circuit()
+        self._full.pop(line.name, None)
+        self.router.healed(line.name)
+        self.changed(line)
+
+    def changed(self, line: Line) -> None:
+        """Its state is another. One that drains gives up its streams where another line can take them."""
+        self._refresh()
+        if line.state is LineState.DRAINING and self._ready:
+            for choice in list(line.calls.values()):
+                if choice.call is not None and self._others(choice, line):
+                    choice.move(f"line {line.name} is being drained", drained=True)
+        self.pump()
+
+    def _others(self, choice: Choice, line: Line) -> bool:
+        return any(name != line.name for name in self._open(choice))
+
+    def _refresh(self) -> None:
+        self._ready = [
+            name
+            for name, line in self.lines.items()
+            if line.state.takes_requests and self.circuits[name].closed and name not in self._full
+        ]
+        rate = sum(1.0 / self.router.station(name).seconds_per_token for name in self._ready) or 1.0
+        self._budget.rate = rate * RESUME_SHARE
+        self._budget.burst = self._budget.rate * RESUME_BURST_SECONDS
+
+    @property
+    def ready(self) -> Sequence[str]:
+        """Names of the lines that may be asked now."""
+        return self._ready
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue) + (self._head is not None) + len(self._resuming)
+
+    @staticmethod
+    def keys_of(tokens: Sequence[int]) -> Sequence[int]:
+        return block_keys(tokens)
+
+    def expected_output(self, limit: int) -> int:
+        """Tokens that an answer with that limit is likely to have."""
+        return max(1, min(limit, int(self._mean_output)))
+
+    def expected_cost(self, prompt_tokens: int, output_tokens: int) -> float:
+        """What a request may cost at most, by the dearest line that is up; 0 where no price is given."""
+        most = 0.0
+        for name in self._ready:
+            station = self.router.station(name)
+            traits = station.traits
+            streams = max(1, station.decoding)
+            busy = prompt_tokens * station.seconds_per_token + output_tokens * station.step.at(streams) / streams
+            cost = busy * traits.price_per_hour / 3600
+            tokens = prompt_tokens * traits.price_per_million_input + output_tokens * traits.price_per_million_output
+            most = max(most, cost + tokens / 1e6)
+        return most
+
+    # Requests.
+
+    def place(self, choice: Choice) -> None:
+        """Gives a choice of which nothing is out yet to a line, or lets it wait, or refuses it."""
+        if (self._head is not None or len(self._queue)) and not choice.segments:
+            self._wait(choice)
+        else:
+            self._try(choice)
+
+    def has_fresh(self, choice: Choice) -> bool:
+        """Whether there is a line that has not failed it."""
+        return any(name not in choice.excluded for name in self._open(choice))
+
+    def full(self, line: Line, retry_after: str | None) -> None:
+        """The line has no room: it is not asked before one of its answers ends, or the time that it gave is over."""
+        try:
+            seconds = min(float(retry_after or FULL_SECONDS), LONGEST_FULL_SECONDS)
+        except ValueError:
+            seconds = FULL_SECONDS
+        self._full[line.name] = self._clock() + seconds
+        self._refresh()
+
+    def _try(self, choice: Choice) -> bool:
+        """False if it has to wait; then it does."""
+        among = self._open(choice)
+        if not among:
+            if self._full:
+                self._wait(choice)
+                return False
+            choice.refused(self._nothing_open(choice))
+            return True
+        placement = self.router.choose(choice.ask, among, may_wait=not choice.segments)
+        if placement is None:
+            choice.refused(self._unfit(choice, among))
+            return True
+        if isinstance(placement, Wait):
+            self._wait(choice)
+            return False
+        choice.placed(self.lines[placement.line], placement)
+        return True
+
+    def _wait(self, choice: Choice) -> None:
+        if choice.ticket is not None and choice is not self._head:
+            choice.ticket = None
+        if self._head is None and not len(self._queue) and choice.waits_since:
+            self._head = choice
+            return
+        claim = choice.claim
+        tokens = choice.ask.prompt_tokens + choice.ask.output_tokens
+        ticket = self._queue.put(choice, claim.key, claim.priority, tokens, claim.weight)
+        if isinstance(ticket, Refused):
+            choice.refused(too_busy(self.model, ticket.reason, ticket.retry_after_seconds))
+            return
+        choice.ticket = ticket
+        choice.waits_since = choice.waits_since or self._clock()
+        for displaced in ticket.displaced:
+            why = "requests of more claim took its place in the queue"
+            displaced.refused(too_busy(self.model, why, self._queue.retry_after(displaced.claim.priority)))
+
+    def withdraw(self, choice: Choice) -> None:
+        """It waits for nothing any more."""
+        if choice is self._head:
+            self._head = None
+        elif choice.ticket is not None:
+            self._queue.remove(choice.ticket)
+        choice.ticket = None
+
+    def resume(self, choice: Choice) -> None:
+        """Gives a choice that broke to another line: by priority, and not all at once."""
+        at_once = not self._resuming and self.has_fresh(choice)
+        if at_once and self._budget.take(choice.ask.prompt_tokens) and self._try_resume(choice):
+            return
+        choice.waits_since = self._clock()
+        heapq.heappush(self._resuming, (-choice.claim.priority, next(self._order), choice))
+
+    def _try_resume(self, choice: Choice) -> bool:
+        """False if no line is up for it now."""
+        among = self._open(choice)
+        if not among:
+            return False
+        placement = self.router.choose(choice.ask, among)
+        if placement is None:
+            return False
+        choice.placed(self.lines[placement.line], placement)
+        return True
+
+    def pump(self) -> None:
+        """Something became free, or time has passed."""
+        now = self._clock()
+        if self._full and min(self._full.values()) <= now:
+            self._full = {name: until for name, until in self._full.items() if until > now}
+            self._refresh()
+        while self._resuming:
+            choice = self._resuming[0][2]
+            if choice.over:
+                heapq.heappop(self._resuming)
+                continue
+            if now - choice.waits_since > self.bounds.resume_seconds:
+                heapq.heappop(self._resuming)
+                choice.refused(cannot_continue("no other line could take it in time"))
+                continue
+            if self._budget.wait(choice.ask.prompt_tokens) > 0 or not self._open(choice):
+                break
+            heapq.heappop(self._resuming)
+            self._budget.take(choice.ask.prompt_tokens)
+            if not self._try_resume(choice):
+                heapq.heappush(self._resuming, (-choice.claim.priority, next(self._order), choice))
+                break
+        for choice in self._queue.expired(now):
+            choice.refused(too_busy(self.model, f"no line was free within {self.bounds.queue_seconds:g} s", 1.0))
+        while True:
+            waiting = self._head or (self._queue.pop() if len(self._queue) else None)
+            if waiting is None:
+                return
+            self._head = waiting
+            waiting.ticket = None
+            if now - waiting.waits_since > self.bounds.queue_seconds:
+                self._head = None
+                waiting.refused(too_busy(self.model, f"no line was free within {self.bounds.queue_seconds:g} s", 1.0))
+                continue
+            among = self._open(waiting)
+            placement = self.router.choose(waiting.ask, among, may_wait=True) if among else None
+            if isinstance(placement, Wait) or (not among and self._full):
+                return
+            self._head = None
+            if placement is not None:
+                waiting.placed(self.lines[placement.line], placement)
+            else:
+                waiting.refused(self._unfit(waiting, among) if among else self._nothing_open(waiting))
+
+    def _open(self, choice: Choice) -> Sequence[str]:
+        """Lines that may be asked for it: healthy, and none that failed it unless there are no others."""
+        ready: Sequence[str] = self._ready
+        if choice.pinned is not None:
+            ready = [name for name in ready if named(name, choice.pinned)]
+        if choice.begun:
+            request = choice.request
+            ready = [
+                name
+                for name in ready
+                if (line := self.lines[name]).spec.weights_class == choice.weights_class
+                and not line.text_only
+                and line.client.dialect.carries(request) is None
+            ]
+        if choice.excluded:
+            return [name for name in ready if name not in choice.excluded] or ready
+        return ready
+
+    def _nothing_open(self, choice: Choice) -> ApiError:
+        lines = [line for line in self.lines.values() if choice.pinned is None or named(line.name, choice.pinned)]
+        if not lines and choice.pinned is not None:
+            return ApiError(404, f"The model `{self.model}` has no line `{choice.pinned}`.", code="line_not_found")
+        return no_line(self.model, [self._said(line) for line in lines])
+
+    def _said(self, line: Line) -> str:
+        circuit = self.circuits[line.name]
+        if line.state.takes_requests and not circuit.closed:
+            return f"line {line.name} is not asked for now: {circuit.reason}"
+        return f"line {line.name} is {line.state}: {line.life.reason}"
+
+    def _unfit(self, choice: Choice, among: Iterable[str]) -> ApiError:
+        needs, context = choice.ask.needs, choice.ask.context
+        why = []
+        for name in among:
+            line = self.lines[name]
+            lacking = sorted(needs - line.features)
+            limit = line.context
+            if lacking:
+                why.append(f"line {name} lacks {', '.join(lacking)}")
+            elif limit is not None and context > limit:
+                why.append(f"line {name} has a context of {limit} tokens, {context} are needed")
+        return unfit(self.model, why, next((FIELDS[need] for need in sorted(needs) if need in FIELDS), None))
+
+    # What the choices tell.
+
+    def first_token(self, choice: Choice, segment: Segment) -> None:
+        self.circuits_well(segment.line)
+        self.meter.first_token(segment)
+        if self._head is not None or len(self._queue):
+            self.pump()
+
+    def circuits_well(self, line: Line) -> None:
+        circuit = self.circuits.get(line.name)
+        if circuit is not None:
+            circuit.well(self._clock())
+
+    def ended(self, choice: Choice, segment: Segment, ok: bool) -> None:
+        if ok and segment.tokens:
+            self._mean_output += OUTPUT_RATE * (segment.tokens - self._mean_output)
+        if self._full.pop(segment.line.name, None) is not None:
+            self._refresh()
+        self.meter.ended(segment, len(choice.request.prompt) if segment is choice.segments[0] else 0)
+        if self._head is not None or len(self._queue) or self._resuming:
+            self.pump()
+
+    def fault(self, line: Line, reason: str, *, unreachable: bool = False) -> None:
+        """The line failed a request by its own doing."""
+        circuit = self.circuits.get(line.name)
+        if circuit is None or self.lines.get(line.name) is not line:
+            return
+        now = self._clock()
+        self.meter.fault(line.name)
+        if circuit.fault(now, reason) and (unreachable or self._may_eject(line)):
+            self.trip(line, reason)
+
+    def trip(self, line: Line, reason: str) -> None:
+        """Takes the line out for a while."""
+        circuit = self.circuits.get(line.name)
+        if circuit is None or not circuit.closed:
+            return
+        circuit.open(self._clock(), reason)
+        self._refresh()
+        self.on_trip(line, reason)
+
+    def _may_eject(self, line: Line) -> bool:
+        """At most half of the lines, and never the last: a fault that all have is not theirs."""
+        out = sum(not circuit.closed for circuit in self.circuits.values())
+        return any(name != line.name for name in self._ready) and out + 1 <= max(1, len(self.circuits) // 2)
+
+    def heal(self, line: Line) -> None:
+        """A probe was answered well."""
+        self.circuits[line.name].close(self._clock())
+        self.router.healed(line.name, restarted=False)
+        self.changed(line)
+
+
+def named(name: str, wanted: str) -> bool:
+    """`wanted` is a line's name, or the name of its replicas (`line#2`)."""
+    return name == wanted or name.partition("#")[0] == wanted
+
+
+def traits_of(line: Line) -> Traits:
+    """What routing has to know of a line."""
+    spec = line.spec
+    return Traits(
+        name=line.name,
+        features=line.features,
+        context=line.context,
+        price_per_hour=spec.price_per_hour,
+        price_per_million_input=spec.price_per_million_input,
+        price_per_million_output=spec.price_per_million_output,
+        slots=spec.slots,
+        weight=spec.weight,
+    )

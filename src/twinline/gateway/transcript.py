@@ -1,0 +1,172 @@
+"""One choice's tokens as they become text: deltas -> text -> stop strings -> reasoning -> pieces.
+
+Owns the journal: the token ids whose text has been given out, up to the last whole character. Must not know lines: the
+same tokens give the same pieces whichever line they came from and however they were cut. So an answer goes on elsewhere
+from the journal: what came after it, the parts of a character, is dropped and made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from twinline.gateway.text.detokenize import Detokenizer, Vocabulary
+from twinline.gateway.text.reasoning import Part, ReasoningParser
+from twinline.gateway.text.stops import StopMatcher
+from twinline.lines.wire import Delta, TokenLogprob
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """What one delta meant for one choice. `parts` are (kind, text), none empty; `finish` is set in the last piece.
+
+    `tool_calls` come from lines that give text only, as they are.
+    """
+
+    index: int
+    parts: list[Part]
+    tokens: list[int]
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    finish: str | None = None
+    stop_reason: int | str | None = None
+    tool_calls: list[dict[str, object]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextRules:
+    """How a choice's tokens become its text: what ends it, and what of it is shown."""
+
+    stops: tuple[str, ...] = ()
+    include_stop: bool = False
+    skip_special: bool = True
+
+
+class Transcript:
+    """One choice. `journal` is what was given out; `tokens` counts what came, the parts of a character included."""
+
+    __slots__ = (
+        "_detokenizer", "_include_stop", "_index", "_logprobs", "_min_tokens", "_pending", "_reasoning", "_stops",
+        "journal", "shown",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        rules: TextRules,
+        reasoning: ReasoningParser | None,
+        index: int = 0,
+        min_tokens: int = 0,
+    ) -> None:
+        # A message opens a text of its own; a completion, which has no reasoning to part, goes on from its prompt.
+        self._detokenizer = Detokenizer(vocabulary, rules.skip_special, opening=reasoning is not None)
+        self._stops = StopMatcher(rules.stops, rules.include_stop) if rules.stops else None
+        self._include_stop = rules.include_stop
+        self._reasoning = reasoning
+        self._index = index
+        self._min_tokens = min_tokens
+        self._pending: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self.journal: list[int] = []
+        self.shown = False  # some text or token was given out
+
+    @property
+    def tokens(self) -> int:
+        return len(self.journal) + len(self._pending)
+
+    @property
+    def last_token(self) -> int | None:
+        source = self._pending or self.journal
+        return source[-1] if source else None
+
+    def cut(self) -> None:
+        """Forgets what is behind the journal, so that another line can go on from there."""
+        self._pending.clear()
+        self._logprobs.clear()
+        self._detokenizer.cut()
+
+    def push(self, delta: Delta) -> Piece:
+        """What the delta's tokens give. After a piece with `finish` nothing may be pushed."""
+        if delta.text or delta.reasoning or delta.tool_calls:
+            return self._text_only(delta)
+        finish = delta.finish_reason
+        stops = self._stops
+        if stops is None and finish is None and delta.logprobs is None and not self._pending:  # nearly every token
+            tokens = delta.tokens
+            text = self._detokenizer.push(tokens)
+            behind = len(self.journal) + len(tokens) - self._detokenizer.whole
+            if behind:
+                self._pending = tokens[len(tokens) - behind :]
+                tokens = tokens[: len(tokens) - behind]
+            self.journal += tokens
+            parts = self._parts(text, False)
+            if tokens:
+                self.shown = True
+            return Piece(self._index, parts, tokens, None, delta.prompt_logprobs)
+        return self._careful(delta, finish)
+
+    def _careful(self, delta: Delta, finish: str | None) -> Piece:
+        self._pending = self._pending + delta.tokens
+        if delta.logprobs is not None:
+            self._logprobs += delta.logprobs
+        text, used, matched = self._text(delta, finish)
+        ended = finish is not None or matched is not None
+        pending = self._pending
+        given = used if ended else self._detokenizer.whole - len(self.journal)
+        tokens, self._pending = pending[:given], pending[given:]
+        logprobs = None
+        if delta.logprobs is not None or self._logprobs:
+            logprobs, self._logprobs = self._logprobs[:given], self._logprobs[given:]
+        self.journal += tokens
+        if tokens:
+            self.shown = True
+        reason = delta.stop_reason
+        if matched is not None:
+            finish, reason = "stop", matched
+        parts = self._parts(text, ended)
+        return Piece(self._index, parts, tokens, logprobs, delta.prompt_logprobs, finish, reason)
+
+    def _parts(self, text: str, ended: bool) -> list[Part]:
+        if self._reasoning is None:
+            return [("content", text)] if text else []
+        parts = self._reasoning.push(text) if text else []
+        if ended:
+            parts += self._reasoning.finish()
+        return parts
+
+    def _text(self, delta: Delta, finish: str | None) -> tuple[str, int, str | None]:
+        """The text that may be given out, how many of the pending tokens it took, and the stop that was matched."""
+        fresh: Sequence[int] = delta.tokens
+        behind = len(self._pending) - len(fresh)  # what was pushed before but is not whole
+        if finish == "stop" and fresh and fresh[-1] == delta.stop_reason and not self._include_stop:
+            fresh = fresh[:-1]  # the stop token has no text, also when it is not a special one
+        if self._stops is None:
+            text = self._detokenizer.push(fresh)
+            return (text + self._detokenizer.finish() if finish else text), len(self._pending), None
+        sent = []
+        exempt = self._min_tokens - len(self.journal) - behind
+        for used, token in enumerate(fresh, 1):
+            text = self._detokenizer.push((token,))
+            matched = None
+            if used > exempt:  # as in vLLM, no stop string begins in the first min_tokens tokens
+                text, matched = self._stops.push(text)
+            sent.append(text)
+            if matched is not None:
+                return "".join(sent), behind + used, matched
+        if finish:
+            text, matched = self._stops.push(self._detokenizer.finish())
+            sent += [text, self._stops.finish()]
+            return "".join(sent), len(self._pending), matched
+        return "".join(sent), len(self._pending), None
+
+    def _text_only(self, delta: Delta) -> Piece:
+        parts: list[Part] = []
+        if delta.reasoning:
+            parts.append(("reasoning", delta.reasoning))
+        if delta.text:
+            parts.append(("content", delta.text))
+        self.shown = True
+        return Piece(
+            self._index, parts, [], None, None, delta.finish_reason, delta.stop_reason, tool_calls=delta.tool_calls
+        )

@@ -1,0 +1,188 @@
+"""Looks after the lines of one model while they serve: silence, drains, and whether one that was out may come back.
+
+Owns when silence is a hang: busy is told from dead by tokens and by the engine's own count of progress, never by an
+open port. Must not know how a line is started, nor how a choice goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from twinline.gateway.choice import Choice
+from twinline.gateway.supply import Supply
+from twinline.lines.client import Call
+from twinline.lines.line import Line, fault_of
+from twinline.lines.protocol import LineBroken, LineError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds of silence. `quiet` is the least after which a line is asked whether it still computes; lines with slow
+    steps get 20 of their 99th-percentile gaps. `stream` is how much longer one stream may be silent while others of
+    its line are not, in those units; `first` is for the first token, beside what was predicted. `ask` bounds the
+    question. `idle`: a line that answers it but computes nothing for so long is dead all the same.
+    """
+
+    tick: float = 0.25
+    quiet: float = 1.5
+    stream: float = 4.0
+    first: float = 30.0
+    ask: float = 2.0
+    idle: float = 60.0
+    probe: float = 30.0
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What is known of one line's doing."""
+
+    moved: float  # when a token last came from it, or its own count last grew
+    progress: float | None = None
+    asking: bool = False
+
+
+class Watch:
+    """One per supply. `run` until cancelled."""
+
+    def __init__(self, supply: Supply, patience: Patience | None = None) -> None:
+        self._supply = supply
+        self._patience = patience or Patience()
+        self._seen: dict[Line, _Seen] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        try:
+            while True:
+                await asyncio.sleep(self._patience.tick)
+                try:
+                    self.look(time.monotonic())
+                except Exception:
+                    log.exception("watching the lines of %s failed", self._supply.model)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+
+    def look(self, now: float) -> None:
+        """One round over the lines."""
+        supply = self._supply
+        lines = list(supply.lines.values())
+        for line in lines:
+            if line.calls:
+                self._watch(line, now)
+            else:
+                self._seen.pop(line, None)
+            circuit = supply.circuits[line.name]
+            if line.state.takes_requests and circuit.due(now):
+                self._later(self._probe(line))
+        for line in [line for line in self._seen if line not in lines]:
+            del self._seen[line]
+        supply.pump()
+
+    def _watch(self, line: Line, now: float) -> None:
+        patience = self._patience
+        station = self._supply.router.station(line.name)
+        gap = station.p99_gap_seconds
+        limit = max(patience.quiet, 20 * gap if gap is not None else 0.0)
+        seen = self._seen.get(line)
+        if seen is None:
+            # A line that had nothing to do has been silent for no reason: the wait begins with its first request.
+            seen = self._seen[line] = _Seen(min(call.started for call in line.calls))
+        last = max(call.last for call in line.calls)
+        if last > seen.moved:
+            seen.moved = last
+        if now - seen.moved > limit:
+            if not seen.asking:
+                seen.asking = True
+                self._later(self._ask(line, seen))
+            return
+        for call, choice in list(line.calls.items()):
+            silence = now - call.last
+            if call.tokens:
+                if silence > patience.stream * limit and self._elsewhere(line, choice):
+                    self._break(line, call, silence)
+            elif silence > patience.first + 5 * choice.segments[-1].placement.ttft and self._elsewhere(line, choice):
+                self._break(line, call, silence)
+
+    def _elsewhere(self, line: Line, choice: Choice) -> bool:
+        return any(name != line.name for name in self._supply.ready)
+
+    def _break(self, line: Line, call: Call, silence: float) -> None:
+        log.warning("a stream of line %s is silent for %.1f s while others are not: it moves", line.name, silence)
+        call.give_up(LineBroken(f"no token for {silence:.1f} s", "stalled"))
+
+    async def _ask(self, line: Line, seen: _Seen) -> None:
+        """Nothing came from the line for long: is it busy, or dead?"""
+        try:
+            progress = await self._progress(line)
+        except LineError as error:
+            if line.calls:
+                self._dead(line, f"no token for {time.monotonic() - seen.moved:.1f} s, and it does not answer: {error}")
+            return
+        finally:
+            seen.asking = False
+        now = time.monotonic()
+        if progress is not None and progress != seen.progress:
+            seen.progress, seen.moved = progress, now
+        elif now - seen.moved > self._patience.idle and line.calls:
+            self._dead(line, f"it answers, but computed nothing for {now - seen.moved:.0f} s")
+
+    async def _progress(self, line: Line) -> float | None:
+        """The engine's own count of what it computed; None if it has none. Raises LineError if it does not answer."""
+        path = line.driver.metrics_path or line.driver.health_path
+        if path is None:
+            return None
+        status, body = await line.client.ask("GET", path, seconds=self._patience.ask)
+        if status >= 500:
+            raise LineBroken(f"it answers {status} to {path}")
+        return line.driver.metrics(body).progress
+
+    def _dead(self, line: Line, reason: str) -> None:
+        log.warning("line %s counts as dead: %s", line.name, reason)
+        self._seen.pop(line, None)
+        calls = list(line.calls)
+        self._supply.trip(line, reason)  # before its streams look for another line
+        for call in calls:
+            call.give_up(LineBroken(reason, "stalled"))
+
+    async def _probe(self, line: Line) -> None:
+        """Half-open: one greedy token decides."""
+        circuit = self._supply.circuits.get(line.name)
+        fault: str | None
+        try:
+            async with asyncio.timeout(self._patience.probe):
+                fault = await fault_of(line.client, line.model, line.text_only)
+        except LineError as error:
+            fault = str(error)
+        except TimeoutError:
+            fault = f"no token within {self._patience.probe:g} s"
+        if circuit is None or self._supply.circuits.get(line.name) is not circuit:
+            return
+        if fault is None:
+            log.info("line %s answers again", line.name)
+            self._supply.heal(line)
+        else:
+            circuit.open(time.monotonic(), fault)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+@contextlib.asynccontextmanager
+async def watching(supply: Supply, patience: Patience | None = None) -> AsyncIterator[None]:
+    """Watches the lines of `supply` inside the block."""
+    task = asyncio.create_task(Watch(supply, patience).run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,110 @@
+"""The native engine: its worker's command line, and the line protocol itself (docs/line-protocol.md).
+
+Owns nothing that another engine would have to share but the reader of the protocol's chunks. Must not import the
+engine: the worker is another process.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import msgspec
+
+from twinline.lines.drivers.driver import Command, EngineMetrics, Reader
+from twinline.lines.protocol import LineBroken, TextSource, TokenRequest
+from twinline.lines.spec import LineSpec
+from twinline.lines.wire import Chunk, Delta, to_delta
+
+# vLLM writes log-probabilities under token texts, which two ids may share, unless it is asked for ids.
+STREAMED = (
+    b'{"stream":true,"stream_options":{"include_usage":true},"return_token_ids":true,"return_tokens_as_token_ids":true,'
+)
+# Huge pages for the worker's large allocations, by the C library and by PyTorch; both must be asked before the start.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "THP_MEM_ALLOC_ENABLE": "1"}
+OPTIONS = frozenset(
+    "dtype device threads kv_tokens page_size max_model_len max_running max_waiting max_tokens_per_step strict_ops "
+    "log_level".split()
+)
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Chunk).decode
+
+
+def read_chunk(payload: bytes) -> Delta:
+    """One chunk of the line protocol. Raises LineBroken for an in-band error, DecodeError or ValueError."""
+    chunk = _decode(payload)
+    if chunk.error is not None:
+        code = chunk.error.code
+        raise LineBroken(chunk.error.message or "the line reported an error", None if code is None else str(code))
+    return to_delta(chunk)
+
+
+class Protocol:
+    """The line protocol. A continuation is exact: the worker counts the prefix as its own output."""
+
+    framing: ClassVar[str] = "sse"
+    usage_after_finish: ClassVar[bool] = True
+
+    def encode(self, request: TokenRequest, text: TextSource | None) -> tuple[str, bytes]:
+        return "/v1/completions", STREAMED + _encode(request)[1:]
+
+    def reader(self, request: TokenRequest) -> Reader:
+        return read_chunk
+
+    def carries(self, request: TokenRequest) -> str | None:
+        return None
+
+
+class Native:
+    """Our own engine's worker."""
+
+    engine: ClassVar[str] = "native"
+    features: ClassVar[frozenset[str]] = frozenset(
+        {"token_ids", "exact", "logprobs", "prompt_logprobs", "logit_bias", "sampling"}
+    )
+    health_path: ClassVar[str | None] = "/health"
+    metrics_path: ClassVar[str | None] = "/health"
+
+    def check(self, spec: LineSpec) -> None:
+        if spec.url is None and spec.weights is None:
+            raise ValueError("weights: a native line needs the model folder that it loads")
+        for name in spec.options:
+            if name not in OPTIONS:
+                raise ValueError(
+                    f"options: the native engine has no option {name!r}; it has {', '.join(sorted(OPTIONS))}"
+                )
+
+    def command(self, spec: LineSpec, port: int) -> Command:
+        argv = [sys.executable, "-m", "twinline.engine.worker", "--model", str(spec.folder), "--name", spec.known_as]
+        argv += ["--host", "127.0.0.1", "--port", str(port)]
+        options: dict[str, Any] = dict(spec.options)
+        if spec.precision != "auto":
+            options.setdefault("dtype", spec.precision)
+        for name, value in options.items():
+            flag = "--" + name.replace("_", "-")
+            if value is True:
+                argv.append(flag)
+            elif value is not False and value is not None:
+                argv += [flag, str(value)]
+        return Command(argv, HUGE_PAGES)
+
+    def dialect(self, spec: LineSpec) -> Protocol:
+        return Protocol()
+
+    def headers(self, spec: LineSpec, env: Mapping[str, str]) -> Mapping[str, str]:
+        return {}
+
+    def metrics(self, body: bytes) -> EngineMetrics:
+        """The worker's health holds its counters of progress."""
+        try:
+            said = msgspec.json.decode(body, type=dict[str, Any])
+        except msgspec.DecodeError:
+            return EngineMetrics()
+        steps, tokens = said.get("steps"), said.get("tokens_generated")
+        return EngineMetrics(said.get("running"), said.get("waiting"), None, None, tokens, steps)
+
+    def facts(self, models: Mapping[str, Any]) -> Mapping[str, Any]:
+        listed = (models.get("data") or [{}])[0]
+        return {name: listed[name] for name in ("max_model_len", "vocab_size") if name in listed}
