@@ -10,13 +10,15 @@ from __future__ import annotations
 import hmac
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Protocol
 
-from twinline.gateway.choice import Choice, Claim
+from twinline.gateway.choice import Choice
 from twinline.gateway.errors import forbidden, not_admitted, unauthorized
 from twinline.gateway.exchange import Exchange
+from twinline.gateway.segment import Claim
 from twinline.store.journal import Journal
 from twinline.store.keys import Key
 from twinline.store.limits import NEEDS_LEASE, Limits
@@ -50,6 +52,14 @@ class Visit:
         return Claim(self.key.id, -self.key.priority(asked_priority), self.key.weight)
 
 
+class Observer(Protocol):
+    """Hears of each request once, when it is over and its last bytes are about to be sent."""
+
+    def __call__(
+        self, exchange: Exchange, visit: Visit, model: str, choices: Sequence[Choice], status: Status
+    ) -> None: ...
+
+
 class Access:
     """The checks of one gateway process. Without `ring` no key is needed; `admin` is the management key's secret."""
 
@@ -64,6 +74,7 @@ class Access:
         self._ring, self._limits, self._journal = ring, limits, journal
         self._admin = None if admin is None else sha256(admin.encode()).digest()
         self._currency = currency
+        self.observers: list[Observer] = []
 
     @property
     def keys_required(self) -> bool:
@@ -72,20 +83,28 @@ class Access:
     def enter(self, exchange: Exchange) -> Visit:
         """Whose request it is. Raises ApiError 401."""
         began = time.time()
-        if self._ring is None:
-            return Visit(None, began)
-        secret = secret_of(exchange)
+        key = None if self._ring is None else self._bearer(exchange.header)
+        if key is not None:
+            exchange.tenant = key.name
+        return Visit(key, began)
+
+    def key_of(self, headers: Mapping[str, str]) -> Key | None:
+        """Whose key a plain question bears; None where no key is needed. Raises ApiError 401."""
+        return None if self._ring is None else self._bearer(headers.get)
+
+    def _bearer(self, header: Callable[[str], str | None]) -> Key:
+        assert self._ring is not None
+        secret = secret_of(header)
         if secret is None:
             raise unauthorized("A key is needed: send it as `Authorization: Bearer KEY`.")
         key = self._ring.find(secret)
         if key is None:
             raise unauthorized(self._ring.why_not(secret))
-        exchange.tenant = key.name
-        return Visit(key, began)
+        return key
 
-    def manages(self, exchange: Exchange) -> None:
+    def manages(self, headers: Mapping[str, str]) -> None:
         """Raises ApiError 401 or 403 unless the request bears the management key, or a key of an administrator."""
-        secret = secret_of(exchange)
+        secret = secret_of(headers.get)
         if secret is None:
             raise unauthorized("The management API needs its key: send it as `Authorization: Bearer KEY`.")
         presented = sha256(secret.encode("utf-8", "surrogatepass")).digest()
@@ -119,6 +138,8 @@ class Access:
 
         A disk that takes no record is told in the log: the answer is there, and refusing it would help nobody.
         """
+        for observer in self.observers:
+            observer(exchange, visit, model, choices, status)
         segments = segments_of(choices)
         if visit.key is not None and self._limits is not None and not visit.settled:
             visit.settled = True
@@ -160,12 +181,12 @@ class Access:
             log.error("usage of request %s is not recorded: %s", exchange.request_id, error)
 
 
-def secret_of(exchange: Exchange) -> str | None:
-    """OpenAI's header, or Anthropic's."""
-    header = exchange.header("authorization")
-    if header is not None and header[: len(_BEARER)].lower() == _BEARER:
-        return header[len(_BEARER) :].strip()
-    return exchange.header("x-api-key")
+def secret_of(header: Callable[[str], str | None]) -> str | None:
+    """From OpenAI's header, or Anthropic's."""
+    bearer = header("authorization")
+    if bearer is not None and bearer[: len(_BEARER)].lower() == _BEARER:
+        return bearer[len(_BEARER) :].strip()
+    return header("x-api-key")
 
 
 def segments_of(choices: Sequence[Choice]) -> list[Segment]:

@@ -62,6 +62,7 @@ class Answer:
         finally:
             if not self._over:  # the server is stopping, or the gateway failed; whoever caught it tells the client
                 self._stop("aborted", None)
+            self._choices = []  # each knows its answer: without this only the collector could free them
 
     # What the choices call.
 

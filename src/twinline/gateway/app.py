@@ -5,6 +5,8 @@ Owns paths and methods. Must not know what an endpoint does.
 
 from __future__ import annotations
 
+import ipaddress
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -21,27 +23,42 @@ from twinline.gateway.chat import Chat
 from twinline.gateway.completions import Completions
 from twinline.gateway.door import Door, Endpoint
 from twinline.gateway.errors import ApiError
-from twinline.gateway.passed import metrics_text
+from twinline.gateway.management import Management
+from twinline.gateway.passed import metrics_text, of_all
 from twinline.gateway.served import ServedModel
 from twinline.gateway.supply import Supply
+from twinline.lines.client import LineClient
+from twinline.store.keys import Key
 
 
 class App:
     """The gateway as an ASGI application. The two paths that matter are looked up; the rest is Starlette's."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(
+        self,
+        door: Door,
+        *,
+        index: int = 0,
+        siblings: Sequence[str] = (),
+        control: str | None = None,
+        generation: Callable[[], int] = lambda: 0,
+        trusted: bool = False,
+    ) -> None:
+        """`siblings` are the Unix sockets of the other gateways of a fleet, `control` its control side's. `trusted`:
+        whoever can reach it may manage it, and needs no key."""
         self.door = door
         self._hot: dict[str, ASGIApp] = {
             "/v1/chat/completions": Endpoint("chat", door, ChatRequest, Chat(door).answer),
             "/v1/completions": Endpoint("completions", door, CompletionRequest, Completions(door).answer),
         }
-        rest = _Rest(door)
+        rest = _Rest(door, index, siblings, trusted)
         routes = [
             *(Route(path, app, methods=["POST"]) for path, app in self._hot.items()),
             Route("/v1/models", rest.models, methods=["GET"]),
             Route("/v1/models/{name:path}", rest.model, methods=["GET"]),
             Route("/health", rest.health, methods=["GET"]),
             Route("/metrics", rest.metrics, methods=["GET"]),
+            *Management(door, trusted, control, generation).routes(),
         ]
         self._rest = Starlette(
             routes=routes,
@@ -57,13 +74,23 @@ class App:
 class _Rest:
     """The endpoints that only tell."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, index: int, siblings: Sequence[str], trusted: bool) -> None:
         self._door = door
+        self._index = index
+        self._siblings = [LineClient(url) for url in siblings]
+        self._trusted = trusted
+
+    def _key(self, request: Request) -> Key | None:
+        """Raises ApiError 401."""
+        return None if self._trusted else self._door.access.key_of(request.headers)
 
     async def models(self, request: Request) -> Response:
-        return _json({"object": "list", "data": [_entry(served) for served in self._door.models]})
+        key = self._key(request)
+        shown = [served for served in self._door.models if key is None or key.allows(served.name)]
+        return _json({"object": "list", "data": [_entry(served) for served in shown]})
 
     async def model(self, request: Request) -> Response:
+        self._key(request)
         return _json(_entry(self._door.find(request.path_params["name"]).served))
 
     async def health(self, request: Request) -> Response:
@@ -81,7 +108,12 @@ class _Rest:
         return _json(body, 503 if status == "unavailable" else 200)
 
     async def metrics(self, request: Request) -> Response:
+        """Of all gateways of the fleet, whichever was asked; `?own=1` of this one alone."""
+        if request.client is not None and not _loopback(request.client.host):
+            self._key(request)
         text = await metrics_text(self._door.meters, self._door.models)
+        if self._siblings and "own" not in request.query_params:
+            text = await of_all(self._index, text, self._siblings)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -94,6 +126,13 @@ def _entry(served: ServedModel) -> dict[str, Any]:
         "max_model_len": served.max_model_len,
     }
     return entry if served.label is None else entry | {"label": served.label}
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def told(supply: Supply) -> dict[str, dict[str, str]]:

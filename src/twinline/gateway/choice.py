@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from twinline.gateway.errors import ApiError, cannot_continue, deadline_passed, from_line
 from twinline.gateway.routing import Ask, Placement, Ticket
+from twinline.gateway.segment import Claim, Segment
 from twinline.gateway.transcript import Piece, Transcript
 from twinline.lines.client import Call
 from twinline.lines.line import Line
@@ -37,49 +37,6 @@ class Listener(Protocol):
     def over(self, choice: Choice) -> None: ...
 
     def failed(self, choice: Choice, error: ApiError) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """On whose behalf a request waits: its key, and its place among others (a higher `priority` first)."""
-
-    key: str = ""
-    priority: int = 0
-    weight: float = 1.0
-
-
-@dataclass(slots=True)
-class Segment:
-    """What one line did for the choice. `waste` are tokens prefilled again because the answer moved there."""
-
-    line: Line
-    placement: Placement
-    began: float
-    tokens_before: int
-    waste: int = 0
-    seconds: float = 0.0
-    tokens: int = 0
-    cached: int | None = None
-    last: float = 0.0  # arrival of its latest token
-    deltas: int = 0
-    cost: float = 0.0
-
-    def close(self, made: int, prompt_tokens: int) -> None:
-        """Reckons what it took when it is over: `made` tokens, after a prompt that counts here or is 0.
-
-        The cost is the line's price for the time that the tokens took of it, at the speeds it has shown: prefill alone,
-        a decode step shared by the streams in it; or its price per token. What was prefilled again costs the tenant
-        nothing.
-        """
-        self.seconds = time.monotonic() - self.began
-        self.tokens = made
-        station = self.placement.station
-        traits = station.traits
-        fresh = max(0, prompt_tokens - (self.cached or 0))
-        streams = max(1, station.decoding)
-        busy = fresh * station.seconds_per_token + made * station.step.at(streams) / streams
-        self.cost = busy * traits.price_per_hour / 3600
-        self.cost += (prompt_tokens * traits.price_per_million_input + made * traits.price_per_million_output) / 1e6
 
 
 class Choice:
@@ -127,6 +84,10 @@ class Choice:
     @property
     def journal(self) -> list[int]:
         return self.transcript.journal
+
+    def shown_prompt(self) -> str:
+        """The prompt as text, for logs that were asked to hold it."""
+        return self.transcript.text_of(self.request.prompt)
 
     @property
     def prompt_tokens(self) -> int:
@@ -422,7 +383,7 @@ def is_fault(error: LineError) -> bool:
     """Whether an error is the line's own doing: not a refusal of this request, a full queue, or a deadline."""
     if isinstance(error, LineRefused):
         return error.status >= 500 or error.status == 404
-    return not (isinstance(error, LineBroken) and error.code in ("deadline", "moved"))
+    return not (isinstance(error, LineBroken) and error.code in ("deadline", "moved", "gone"))
 
 
 def _unreachable(error: LineError) -> bool:

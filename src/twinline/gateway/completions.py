@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import msgspec
 
@@ -149,10 +150,10 @@ def _given(request: CompletionRequest, served: ServedModel) -> list[str | list[i
         given: list[str | list[int]] = [prompt]
     elif not prompt:
         raise bad_request("The prompt is an empty list.", "prompt")
-    elif all(type(item) is int for item in prompt):
-        given = [[item for item in prompt if isinstance(item, int)]]
-    elif all(type(item) is str for item in prompt) or all(type(item) is list for item in prompt):
-        given = [item for item in prompt if not isinstance(item, int)]
+    elif (kinds := set(map(type, prompt))) == {int}:
+        given = [cast(list[int], prompt)]
+    elif kinds in ({str}, {list}):
+        given = cast(list[str | list[int]], prompt)
     else:
         raise bad_request(
             "A prompt is a string, a list of strings, a list of token ids, or a list of such lists.", "prompt"

@@ -143,6 +143,8 @@ class Endpoint(Generic[R]):
     def _log(self, exchange: Exchange, status: int) -> None:
         cause = " ".join((exchange.cause or "the client left").split())[:LOGGED_CHARACTERS]
         level = logging.WARNING if status >= 500 else logging.INFO
-        model, line = (text if text == "-" else repr(text[:LOGGED_CHARACTERS]) for text in (exchange.model, exchange.lines))
-        subject = f"model={model} line={line}"
+        subject = " ".join(
+            f"{name}={text if text == '-' else repr(text[:LOGGED_CHARACTERS])}"
+            for name, text in (("model", exchange.model), ("line", exchange.lines))
+        )
         log.log(level, "%s %s %s status=%d: %s", self._name, exchange.request_id, subject, status, cause)

@@ -14,6 +14,7 @@ from twinline.lines.protocol import LineBroken, LineError, LineRefused
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 RETRY_SECONDS = "1"
+MOST_REASONS = 3
 
 
 class ApiError(Exception):
@@ -71,7 +72,8 @@ def stopping() -> ApiError:
 
 def no_line(model: str, why: Sequence[str]) -> ApiError:
     """Nothing can answer now."""
-    reasons = "; ".join(why) or "it has no line"
+    shown = [*why[:MOST_REASONS], *([f"and {len(why) - MOST_REASONS} more"] if len(why) > MOST_REASONS else [])]
+    reasons = "; ".join(shown) or "it has no line"
     headers = {"retry-after": RETRY_SECONDS}
     return ApiError(503, f"No line serves `{model}` now: {reasons}.", code="no_line", headers=headers)
 

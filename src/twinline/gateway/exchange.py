@@ -193,6 +193,7 @@ class Exchange:
     def _finished(self) -> None:
         if self._connection.watcher is self:
             self._connection.watcher = None
+        self._source = None
         if not self.done.done():
             self.done.set_result(None)
 

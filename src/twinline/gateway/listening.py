@@ -11,6 +11,8 @@ import ipaddress
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -22,12 +24,26 @@ DRAIN_SECONDS = 5  # how long open streams may go on after a signal
 LAST_WORDS_SECONDS = 1.0  # how long clients may take to read that the server ends
 
 
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Files in PEM form; the key may be in the certificate's."""
+
+    certificate: str
+    key: str | None = None
+
+
 class Server(uvicorn.Server):
     """Serves `app` on a socket that was bound before; calls `ready` once it answers. Signals are `Stopping`'s."""
 
-    def __init__(self, app: ASGIApp, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, ready: Callable[[], None], *, tls: Tls | None = None, unix: Path | None = None
+    ) -> None:
+        """`unix`: a socket that it makes itself, for its owner alone, instead of one that is given."""
         config = uvicorn.Config(
             app,
+            uds=None if unix is None else str(unix),
+            ssl_certfile=None if tls is None else tls.certificate,
+            ssl_keyfile=None if tls is None else tls.key,
             loop="none",
             http=Connection,
             ws="none",
@@ -48,6 +64,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self.config.uds:
+            Path(self.config.uds).chmod(0o600)
         self._ready()
 
 
@@ -101,12 +119,17 @@ class Stopping:
             await asyncio.wait(left, timeout=LAST_WORDS_SECONDS)
 
 
-def bound(host: str, port: int) -> socket.socket:
-    """A socket that has the address but refuses connections until it is served. Raises OSError if it is taken."""
+def bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A socket that has the address but refuses connections until it is served. Raises OSError if it is taken.
+
+    `shared`: with other processes that ask for it so; the kernel spreads connections over them.
+    """
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     listener = socket.socket(family, kind)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
     except OSError:
         listener.close()

@@ -5,7 +5,9 @@ Owns the join of a plan, a tenant and a supply. Must not know an endpoint's shap
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import msgspec
 
@@ -16,7 +18,7 @@ from twinline.gateway.routing import Ask
 from twinline.gateway.sampling import Plan
 from twinline.gateway.text.reasoning import ReasoningParser
 from twinline.gateway.transcript import Transcript
-from twinline.lines.protocol import TextSource, TokenRequest
+from twinline.lines.protocol import TextSource
 
 NOTHING: frozenset[str] = frozenset()
 
@@ -31,22 +33,23 @@ class Order:
         self._body = body
         self._chat = chat
         self._bounded = bounded
-        base = plan.base
-        self._output = self._supply.expected_output(base.max_tokens)
-        self._claim = visit.claim(base.priority or None)
-        self._needs = needs_of(base) | plan.passed_on
+        fields = plan.fields
+        self._output = self._supply.expected_output(plan.max_tokens)
+        self._claim = visit.claim(fields["priority"] or None)
+        self._needs = needs_of(fields) | plan.passed_on if plan.passed_on else needs_of(fields)
         self._visit = visit
 
     async def admit(self, access: Access, prompt_tokens: int, choices: int) -> None:
         """Sets aside what the request may use of its key's limits. Raises ApiError."""
         if self._visit.key is None:
             return
-        output = (self._plan.base.max_tokens if self._bounded else self._output) * choices
-        cost = self._supply.expected_cost(prompt_tokens, output)
+        output = (self._plan.max_tokens if self._bounded else self._output) * choices
+        budgeted = self._visit.key.money_budget is not None
+        cost = self._supply.expected_cost(prompt_tokens, output) if budgeted else 0.0
         await access.admit(self._visit, prompt_tokens + output, cost)
 
     def ask(self, prompt: list[int]) -> Ask:
-        limit = self._plan.base.max_tokens if self._bounded else 1
+        limit = self._plan.max_tokens if self._bounded else 1
         return Ask(
             prompt_tokens=len(prompt),
             keys=self._supply.keys_of(prompt),
@@ -68,7 +71,7 @@ class Order:
         """Choice `index` of the answer; the `step`th with that prompt, which has a seed of its own."""
         plan = self._plan
         served = self._target.served
-        transcript = Transcript(served.tokenizer, plan.rules, reasoning, index, plan.base.min_tokens)
+        transcript = Transcript(served.tokenizer, plan.rules, reasoning, index, plan.min_tokens)
         request = plan.for_choice(prompt, index, step)
         return Choice(
             self._supply, request, transcript, ask, listener, index, self._claim, self._text, self._target.line
@@ -82,25 +85,16 @@ class Order:
         return TextSource(msgspec.json.decode(self._body), self._chat)
 
 
-def needs_of(request: TokenRequest) -> frozenset[str]:
-    """Features (`lines/drivers/driver.py`) that a line must have for it."""
-    if (
-        request.logprobs is None
-        and request.prompt_logprobs is None
-        and not request.logit_bias
-        and not request.top_k
-        and not request.min_p
-        and not request.min_tokens
-        and request.repetition_penalty == 1
-    ):
+def needs_of(fields: Mapping[str, Any]) -> frozenset[str]:
+    """Features (`lines/drivers/driver.py`) that a line must have for a request with these fields."""
+    picks = fields["top_k"] or fields["min_p"] or fields["min_tokens"] or fields["repetition_penalty"] != 1
+    logprobs, prompt_logprobs = fields["logprobs"], fields["prompt_logprobs"]
+    if logprobs is None and prompt_logprobs is None and not fields["logit_bias"] and not picks:
         return NOTHING
-    needs = set()
-    if request.logprobs is not None:
-        needs.add("logprobs")
-    if request.prompt_logprobs is not None:
-        needs.add("prompt_logprobs")
-    if request.logit_bias:
-        needs.add("logit_bias")
-    if request.top_k or request.min_p or request.min_tokens or request.repetition_penalty != 1:
-        needs.add("sampling")
-    return frozenset(needs)
+    asked = {
+        "logprobs": logprobs is not None,
+        "prompt_logprobs": prompt_logprobs is not None,
+        "logit_bias": bool(fields["logit_bias"]),
+        "sampling": bool(picks),
+    }
+    return frozenset(feature for feature, is_asked in asked.items() if is_asked)

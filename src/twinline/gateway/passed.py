@@ -14,8 +14,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from twinline.gateway.meters import Meters
+from twinline.gateway.meters import PREFIX, Meters
 from twinline.gateway.served import ServedModel
+from twinline.lines.client import LineClient
 from twinline.lines.line import Line
 from twinline.lines.protocol import LineError
 
@@ -40,6 +41,42 @@ async def metrics_text(meters: Meters, models: Iterable[ServedModel]) -> bytes:
     texts = await asyncio.gather(*map(_line_text, up))
     passed = _Passed([(line.name, text) for line, text in zip(up, texts, strict=True)])
     return generate_latest(meters.registry) + generate_latest(passed)
+
+
+async def of_all(index: int, own: bytes, siblings: Sequence[LineClient]) -> bytes:
+    """The texts of all gateways of a fleet as one, each sample with its gateway's number. What the lines say of
+    themselves is every gateway's to tell, and taken from this one alone."""
+    texts = await asyncio.gather(*map(_sibling_text, siblings))
+    return generate_latest(_Gathered([(str(index), own.decode()), *texts]))
+
+
+async def _sibling_text(sibling: LineClient) -> tuple[str, str]:
+    name = str(sibling.target).rpartition("gateway-")[2].removesuffix(".sock")
+    try:
+        status, body = await sibling.ask("GET", "/metrics?own=1", seconds=LINE_SECONDS)
+    except LineError as error:
+        log.warning("no metrics from gateway %s: %s", name, error)
+        return name, ""
+    return name, body.decode("utf-8", "replace") if status == 200 else ""
+
+
+class _Gathered(Collector):
+    """The gateways' texts, joined. The first is our own."""
+
+    def __init__(self, texts: Sequence[tuple[str, str]]) -> None:
+        self._texts = texts
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, Metric] = {}
+        for number, (gateway, text) in enumerate(self._texts):
+            for family in text_string_to_metric_families(text):
+                ours = family.name.startswith(PREFIX)
+                if not ours and number:
+                    continue
+                joined = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                extra = {"gateway": gateway} if ours else {}
+                joined.samples += [s._replace(labels={**s.labels, **extra}) for s in family.samples]
+        return families.values()
 
 
 async def _line_text(line: Line) -> str:

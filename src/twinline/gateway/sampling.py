@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import random
 import secrets
-from dataclasses import dataclass
 from itertools import count
-
-import msgspec
+from operator import attrgetter
+from typing import Any
 
 from twinline.gateway.api_types import MAX_STOPS, NOT_SUPPORTED, Common
 from twinline.gateway.errors import ApiError, bad_request
@@ -27,20 +26,30 @@ _random = random.Random(secrets.randbits(128))  # seeds need to differ, not to b
 LONGEST_TOKEN_CHARACTERS = 512  # no published vocabulary has a longer token (DeepSeek, Qwen, Llama: 128 spaces)
 
 
-@dataclass(frozen=True, slots=True)
 class Plan:
-    """What every choice of a request shares; `for_choice` makes the line's request from it."""
+    """What every choice of a request shares; `for_choice` makes the line's request from it.
 
-    base: TokenRequest
-    rules: TextRules
-    passed_on: frozenset[str] = NOTHING  # features that only lines have which read the client's own words
+    `fields` are TokenRequest's but for the prompt. `passed_on`: features that only lines have which read the client's
+    own words.
+    """
+
+    __slots__ = ("fields", "max_tokens", "min_tokens", "passed_on", "priority", "request_id", "rules", "seed")
+
+    def __init__(self, fields: dict[str, Any], request_id: str, seed: int, rules: TextRules, passed_on: frozenset[str]):
+        self.fields = fields
+        self.request_id = request_id
+        self.seed = seed
+        self.rules = rules
+        self.passed_on = passed_on
+        self.max_tokens: int = fields["max_tokens"]
+        self.min_tokens: int = fields["min_tokens"]
 
     def for_choice(self, prompt: list[int], index: int, seed_step: int) -> TokenRequest:
-        return msgspec.structs.replace(
-            self.base,
+        return TokenRequest(
             prompt=prompt,
-            request_id=f"{self.base.request_id}-{index}",
-            seed=(self.base.seed + seed_step) % _SEEDS,
+            request_id=f"{self.request_id}-{index}",
+            seed=(self.seed + seed_step) % _SEEDS,
+            **self.fields,
         )
 
 
@@ -63,32 +72,31 @@ def plan(
     stop_ids = set(_token_ids(request.stop_token_ids or [], served.vocab_size, "stop_token_ids"))
     if not ignore_eos:
         stop_ids |= served.tokenizer.eos_ids
-    base = TokenRequest(
-        model=served.name,  # each line is asked under the name that it knows
-        prompt=[],
-        request_id=f"{request_id}-{_prefix}{next(_numbers):x}",  # clients reuse theirs, a line refuses two of one name
-        max_tokens=max_tokens,
-        min_tokens=min_tokens,
-        temperature=_or(request.temperature, defaults.temperature),
-        top_p=_or(request.top_p, defaults.top_p),
-        top_k=max(0, int(_or(request.top_k, defaults.top_k))),
-        min_p=_or(request.min_p, defaults.min_p),
-        presence_penalty=_or(request.presence_penalty, 0.0),
-        frequency_penalty=_or(request.frequency_penalty, 0.0),
-        repetition_penalty=_or(request.repetition_penalty, defaults.repetition_penalty),
-        # Always keyed: a stream that moves to another line must draw the same noise there.
-        seed=_random.getrandbits(63) if request.seed is None else request.seed % _SEEDS,
-        logit_bias=_logit_bias(request, served.vocab_size),
-        stop_token_ids=sorted(stop_ids),
-        ignore_eos=ignore_eos,
-        logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs,
-        priority=request.priority or 0,
-        timeout_s=_timeout(request.timeout_s, timeout_header),
-    )
+    fields: dict[str, Any] = {
+        "model": served.name,  # each line is asked under the name that it knows
+        "max_tokens": max_tokens,
+        "min_tokens": min_tokens,
+        "temperature": _or(request.temperature, defaults.temperature),
+        "top_p": _or(request.top_p, defaults.top_p),
+        "top_k": max(0, int(_or(request.top_k, defaults.top_k))),
+        "min_p": _or(request.min_p, defaults.min_p),
+        "presence_penalty": _or(request.presence_penalty, 0.0),
+        "frequency_penalty": _or(request.frequency_penalty, 0.0),
+        "repetition_penalty": _or(request.repetition_penalty, defaults.repetition_penalty),
+        "logit_bias": _logit_bias(request, served.vocab_size),
+        "stop_token_ids": sorted(stop_ids),
+        "ignore_eos": ignore_eos,
+        "logprobs": logprobs,
+        "prompt_logprobs": prompt_logprobs,
+        "priority": request.priority or 0,
+        "timeout_s": _timeout(request.timeout_s, timeout_header),
+    }
     skip_special = request.skip_special_tokens is not False
     rules = TextRules(stop_strings(request.stop), bool(request.include_stop_str_in_output), skip_special)
-    return Plan(base, rules, _passed_on(request))
+    # Always keyed: a stream that moves to another line must draw the same noise there.
+    seed = _random.getrandbits(63) if request.seed is None else request.seed % _SEEDS
+    name = f"{request_id}-{_prefix}{next(_numbers):x}"  # clients reuse theirs, a line refuses two of one name
+    return Plan(fields, name, seed, rules, _passed_on(request))
 
 
 def _passed_on(request: Common) -> frozenset[str]:
@@ -180,11 +188,12 @@ def _timeout(field: float | None, header: str | None) -> float | None:
     return seconds
 
 
+_unsupported = attrgetter(*NOT_SUPPORTED)
+
+
 def refuse_unsupported(request: Common, fields: dict[str, bool]) -> None:
     """Raises ApiError 400 for the first field that is set: of `fields`, or of those that no endpoint has yet."""
     named = [name for name, is_set in fields.items() if is_set]
-    for name in NOT_SUPPORTED:
-        if getattr(request, name) not in (None, False, []):
-            named.append(name)
+    named += [name for name, value in zip(NOT_SUPPORTED, _unsupported(request)) if value not in (None, False, [])]
     if named:
         raise ApiError(400, f"{named[0]} is not supported yet.", param=named[0], code="unsupported_parameter")

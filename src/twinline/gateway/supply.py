@@ -8,23 +8,24 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from twinline.gateway.choice import MOVES, Choice, Segment
-from twinline.gateway.errors import ApiError, cannot_continue, no_line, too_busy, unfit
+from twinline.gateway.choice import MOVES, Choice
+from twinline.gateway.errors import ApiError, cannot_continue, no_line, too_busy
+from twinline.gateway.judging import traits_of, unfit_for, why_not
 from twinline.gateway.meters import ModelMeter
-from twinline.gateway.routing import Budget, FairQueue, Policy, Refused, Router, Traits, Wait, block_keys
+from twinline.gateway.routing import Budget, FairQueue, Policy, Refused, Router, Wait, block_keys
+from twinline.gateway.segment import Segment
 from twinline.lines.circuit import Circuit
 from twinline.lines.line import Line
+from twinline.lines.protocol import LineBroken
 from twinline.lines.state import LineState
 
 EXPECTED_OUTPUT = 256.0  # tokens, before any answer has ended
 OUTPUT_RATE = 0.02
 RESUME_SHARE = 0.5  # of the lines' prefill speed that may go to streams that broke
 RESUME_BURST_SECONDS = 2.0
-# Features (`lines/drivers/driver.py`) and the fields of requests that ask for them.
-FIELDS = {"tools": "tools", "grammar": "response_format", "logprobs": "logprobs", "logit_bias": "logit_bias"}
 FULL_SECONDS, LONGEST_FULL_SECONDS = 0.5, 5.0
 
 
@@ -103,10 +104,13 @@ class Supply:
     def changed(self, line: Line) -> None:
         """Its state is another. One that drains gives up its streams where another line can take them."""
         self._refresh()
-        if line.state is LineState.DRAINING and self._ready:
+        if line.state is LineState.DRAINING:
             for choice in list(line.calls.values()):
-                if choice.call is not None and self._others(choice, line):
+                if self._others(choice, line):
                     choice.move(f"line {line.name} is being drained", drained=True)
+        elif not line.state.takes_requests:
+            for call in list(line.calls):
+                call.give_up(LineBroken(f"line {line.name} is {line.state}: {line.life.reason}", "gone"))
         self.pump()
 
     def _others(self, choice: Choice, line: Line) -> bool:
@@ -185,7 +189,7 @@ class Supply:
             return True
         placement = self.router.choose(choice.ask, among, may_wait=not choice.segments)
         if placement is None:
-            choice.refused(self._unfit(choice, among))
+            choice.refused(unfit_for(self.model, choice.ask, map(self.lines.__getitem__, among)))
             return True
         if isinstance(placement, Wait):
             self._wait(choice)
@@ -280,7 +284,8 @@ class Supply:
             if placement is not None:
                 waiting.placed(self.lines[placement.line], placement)
             else:
-                waiting.refused(self._unfit(waiting, among) if among else self._nothing_open(waiting))
+                lines = map(self.lines.__getitem__, among)
+                waiting.refused(unfit_for(self.model, waiting.ask, lines) if among else self._nothing_open(waiting))
 
     def _open(self, choice: Choice) -> Sequence[str]:
         """Lines that may be asked for it: healthy, and none that failed it unless there are no others."""
@@ -304,26 +309,7 @@ class Supply:
         lines = [line for line in self.lines.values() if choice.pinned is None or named(line.name, choice.pinned)]
         if not lines and choice.pinned is not None:
             return ApiError(404, f"The model `{self.model}` has no line `{choice.pinned}`.", code="line_not_found")
-        return no_line(self.model, [self._said(line) for line in lines])
-
-    def _said(self, line: Line) -> str:
-        circuit = self.circuits[line.name]
-        if line.state.takes_requests and not circuit.closed:
-            return f"line {line.name} is not asked for now: {circuit.reason}"
-        return f"line {line.name} is {line.state}: {line.life.reason}"
-
-    def _unfit(self, choice: Choice, among: Iterable[str]) -> ApiError:
-        needs, context = choice.ask.needs, choice.ask.context
-        why = []
-        for name in among:
-            line = self.lines[name]
-            lacking = sorted(needs - line.features)
-            limit = line.context
-            if lacking:
-                why.append(f"line {name} lacks {', '.join(lacking)}")
-            elif limit is not None and context > limit:
-                why.append(f"line {name} has a context of {limit} tokens, {context} are needed")
-        return unfit(self.model, why, next((FIELDS[need] for need in sorted(needs) if need in FIELDS), None))
+        return no_line(self.model, [why_not(line, self.circuits[line.name]) for line in lines])
 
     # What the choices tell.
 
@@ -381,18 +367,3 @@ class Supply:
 def named(name: str, wanted: str) -> bool:
     """`wanted` is a line's name, or the name of its replicas (`line#2`)."""
     return name == wanted or name.partition("#")[0] == wanted
-
-
-def traits_of(line: Line) -> Traits:
-    """What routing has to know of a line."""
-    spec = line.spec
-    return Traits(
-        name=line.name,
-        features=line.features,
-        context=line.context,
-        price_per_hour=spec.price_per_hour,
-        price_per_million_input=spec.price_per_million_input,
-        price_per_million_output=spec.price_per_million_output,
-        slots=spec.slots,
-        weight=spec.weight,
-    )

@@ -18,7 +18,7 @@ from twinline.gateway.text.stops import StopMatcher
 from twinline.lines.wire import Delta, TokenLogprob
 
 
-class Piece(msgspec.Struct, frozen=True):
+class Piece(msgspec.Struct, frozen=True, gc=False):
     """What one delta meant for one choice. `parts` are (kind, text), none empty; `finish` is set in the last piece.
 
     `tool_calls` come from lines that give text only, as they are.
@@ -48,7 +48,7 @@ class Transcript:
 
     __slots__ = (
         "_detokenizer", "_include_stop", "_index", "_logprobs", "_min_tokens", "_pending", "_reasoning", "_stops",
-        "journal", "shown",
+        "_vocabulary", "journal", "shown",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +64,7 @@ class Transcript:
         self._stops = StopMatcher(rules.stops, rules.include_stop) if rules.stops else None
         self._include_stop = rules.include_stop
         self._reasoning = reasoning
+        self._vocabulary = vocabulary
         self._index = index
         self._min_tokens = min_tokens
         self._pending: list[int] = []
@@ -79,6 +80,11 @@ class Transcript:
     def last_token(self) -> int | None:
         source = self._pending or self.journal
         return source[-1] if source else None
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Any tokens as text, special ones too."""
+        whole = Detokenizer(self._vocabulary, skip_special=False)
+        return whole.push(tokens) + whole.finish()
 
     def cut(self) -> None:
         """Forgets what is behind the journal, so that another line can go on from there."""

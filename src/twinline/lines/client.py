@@ -15,6 +15,7 @@ import msgspec
 
 from twinline.lines.drivers.driver import Dialect
 from twinline.lines.drivers.native import Protocol as LineProtocol
+from twinline.lines.drivers.native import read_chunk, read_plain
 from twinline.lines.http import Connection, ConnectionBroken, Pool, Target
 from twinline.lines.protocol import LineBroken, LineError, LineRefused, TextSource, TokenRequest
 from twinline.lines.wire import Delta, EventLines, merge
@@ -24,6 +25,7 @@ AFTER_FINISH_SECONDS = 2.0  # how long the usage chunk may take once the finish 
 QUESTION_SECONDS = 10.0
 LONGEST_EVENT_BYTES = 256 << 20
 LONGEST_REFUSAL_BYTES = 1 << 20
+FEW_EVENTS = 2  # up to which events are read one by one
 _DONE = b"[DONE]"
 
 
@@ -178,7 +180,10 @@ class Call:
         merged: Delta | None = None
         failure: LineBroken | None = None
         done = False
-        for payload in self._events.feed(data):
+        payloads = self._events.feed(data)
+        if len(payloads) > FEW_EVENTS and self._reader is read_chunk:
+            merged, payloads = read_plain(payloads)
+        for payload in payloads:
             if payload == _DONE:
                 done = True
                 break
@@ -216,8 +221,8 @@ class Call:
             self._fail(LineBroken("the stream ended without a finish reason"))
             return
         connection, self._connection = self._connection, None
-        if connection is not None:  # it goes back to its pool with the end of the body, which may never come
-            asyncio.get_running_loop().call_later(AFTER_FINISH_SECONDS, connection.close_if_asked_by, self)
+        if connection is not None:
+            connection.leave()
         self._finish()
 
     def _usage_missing(self) -> None:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httptools
 
 CONNECT_SECONDS = 5.0
+LEFT_SECONDS = 2.0  # how long the end of a body may take that nobody waits for
 MOST_IDLE = 256  # connections that a pool keeps
 
 
@@ -73,12 +74,27 @@ class Answer(Protocol):
     def broken(self, error: ConnectionBroken) -> None: ...
 
 
+class _Nobody:
+    """Whom the rest of an answer goes to when its asker needs no more of it."""
+
+    def head(self, status: int, headers: dict[str, str]) -> None: ...
+
+    def data(self, data: bytes) -> None: ...
+
+    def complete(self) -> None: ...
+
+    def broken(self, error: ConnectionBroken) -> None: ...
+
+
+_NOBODY = _Nobody()
+
+
 class Connection(asyncio.Protocol):
     """One connection. Between answers it lies in its pool."""
 
     __slots__ = (
-        "_answer", "_body", "_closed", "_complete", "_headed", "_headers", "_parser", "_paused", "_pool", "_transport",
-        "served",
+        "_answer", "_body", "_closed", "_complete", "_headed", "_headers", "_keep", "_parser", "_paused", "_pool",
+        "_timer", "_transport", "served",
     )  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
@@ -90,6 +106,8 @@ class Connection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._headed = False
         self._complete = False
+        self._keep = False
+        self._timer: asyncio.TimerHandle | None = None
         self._paused = False
         self._closed = False
         self.served = 0  # answers that ended well
@@ -118,14 +136,18 @@ class Connection(asyncio.Protocol):
         """Ends it at once; nobody is told."""
         self._answer = None
         self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._pool.forget(self)
         if self._transport is not None:
             self._transport.abort()
 
-    def close_if_asked_by(self, answer: Answer) -> None:
-        """Ends an exchange whose asker has all that it wanted."""
-        if self._answer is answer:
-            self.close()
+    def leave(self) -> None:
+        """The asker has all that it wanted: what is left of the body is read to its end, if that comes soon."""
+        if not self._complete:
+            self._answer = _NOBODY
+            self._timer = asyncio.get_running_loop().call_later(LEFT_SECONDS, self.close)
 
     # What the event loop calls.
 
@@ -157,11 +179,14 @@ class Connection(asyncio.Protocol):
     def _end(self) -> None:
         """The answer is whole: the connection is free before its asker hears of it."""
         answer, self._answer = self._answer, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if answer is None:
             return
         self.served += 1
         self._headers = {}
-        if self._parser.should_keep_alive() and not self._closed:
+        if self._keep and not self._closed:
             self.resume()
             self._pool.keep(self)
         else:
@@ -203,6 +228,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._complete = True
+        self._keep = self._parser.should_keep_alive()  # it forgets with the end of the message
 
 
 class Pool:

@@ -44,14 +44,14 @@ class Line:
         self.born = 0.0
         self.calls: dict[Call, Any] = {}
         self._client: LineClient | None = None
-        if url or spec.url:
-            self.at(url or spec.url)
+        self._url: str | None = None
+        self.at(url or spec.url)
 
     def at(self, url: str | None) -> None:
         """The line listens there from now on; None: nowhere."""
         if self._client is not None:
             self._client.close()
-        self._client = None
+        self._client, self._url = None, url
         if url is not None:
             self._client = LineClient(url, self.driver.dialect(self.spec), self.driver.headers(self.spec, os.environ))
 
@@ -64,7 +64,7 @@ class Line:
 
     @property
     def url(self) -> str | None:
-        return None if self._client is None else str(self._client.target)
+        return None if self._client is None else self._url
 
     @property
     def state(self) -> LineState:

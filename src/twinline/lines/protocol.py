@@ -37,7 +37,7 @@ class LineBroken(LineError):
         self.reason, self.code = reason, code
 
 
-class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
+class TokenRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a line is asked for; every field is the protocol's. `max_tokens` counts `output_prefix_ids` too."""
 
     model: str

@@ -12,7 +12,7 @@ import msgspec
 TOKEN_PREFIX = "token_id:"
 
 
-class TokenLogprob(msgspec.Struct, frozen=True):
+class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
     """The log-probability of one token, and the likeliest alternatives as (token id, log-probability), best first."""
 
     token: int
@@ -20,7 +20,7 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Token counts as the line sees them. `cached_tokens` is None when the line does not say."""
 
     prompt_tokens: int
@@ -28,7 +28,7 @@ class Usage(msgspec.Struct, frozen=True):
     cached_tokens: int | None = None
 
 
-class Delta(msgspec.Struct, frozen=True):
+class Delta(msgspec.Struct, frozen=True, gc=False):
     """What arrived: token ids, their log-probabilities when asked for, and what only the first or last chunk has.
 
     `text`, `reasoning` and `tool_calls` (OpenAI's deltas) come from engines that give no token ids, and only from them.
@@ -46,17 +46,17 @@ class Delta(msgspec.Struct, frozen=True):
     tool_calls: list[dict[str, Any]] | None = None
 
 
-class _Logprobs(msgspec.Struct):
+class _Logprobs(msgspec.Struct, gc=False):
     tokens: list[str] = []
     token_logprobs: list[float | None] = []
     top_logprobs: list[dict[str, float | None] | None] | None = None
 
 
-class _PromptLogprob(msgspec.Struct):
+class _PromptLogprob(msgspec.Struct, gc=False):
     logprob: float | None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     token_ids: list[int] | None = None
     logprobs: _Logprobs | None = None
     prompt_token_ids: list[int] | None = None
@@ -65,22 +65,22 @@ class _Choice(msgspec.Struct):
     stop_reason: int | str | None = None
 
 
-class _Cached(msgspec.Struct):
+class _Cached(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int = 0
     completion_tokens: int | None = None
     prompt_tokens_details: _Cached | None = None
 
 
-class _Error(msgspec.Struct):
+class _Error(msgspec.Struct, gc=False):
     message: str = ""
     code: str | int | None = None
 
 
-class Chunk(msgspec.Struct):
+class Chunk(msgspec.Struct, gc=False):
     """One event of the stream as it stands on the wire."""
 
     choices: list[_Choice] = []

@@ -25,6 +25,12 @@ class Bytes:
 
     opening_bytes = token_bytes
 
+    def whole_text(self, token: int) -> str | None:
+        try:
+            return self.tokens[token].decode("utf-8")
+        except UnicodeDecodeError:
+            return None
+
 
 def stream(detokenizer: Detokenizer, ids: list[int], cuts: list[int]) -> str:
     edges = [0, *sorted(cut % (len(ids) + 1) for cut in cuts), len(ids)]

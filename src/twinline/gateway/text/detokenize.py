@@ -19,6 +19,9 @@ class Vocabulary(Protocol):
     def token_bytes(self, token: int) -> bytes:
         """The token's exact bytes; empty for an id outside the vocabulary."""
 
+    def whole_text(self, token: int) -> str | None:
+        """The token's text if it is whole characters; None where it is a part of one or is not valid."""
+
     def opening_bytes(self, token: int) -> bytes:
         """Its bytes when it opens the text."""
 
@@ -58,6 +61,18 @@ class Detokenizer:
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that these ids complete."""
+        if not self._waiting and not self._opening and self._pushed == self.whole:  # nearly always: whole characters
+            text_of = self._vocabulary.whole_text
+            parts = []
+            for token in ids:
+                text = "" if token in self._skipped else text_of(token)
+                if text is None:
+                    break
+                parts.append(text)
+            else:
+                self._pushed += len(parts)
+                self.whole = self._pushed
+                return "".join(parts)
         ready = ""
         for token in ids:
             self._pushed += 1

@@ -7,9 +7,14 @@ from collections.abc import Sequence
 
 def open_end(text: str, words: Sequence[str]) -> int:
     """Length of the longest end of `text` that is a proper beginning of one of `words`."""
-    longest = max((len(word) for word in words), default=1) - 1
-    for size in range(min(longest, len(text)), 0, -1):
-        end = text[-size:]
-        if any(len(word) > size and word.startswith(end) for word in words):
-            return size
-    return 0
+    longest = 0
+    for word in words:
+        size = len(word) - 1
+        tail = text[-size:] if size else ""
+        at = tail.find(word[0])
+        while at >= 0:  # the first that fits is the longest
+            if word.startswith(tail[at:]):
+                longest = max(longest, len(tail) - at)
+                break
+            at = tail.find(word[0], at + 1)
+    return longest

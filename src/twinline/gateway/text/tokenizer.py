@@ -46,6 +46,7 @@ class Tokenizer:
         self._backend = backend
         self._rule = rule
         self._bytes: dict[int, bytes] = {}
+        self._texts: dict[int, str | None] = {}
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         # A special name may point at an ordinary word (a fine-tune with "!" for padding), so it must be an added token.
         self.special_ids = frozenset(i for i, token in added.items() if token.special or token.content in special)
@@ -108,6 +109,20 @@ class Tokenizer:
         if data is None:
             data = self._bytes[token] = self._rule.to_bytes(self.token(token), token in self._literal)
         return data
+
+    def whole_text(self, token: int) -> str | None:
+        """The token's text if it is whole characters; None where it is a part of one or is not valid."""
+        try:
+            return self._texts[token]
+        except KeyError:
+            pass
+        text: str | None
+        try:
+            text = self.token_bytes(token).decode("utf-8")
+        except UnicodeDecodeError:
+            text = None
+        self._texts[token] = text
+        return text
 
     def opening_bytes(self, token: int) -> bytes:
         """Its bytes when it opens a decoded text: without the space that metaspace encoding put there."""

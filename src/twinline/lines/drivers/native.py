@@ -30,6 +30,8 @@ OPTIONS = frozenset(
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Chunk).decode
+_decode_many = msgspec.json.Decoder(list[Chunk]).decode
+LAST_EVENTS = 3  # finish reason, usage, [DONE]
 
 
 def read_chunk(payload: bytes) -> Delta:
@@ -39,6 +41,25 @@ def read_chunk(payload: bytes) -> Delta:
         code = chunk.error.code
         raise LineBroken(chunk.error.message or "the line reported an error", None if code is None else str(code))
     return to_delta(chunk)
+
+
+def read_plain(payloads: list[bytes]) -> tuple[Delta | None, list[bytes]]:
+    """The tokens of many events at once, and the events that are left: the last ones, or all if any is not plain."""
+    plain = payloads[:-LAST_EVENTS]
+    try:
+        chunks = _decode_many(b"[" + b",".join(plain) + b"]")
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None, payloads
+    tokens: list[int] = []
+    for chunk in chunks:
+        if chunk.error is not None or chunk.usage is not None or len(chunk.choices) != 1:
+            return None, payloads
+        choice = chunk.choices[0]
+        if choice.finish_reason is not None or choice.logprobs is not None or choice.prompt_token_ids is not None:
+            return None, payloads
+        if choice.token_ids:
+            tokens += choice.token_ids
+    return Delta(tokens), payloads[-LAST_EVENTS:]
 
 
 class Protocol:

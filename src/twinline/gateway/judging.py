@@ -1,0 +1,50 @@
+"""What a line is, in routing's words, and in a person's: why it is not asked, or cannot be.
+
+Owns these words. Must not know who waits or how a line is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from twinline.gateway.errors import ApiError, unfit
+from twinline.gateway.routing import Ask, Traits
+from twinline.lines.circuit import Circuit
+from twinline.lines.line import Line
+
+# Features (`lines/drivers/driver.py`) and the fields of requests that ask for them.
+FIELDS = {"tools": "tools", "grammar": "response_format", "logprobs": "logprobs", "logit_bias": "logit_bias"}
+
+
+def why_not(line: Line, circuit: Circuit) -> str:
+    """Why a line is not asked now."""
+    if line.state.takes_requests and not circuit.closed:
+        return f"line {line.name} is not asked for now: {circuit.reason}"
+    return f"line {line.name} is {line.state}: {line.life.reason}"
+
+
+def unfit_for(model: str, ask: Ask, lines: Iterable[Line]) -> ApiError:
+    """Why none of these lines can take it, whatever the load."""
+    why = []
+    for line in lines:
+        lacking = sorted(ask.needs - line.features)
+        if lacking:
+            why.append(f"line {line.name} lacks {', '.join(lacking)}")
+        elif line.context is not None and ask.context > line.context:
+            why.append(f"line {line.name} has a context of {line.context} tokens, {ask.context} are needed")
+    return unfit(model, why, next((FIELDS[need] for need in sorted(ask.needs) if need in FIELDS), None))
+
+
+def traits_of(line: Line) -> Traits:
+    """What routing has to know of a line."""
+    spec = line.spec
+    return Traits(
+        name=line.name,
+        features=line.features,
+        context=line.context,
+        price_per_hour=spec.price_per_hour,
+        price_per_million_input=spec.price_per_million_input,
+        price_per_million_output=spec.price_per_million_output,
+        slots=spec.slots,
+        weight=spec.weight,
+    )
