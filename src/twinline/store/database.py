@@ -1,0 +1,176 @@
+"""The database: opened by URL, brought up to date, read and written in short transactions.
+
+Owns what differs between SQLite and PostgreSQL and the upgrade on opening. Must not know what the tables mean.
+
+SQLite: WAL, so that readers and one writer do not wait for each other; a writing transaction takes the write lock at
+its beginning (BEGIN IMMEDIATE): one that read first and then wants to write may fail at once instead of waiting.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.sql.dml import Insert
+
+from twinline.store.home import database_url
+
+REVISIONS = ("0001",)  # of the migrations, oldest first
+LOCK_SECONDS = 30  # how long a writer waits for another
+_UPGRADE_LOCK = 0x7477_696E_6C69_6E65  # PostgreSQL's advisory lock: the letters "twinline"
+# libpq's: seconds to connect, milliseconds until sent data must be acknowledged
+_SERVER_GONE = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
+
+
+class StoreError(Exception):
+    """The store cannot be used; its text says why and what to do."""
+
+
+class Database:
+    """An open database with today's tables. Its methods block: a gateway calls them from threads.
+
+    Raises StoreError if it cannot be opened, or was made by a newer Twinline.
+    """
+
+    def __init__(self, url: str | None = None) -> None:
+        self.url = _read(url or database_url())
+        self.sqlite = self.url.get_backend_name() == "sqlite"
+        self.engine = self._connect()
+        try:
+            self._upgrade()
+        except DBAPIError as error:
+            self.engine.dispose()
+            raise StoreError(f"cannot open {self.shown}: {_first_line(error)}") from error
+        except BaseException:
+            self.engine.dispose()
+            raise
+
+    @property
+    def shown(self) -> str:
+        """The URL without its password."""
+        return self.url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def writing(self, *, durable: bool = True) -> Iterator[Connection]:
+        """One transaction. Not `durable`: it may be lost if the machine (not the process) goes down right after."""
+        options = {"twinline_writes": "durable" if durable else "quick"}
+        with self.engine.connect() as connection, connection.execution_options(**options).begin():
+            if not self.sqlite and not durable:
+                connection.execute(text("SET LOCAL synchronous_commit TO OFF"))
+            yield connection
+
+    def insert_new(self, table: Table) -> Insert:
+        """An insert that leaves a row alone whose primary key is there."""
+        insert = sqlite.insert if self.sqlite else postgresql.insert
+        return insert(table).on_conflict_do_nothing(index_elements=list(table.primary_key.columns))
+
+    def put(self, table: Table, columns: Sequence[str]) -> Insert:
+        """An insert that overwrites `columns` of a row whose primary key is there."""
+        if self.sqlite:
+            lite = sqlite.insert(table)
+            return lite.on_conflict_do_update(
+                index_elements=list(table.primary_key.columns), set_={name: lite.excluded[name] for name in columns}
+            )
+        post = postgresql.insert(table)
+        return post.on_conflict_do_update(
+            index_elements=list(table.primary_key.columns), set_={name: post.excluded[name] for name in columns}
+        )
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def _connect(self) -> Engine:
+        if self.sqlite:
+            if self.url.database in (None, "", ":memory:"):
+                raise StoreError("SQLite in memory cannot be shared by processes; name a file: sqlite:////path/to.db")
+            try:
+                Path(self.url.database or "").parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise StoreError(f"cannot make the directory of {self.shown}: {error.strerror}") from error
+        try:
+            engine = create_engine(
+                self.url,
+                pool_pre_ping=not self.sqlite,
+                connect_args={"timeout": LOCK_SECONDS} if self.sqlite else _SERVER_GONE,
+            )
+        except ModuleNotFoundError as error:
+            raise StoreError(f"{error.name} is not installed; PostgreSQL needs twinline[postgres]") from error
+        if self.sqlite:
+            event.listen(engine, "connect", _prepare_sqlite)
+            event.listen(engine, "begin", _begin_sqlite)
+        return engine
+
+    def _upgrade(self) -> None:
+        """To the newest tables. Processes that open at once wait for the first; the rest find nothing to do."""
+        with self.reading() as connection:
+            if _revision(connection) == REVISIONS[-1]:
+                return
+        with self.writing() as connection:
+            if not self.sqlite:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _UPGRADE_LOCK})
+            found = _revision(connection)
+            if found is not None and found not in REVISIONS:
+                raise StoreError(
+                    f"{self.shown} is at revision {found}, newer than {REVISIONS[-1]}, the last one that "
+                    "this Twinline knows; upgrade Twinline"
+                )
+            if found != REVISIONS[-1]:
+                from twinline.store.upgrade import upgrade  # Alembic takes a tenth of a second, once in a lifetime
+
+                upgrade(connection)
+
+
+def _read(url: str) -> URL:
+    try:
+        read = make_url(url)
+    except ArgumentError as error:
+        raise StoreError("TWINLINE_DATABASE_URL is not a URL such as postgresql://user@host/database") from error
+    if read.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
+        return read.set(drivername="postgresql+psycopg")
+    if read.get_backend_name() != "sqlite":
+        raise StoreError(f"{read.drivername} is not a known kind of database; use sqlite or postgresql")
+    return read
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return None if found is None else str(found)
+
+
+def _prepare_sqlite(connection: Any, record: object) -> None:
+    connection.isolation_level = None  # the driver begins nothing by itself
+    connection.execute(f"PRAGMA busy_timeout={LOCK_SECONDS * 1000}")
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+    except sqlite3.OperationalError:  # a change of the mode does not wait for its lock
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            raise
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("twinline_writes")
+    if writes:
+        connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if writes == 'durable' else 'NORMAL'}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _first_line(error: DBAPIError) -> str:
+    told = str(error.orig).strip().splitlines()
+    return told[0] if told else type(error.orig).__name__
+
+
+__all__ = ["Database", "OperationalError", "StoreError"]

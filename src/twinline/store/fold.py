@@ -1,0 +1,212 @@
+"""Folding: what journals hold goes into the database, each record once.
+
+Owns reading journal files, how far each has been read, and their deletion. Must not know who writes them or when it is
+called: any process of the machine may fold at any time, also what dead processes left, and may die while it does.
+
+Once: a file's records and how far it has been read are written in one transaction, and a record that is there already
+(by its uid) is left alone. A file is deleted when all of it is folded and its writer has let go of it (`journal.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sqlalchemy import Connection, delete, select
+from sqlalchemy.exc import DataError, IntegrityError
+
+from twinline.store import tables
+from twinline.store.database import Database
+from twinline.store.journal import SUFFIX, UNNAMED
+from twinline.store.usage import Usage, record_of
+
+BATCH_BYTES = 1 << 20  # a few thousand records a transaction
+STALE_SECONDS = 3600.0  # a file without its name for so long was left by a process that died at its birth
+_UNTAKEABLE = (DataError, IntegrityError, OverflowError, ValueError)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """What a fold found. `records` are new ones; `torn` lines are those whose checksum failed."""
+
+    records: int = 0
+    torn: int = 0
+    deleted_files: int = 0
+
+    def __add__(self, other: Folded) -> Folded:
+        return Folded(self.records + other.records, self.torn + other.torn, self.deleted_files + other.deleted_files)
+
+
+def fold(database: Database, directory: Path) -> Folded:
+    """Folds every journal of `directory`. Blocks. Raises OSError and what the database raises; what is folded stays."""
+    total = Folded()
+    if not directory.is_dir():
+        return total
+    for path in sorted(directory.iterdir()):
+        if path.suffix == SUFFIX:
+            total += _fold_file(database, path)
+        elif path.suffix == UNNAMED:
+            _remove_stale(path)
+    return total
+
+
+def _fold_file(database: Database, path: Path) -> Folded:
+    total = Folded()
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return total  # another process was here
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ended = True
+        except BlockingIOError:
+            ended = False
+        while True:
+            step, offset = _fold_batch(database, path.name, file, ended)
+            total += step
+            if offset is None:
+                break
+        if ended:
+            # The lock is ours: nobody writes to this file any more, and nobody else is about to delete it.
+            path.unlink(missing_ok=True)
+            total += Folded(deleted_files=1)
+        if not path.exists():
+            with database.writing(durable=False) as connection:
+                connection.execute(delete(tables.journal_files).where(tables.journal_files.c.name == path.name))
+    return total
+
+
+def _fold_batch(database: Database, name: str, file: BinaryIO, ended: bool) -> tuple[Folded, int | None]:
+    """One transaction's worth, and where it ended; None when there is no more."""
+    table = tables.journal_files
+    with database.reading() as connection:
+        known = connection.execute(select(table.c.offset).where(table.c.name == name)).scalar()
+    if not _lines_from(file, known or 0, ended)[0]:
+        return Folded(), None
+    with database.writing() as connection:
+        connection.execute(database.insert_new(table).values(name=name, offset=0, torn=0))
+        # Locks the row on PostgreSQL; on SQLite this transaction is the only writer.
+        row = connection.execute(select(table).where(table.c.name == name).with_for_update()).one_or_none()
+        if row is None:
+            return Folded(), None  # between the two statements another process has folded and deleted the file
+        lines, end = _lines_from(file, row.offset, ended)
+        if not lines:
+            return Folded(), None
+        records: dict[str, Usage] = {}
+        torn = 0
+        for line in lines:
+            record = record_of(line)
+            if record is not None:
+                records.setdefault(record.uid, record)
+            elif line:  # an empty line ends what a failed write left
+                torn += 1
+        new = _new(connection, records)
+        refused = _insert(database, connection, new)
+        connection.execute(
+            database.put(table, ("offset", "torn")).values(name=name, offset=end, torn=row.torn + torn + refused)
+        )
+    if torn:
+        _log.warning("%d damaged lines in journal %s before byte %d", torn, name, end)
+    return Folded(len(new) - refused, torn + refused), end
+
+
+def _lines_from(file: BinaryIO, offset: int, ended: bool) -> tuple[list[bytes], int]:
+    """Whole lines of one batch and where they end. What a dead writer left after its last newline is a torn line."""
+    file.seek(offset)
+    data = file.read(BATCH_BYTES)
+    cut = data.rfind(b"\n") + 1
+    if not cut and len(data) == BATCH_BYTES:
+        data += file.readline()
+        cut = data.rfind(b"\n") + 1
+    if not cut:
+        if not (ended and data):
+            return [], offset
+        data += b"\n"
+        return [data[:-1]], offset + len(data) - 1
+    return data[:cut].split(b"\n")[:-1], offset + cut
+
+
+def _insert(database: Database, connection: Connection, records: list[Usage]) -> int:
+    """How many the database does not take: a number or a text that no column holds must not block all after it."""
+
+    def put(some: list[Usage]) -> None:
+        with connection.begin_nested():
+            connection.execute(database.insert_new(tables.requests), [_request(record) for record in some])
+            segments = [row for record in some for row in _segments(record)]
+            if segments:
+                connection.execute(database.insert_new(tables.segments), segments)
+
+    if not records:
+        return 0
+    try:
+        put(records)
+        return 0
+    except _UNTAKEABLE:
+        refused = 0
+    for record in records:
+        try:
+            put([record])
+        except _UNTAKEABLE as error:
+            refused += 1
+            _log.error("record %s cannot be stored: %s", record.uid, getattr(error, "orig", None) or error)
+    return refused
+
+
+def _new(connection: Connection, records: dict[str, Usage]) -> list[Usage]:
+    """Those that are not in the database: none, but after a file's mark was lost."""
+    uids = list(records)
+    there: set[str] = set()
+    for part in _parts(uids, 500):
+        there.update(connection.execute(select(tables.requests.c.uid).where(tables.requests.c.uid.in_(part))).scalars())
+    return [record for uid, record in records.items() if uid not in there]
+
+
+def _parts(items: list[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _request(record: Usage) -> dict[str, Any]:
+    return {
+        "uid": record.uid,
+        "request_id": record.request_id,
+        "key_id": record.key,
+        "model": record.model,
+        "started": record.started,
+        "day": time.strftime("%Y-%m-%d", time.gmtime(record.started)),
+        "seconds": record.seconds,
+        "status": record.status,
+        "choices": record.choices,
+        "currency": record.currency,
+    }
+
+
+def _segments(record: Usage) -> Iterator[dict[str, Any]]:
+    for position, segment in enumerate(record.segments):
+        yield {
+            "uid": record.uid,
+            "position": position,
+            "line": segment.line,
+            "chip": segment.chip,
+            "attempt": segment.attempt,
+            "prompt_tokens": segment.prompt_tokens,
+            "cached_tokens": segment.cached_tokens,
+            "completion_tokens": segment.completion_tokens,
+            "waste_tokens": segment.waste_tokens,
+            "seconds": segment.seconds,
+            "cost": tables.whole(segment.cost),
+        }
+
+
+def _remove_stale(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if time.time() - path.stat().st_mtime > STALE_SECONDS:
+            path.unlink()

@@ -1,0 +1,136 @@
+"""The journal: what was used, on disk before the client has its last byte.
+
+Owns one process's files: writing, rotation, fsync. Must not know the database; `fold.py` reads what is written here.
+
+A file is `PREFIX-NUMBER.jsonl`, held by a lock (flock) while its process writes to it: the lock ends with the process
+however it ends, and a file that can be locked will not grow any more. A file gets this name only once it is locked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import threading
+from itertools import count
+from pathlib import Path
+
+from twinline.store.usage import Usage, line_of
+
+SUFFIX = ".jsonl"
+UNNAMED = ".new"
+FSYNC_SECONDS = 0.2
+ROTATE_BYTES = 16 << 20
+_log = logging.getLogger(__name__)
+
+
+class Journal:
+    """This process's journal. `write` belongs to one thread; a thread of its own syncs and prepares the next file.
+
+    A record that `write` has returned from survives the death of the process at once, and a loss of power after
+    `FSYNC_SECONDS` more. Raises OSError if the directory cannot be written to.
+    """
+
+    def __init__(
+        self, directory: Path, *, rotate_bytes: int = ROTATE_BYTES, fsync_seconds: float = FSYNC_SECONDS
+    ) -> None:
+        self._directory, self._rotate_bytes, self._seconds = directory, rotate_bytes, fsync_seconds
+        self._prefix = secrets.token_hex(8)
+        self._requests = count(1)
+        self._files = count(1)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file = self._open()
+        self._size = 0
+        self._torn = False
+        self._dirty = False
+        # Handed over by single assignments and list operations, which the interpreter makes whole.
+        self._spare: int | None = None
+        self._full: list[int] = []
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="journal", daemon=True)
+        self._thread.start()
+
+    def next_uid(self) -> str:
+        """Unique over all processes and times."""
+        return f"{self._prefix}-{next(self._requests)}"
+
+    def write(self, record: Usage) -> None:
+        """Appends the record by one system call. Raises OSError (a full disk): the record is not written then."""
+        line = line_of(record)
+        if self._torn:
+            line = b"\n" + line  # ends what an earlier failed write left behind
+        written = os.write(self._file, line)
+        self._dirty = True
+        if written != len(line):
+            self._torn = True
+            raise OSError(f"the journal took {written} of a record's {len(line)} bytes; its disk is full")
+        self._torn = False
+        self._size += written
+        if self._size >= self._rotate_bytes and self._spare is not None:
+            self._full.append(self._file)
+            self._file, self._spare, self._size = self._spare, None, 0
+
+    def close(self) -> None:
+        """Syncs and lets go of the file. `write` must not be called any more."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self._thread.join()
+        for file in (*self._full, self._file):
+            os.fsync(file)
+            os.close(file)
+        if self._spare is not None:
+            os.close(self._spare)
+
+    def _open(self) -> int:
+        path = self._directory / f"{self._prefix}-{next(self._files):06d}{SUFFIX}"
+        unnamed = path.with_suffix(UNNAMED)
+        file = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unnamed.rename(path)
+            _sync_directory(self._directory)
+        except BaseException:
+            os.close(file)
+            raise
+        return file
+
+    def _keep(self) -> None:
+        """The thread. A failure is told and tried again: what was written stays written."""
+        failing = False
+        while not self._closed.wait(self._seconds):
+            try:
+                self._tend()
+                failing = False
+            except OSError as error:
+                if not failing:
+                    _log.error("the journal in %s cannot be synced: %s", self._directory, error.strerror)
+                failing = True
+
+    def _tend(self) -> None:
+        if self._dirty:
+            self._dirty = False
+            try:
+                # A file that fills meanwhile stays open: only this thread closes it, below.
+                os.fsync(self._file)
+            except OSError:
+                self._dirty = True
+                raise
+        while self._full:
+            file = self._full[0]
+            os.fsync(file)
+            self._full.pop(0)
+            os.close(file)
+        if self._spare is None and self._size * 2 >= self._rotate_bytes:
+            self._spare = self._open()
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # some file systems cannot
+            os.fsync(handle)
+    finally:
+        os.close(handle)

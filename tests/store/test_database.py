@@ -1,0 +1,101 @@
+"""Opening: the tables are made once and equal their description, whoever opens, however many at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import insert, inspect, select, text
+
+from twinline.store import tables
+from twinline.store.database import REVISIONS, Database, StoreError
+from twinline.store.home import database_url, home
+
+OPENER = "import sys; from twinline.store.database import Database; Database(sys.argv[1]).close()"
+
+
+def test_migrations_lead_to_the_tables(database: Database) -> None:
+    with database.reading() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == [REVISIONS[-1]]
+        indexes = {index["name"] for index in inspect(connection).get_indexes("keys")}
+    assert "keys_live_name" in indexes
+
+
+def test_many_processes_open_an_empty_database_at_once(url: str) -> None:
+    openers = [
+        subprocess.Popen([sys.executable, "-c", OPENER, url], stderr=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    told = [opener.communicate(timeout=120)[1] for opener in openers]
+    assert [opener.returncode for opener in openers] == [0] * 4, told
+    database = Database(url)
+    with database.reading() as connection:
+        assert len(connection.execute(text("SELECT version_num FROM alembic_version")).all()) == 1
+    database.close()
+
+
+def test_opening_again_keeps_what_is_there(database: Database, url: str) -> None:
+    with database.writing() as connection:
+        connection.execute(insert(tables.revisions).values(subject="x", number=7))
+    again = Database(url)
+    with again.reading() as connection:
+        assert connection.execute(select(tables.revisions.c.number)).scalar() == 7
+    again.close()
+
+
+def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
+    with pytest.raises(RuntimeError), database.writing() as connection:
+        connection.execute(insert(tables.revisions).values(subject="x", number=7))
+        raise RuntimeError
+    with database.reading() as connection:
+        assert connection.execute(select(tables.revisions)).all() == []
+
+
+def test_a_database_of_a_newer_twinline_is_refused(database: Database, url: str) -> None:
+    with database.writing() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StoreError, match=r"9999.*upgrade Twinline"):
+        Database(url)
+
+
+def test_sqlite_is_in_wal_mode_and_private(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'new' / 'store.db'}")
+    with database.reading() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    database.close()
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("sqlite://", "cannot be shared"),
+        ("mysql://x@y/z", "not a known kind"),
+        ("nonsense", "is not a URL"),
+        ("sqlite:////dev/null/store.db", "cannot make the directory"),
+    ],
+)
+def test_what_cannot_be_opened_says_why(url: str, told: str) -> None:
+    with pytest.raises(StoreError, match=told):
+        Database(url)
+
+
+def test_no_password_in_an_error() -> None:
+    pytest.importorskip("psycopg", reason="needs twinline[postgres]")
+    with pytest.raises(StoreError) as caught:
+        Database("postgresql://someone:pass-not-shown@127.0.0.1:1/none")
+    assert "pass-not-shown" not in str(caught.value)
+    assert "127.0.0.1" in str(caught.value)
+
+
+def test_where_things_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TWINLINE_HOME", str(tmp_path))
+    monkeypatch.delenv("TWINLINE_DATABASE_URL", raising=False)
+    assert home() == tmp_path
+    assert database_url() == f"sqlite:///{tmp_path}/twinline.db"
+    monkeypatch.setenv("TWINLINE_DATABASE_URL", "postgresql://h/d")
+    assert database_url() == "postgresql://h/d"
