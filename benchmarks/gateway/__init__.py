@@ -1,0 +1,1 @@
+"""The gateway's speed benchmark in parts; `benchmarks/gateway.py` is the command."""
