@@ -51,7 +51,10 @@ class EngineMetrics:
 
 
 class Reader(Protocol):
-    """Reads one answer. Made anew for each request."""
+    """Reads one answer. Made anew for each request.
+
+    One that has an attribute `leftover` says by it, after a finish reason, that the engine would generate on.
+    """
 
     def __call__(self, payload: bytes) -> Delta | None:
         """One event's payload as a Delta, or None for one that says nothing; `[DONE]` never comes here.
@@ -75,6 +78,9 @@ class Dialect(Protocol):
 
     def carries(self, request: TokenRequest) -> str | None:
         """None if an answer with `request`'s parameters can be continued here; else what would be lost."""
+
+    def approximates(self, request: TokenRequest) -> str | None:
+        """What of `request` a continuation here meets only nearly; None if nothing."""
 
 
 class Driver(Protocol):

@@ -77,6 +77,9 @@ class Protocol:
     def carries(self, request: TokenRequest) -> str | None:
         return None
 
+    def approximates(self, request: TokenRequest) -> str | None:
+        return None
+
 
 class Native:
     """Our own engine's worker."""

@@ -1,0 +1,224 @@
+"""Any remote that speaks OpenAI's API: text in, text out, so a marked exception among the lines.
+
+Owns which of a client's fields are passed on and how a remote's chunks are read. It has no token ids: an answer begun
+elsewhere goes on here only where the fleet says how (`options.continuation`), and then by its text.
+
+`options`: `continuation` (see CONTINUATIONS), `pass_fields` (names of further fields of the client's request that this
+remote takes), `extra_body` (fields added to every request).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import msgspec
+
+from twinline.lines.drivers.driver import Command, EngineMetrics, Reader
+from twinline.lines.drivers.launch import OURS, strings
+from twinline.lines.drivers.resume import continued_seed
+from twinline.lines.drivers.vllm import bearer, listed_facts
+from twinline.lines.protocol import LineBroken, TextSource, TokenRequest
+from twinline.lines.spec import LineSpec
+from twinline.lines.wire import Delta, Usage
+
+# How a remote is asked to go on with an assistant message: what is added to the request, and to that message.
+CONTINUATIONS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    # It goes on with an assistant's last message by itself. Not for llama.cpp, which gives that message back first.
+    "prefill": ({}, {}),
+    # vLLM, SGLang, llama.cpp.
+    "continue_final_message": ({"continue_final_message": True, "add_generation_prompt": False}, {}),
+    # DeepSeek's and Mistral's APIs.
+    "prefix": ({}, {"prefix": True}),
+}
+# What OpenAI's API defines for both endpoints and a remote may be given unasked.
+PASSED = frozenset(
+    "messages prompt tools tool_choice parallel_tool_calls response_format temperature top_p max_tokens "
+    "max_completion_tokens presence_penalty frequency_penalty seed stop user reasoning_effort".split()
+)
+LIMITS = ("max_completion_tokens", "max_tokens")
+OPTIONS = frozenset({"continuation", "pass_fields", "extra_body"})
+_VERSIONED = re.compile(r"/v\d+$")
+
+_encode = msgspec.json.Encoder().encode
+
+
+class _Failure(msgspec.Struct):
+    message: str = ""
+    code: str | int | None = None
+
+
+class _Words(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Words | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Cached(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Cached | None = None
+    prompt_cache_hit_tokens: int | None = None  # DeepSeek's API
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: _Failure | str | None = None
+
+
+_decode = msgspec.json.Decoder(_Chunk).decode
+
+
+def read_text(payload: bytes) -> Delta | None:
+    """One chunk of `/v1/chat/completions` or `/v1/completions`. Raises LineBroken for an error inside the stream."""
+    chunk = _decode(payload)
+    if chunk.error is not None:
+        failure = chunk.error if isinstance(chunk.error, _Failure) else _Failure(chunk.error)
+        raise LineBroken(
+            failure.message or "the remote reported an error", None if failure.code is None else str(failure.code)
+        )
+    usage = None
+    if chunk.usage is not None:
+        details = chunk.usage.prompt_tokens_details
+        cached = chunk.usage.prompt_cache_hit_tokens if details is None else details.cached_tokens
+        usage = Usage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens or 0, cached)
+    if not chunk.choices:
+        return None if usage is None else Delta(usage=usage)
+    choice = chunk.choices[0]
+    words = choice.delta or _Words()
+    return Delta(
+        finish_reason=choice.finish_reason or None,
+        usage=usage,
+        text=(words.content if choice.text is None else choice.text) or "",
+        reasoning=words.reasoning_content or words.reasoning or "",
+        tool_calls=words.tool_calls or None,
+    )
+
+
+def going_on(body: dict[str, Any], shown: str, added: Mapping[str, Any]) -> None:
+    """Puts the text already delivered at the end of `body`'s messages or prompt. Raises ValueError where it cannot."""
+    if "messages" in body:
+        body["messages"] = [*body["messages"], {"role": "assistant", "content": shown, **added}]
+    elif isinstance(body.get("prompt"), str):
+        body["prompt"] += shown
+    else:
+        raise ValueError("prompt: only a text can be continued by a line without token ids")
+
+
+class TextDialect:
+    """OpenAI's two endpoints with the client's own request."""
+
+    framing: ClassVar[str] = "sse"
+    usage_after_finish: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        base: str = "/v1",
+        continuation: str | None = None,
+        passed: frozenset[str] = PASSED,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`base` goes before the endpoint's path: empty if the remote's URL ends with its version."""
+        self._base, self._continuation, self._passed, self._extra = base, continuation, passed, dict(extra or {})
+
+    def encode(self, request: TokenRequest, text: TextSource | None) -> tuple[str, bytes]:
+        if text is None:
+            raise ValueError("this line takes text only: a request in token ids cannot be put to it")
+        body = {name: value for name, value in text.body.items() if name in self._passed and value is not None}
+        body |= {"model": request.model, "stream": True, "stream_options": {"include_usage": True}}
+        if text.shown:
+            if self._continuation is None:
+                raise ValueError(NO_CONTINUATION)
+            fields, added = CONTINUATIONS[self._continuation]
+            going_on(body, text.shown, added)
+            if text.chat:
+                body |= fields
+            k = len(request.output_prefix_ids)
+            for name in LIMITS:
+                if isinstance(body.get(name), int):
+                    body[name] = max(1, body[name] - k)
+            if isinstance(body.get("seed"), int):
+                body["seed"] = continued_seed(body["seed"], k)
+        body |= self._extra
+        return f"{self._base}/{'chat/' if text.chat else ''}completions", _encode(body)
+
+    def reader(self, request: TokenRequest) -> Reader:
+        return read_text
+
+    def carries(self, request: TokenRequest) -> str | None:
+        return NO_CONTINUATION if self._continuation is None else None
+
+    def approximates(self, request: TokenRequest) -> str | None:
+        return "everything: the answer goes on from its text, which is tokenized anew"
+
+
+NO_CONTINUATION = (
+    "the answer so far: a line without token ids can go on with a text only where options.continuation says how "
+    f"({', '.join(CONTINUATIONS)})"
+)
+
+
+class OpenAI:
+    """A remote endpoint that is neither started nor watched here."""
+
+    engine: ClassVar[str] = "openai"
+    features: ClassVar[frozenset[str]] = frozenset({"tools", "grammar"})
+    health_path: ClassVar[str | None] = None
+    metrics_path: ClassVar[str | None] = None
+
+    def check(self, spec: LineSpec) -> None:
+        if spec.url is None:
+            raise ValueError("url: an openai line is a remote endpoint and needs its URL, such as https://host/v1")
+        if spec.weights is not None:
+            raise ValueError("weights: an openai line loads nothing here; `upstream` names the remote's model")
+        if spec.container is not None or OURS & spec.options.keys():
+            raise ValueError("container: an openai line is started elsewhere")
+        for name in spec.options:
+            if name not in OPTIONS:
+                raise ValueError(f"options: an openai line has no option {name!r}; it has {', '.join(sorted(OPTIONS))}")
+        check_continuation(spec, CONTINUATIONS)
+        if not strings(spec.options.get("pass_fields", [])):
+            raise ValueError("options.pass_fields: a list of field names")
+        if not isinstance(spec.options.get("extra_body", {}), Mapping):
+            raise ValueError("options.extra_body: an object of fields")
+
+    def command(self, spec: LineSpec, port: int) -> Command:
+        raise ValueError("url: an openai line is started elsewhere")
+
+    def dialect(self, spec: LineSpec) -> TextDialect:
+        return TextDialect(
+            base="" if _VERSIONED.search((spec.url or "").rstrip("/")) else "/v1",
+            continuation=spec.options.get("continuation"),
+            passed=PASSED | frozenset(spec.options.get("pass_fields", [])),
+            extra=spec.options.get("extra_body"),
+        )
+
+    def headers(self, spec: LineSpec, env: Mapping[str, str]) -> Mapping[str, str]:
+        return bearer(spec, env)
+
+    def metrics(self, body: bytes) -> EngineMetrics:
+        return EngineMetrics()
+
+    def facts(self, models: Mapping[str, Any]) -> Mapping[str, Any]:
+        return listed_facts(models)
+
+
+def check_continuation(spec: LineSpec, known: Mapping[str, object]) -> None:
+    """Raises ValueError for an unknown `options.continuation`."""
+    named = spec.options.get("continuation")
+    if named is not None and named not in known:
+        raise ValueError(f"options.continuation: {named!r} is not one of {', '.join(known)}")

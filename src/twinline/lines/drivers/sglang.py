@@ -1,0 +1,246 @@
+"""SGLang: its server's command line, its metrics, and its own `/generate` in token ids.
+
+**Written from its public source and documentation (state of 2026-07 and 2026-08), not recorded**: it could not be
+installed where this was written. Owns what is peculiar to it:
+
+- `/generate` takes `input_ids` and gives `output_ids` in every version; `/v1/completions` has `return_token_ids` only
+  since 2026. Events hold all tokens so far, or the new ones alone (`--incremental-streaming-output`); both are read.
+- A request that it will not take is answered with 200 and an error inside the stream.
+- Noise is a function of seed and position, but only under `--enable-deterministic-inference`; else seeds are ignored.
+- Larger priorities come first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
+
+from twinline.lines.drivers.driver import Command, EngineMetrics, Reader
+from twinline.lines.drivers.launch import LOOPBACK, flags, launched, program
+from twinline.lines.drivers.prometheus import totals, whole
+from twinline.lines.drivers.resume import approximated, resumed
+from twinline.lines.drivers.vllm import bearer, check_weights, dtype, listed_facts
+from twinline.lines.protocol import LineBroken, TextSource, TokenRequest
+from twinline.lines.spec import LineSpec
+from twinline.lines.wire import Delta, TokenLogprob, Usage
+
+PROGRAM = ("python3", "-m", "sglang.launch_server")
+IMPOSSIBLE = -9999.0  # what vLLM writes where JSON has no infinity
+OUTPUT_ONLY, WHOLE_PROMPT = -1, 0  # where log-probabilities start
+
+_encode = msgspec.json.Encoder().encode
+
+_Item = TypeVar("_Item")
+Entry = tuple[float | None, int, str | None]  # log-probability, token id, text
+
+
+class _Finish(msgspec.Struct):
+    type: str
+    matched: int | str | None = None
+    message: str = ""
+    status_code: int | None = None
+
+
+class _Meta(msgspec.Struct):
+    completion_tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int | None = None
+    finish_reason: _Finish | None = None
+    output_token_logprobs: list[Entry] | None = None
+    output_top_logprobs: list[list[Entry] | None] | None = None
+    input_token_logprobs: list[Entry] | None = None
+    input_top_logprobs: list[list[Entry] | None] | None = None
+
+
+class _Failure(msgspec.Struct):
+    message: str = ""
+    code: str | int | None = None
+
+
+class _Event(msgspec.Struct):
+    output_ids: list[int] | None = None
+    meta_info: _Meta = msgspec.field(default_factory=_Meta)
+    error: _Failure | None = None
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+
+
+class Answer:
+    """Reads one answer. `completion_tokens` is the total so far, so the new tokens are the last of `output_ids`."""
+
+    def __init__(self, request: TokenRequest) -> None:
+        self._request = request
+        self._seen = 0
+        self._prompt_told = request.prompt_logprobs is None or bool(request.output_prefix_ids)
+
+    def __call__(self, payload: bytes) -> Delta | None:
+        event = _decode(payload)
+        if event.error is not None:
+            code = event.error.code
+            raise LineBroken(event.error.message or "the line reported an error", None if code is None else str(code))
+        meta = event.meta_info
+        finish = meta.finish_reason
+        if finish is not None and finish.type == "abort":
+            code = None if finish.status_code is None else str(finish.status_code)
+            raise LineBroken(finish.message or "the engine aborted the request", code)
+        fresh = meta.completion_tokens - self._seen if event.output_ids is not None else 0
+        tokens = _last(event.output_ids or [], fresh, "output ids")
+        self._seen += fresh
+        logprobs = prompt_logprobs = None
+        if self._request.logprobs is not None and fresh:
+            own = _last(meta.output_token_logprobs or [], fresh, "log-probabilities")
+            none: list[list[Entry] | None] = [None] * fresh
+            tops = _last(meta.output_top_logprobs or none, fresh, "alternatives")
+            logprobs = [_logprob(entry, top) for entry, top in zip(own, tops, strict=True)]
+        if not self._prompt_told and meta.input_token_logprobs:
+            self._prompt_told = True
+            prompt_logprobs = _prompt(meta)
+        return Delta(
+            tokens,
+            logprobs,
+            self._request.prompt if prompt_logprobs is not None else None,
+            prompt_logprobs,
+            None if finish is None else finish.type,
+            None if finish is None else finish.matched,
+            None if finish is None else Usage(meta.prompt_tokens, meta.completion_tokens, meta.cached_tokens),
+        )
+
+
+def _last(items: list[_Item], count: int, what: str) -> list[_Item]:
+    if not 0 <= count <= len(items):
+        raise ValueError(f"{count} new tokens with {len(items)} {what}")
+    return items[len(items) - count :]
+
+
+def _logprob(entry: Entry, top: list[Entry] | None) -> TokenLogprob:
+    ranked = sorted(((token, _finite(value)) for value, token, _ in top or ()), key=lambda pair: -pair[1])
+    return TokenLogprob(entry[1], _finite(entry[0]), tuple(ranked))
+
+
+def _prompt(meta: _Meta) -> list[TokenLogprob | None]:
+    """The first token of a prompt has no log-probability."""
+    entries = meta.input_token_logprobs or []
+    tops = meta.input_top_logprobs or [None] * len(entries)
+    if len(tops) != len(entries):
+        raise ValueError(f"{len(entries)} prompt log-probabilities with {len(tops)} lists of alternatives")
+    pairs = zip(entries, tops, strict=True)
+    return [None if i == 0 else _logprob(entry, top) for i, (entry, top) in enumerate(pairs)]
+
+
+def _finite(value: float | None) -> float:
+    return IMPOSSIBLE if value is None else value
+
+
+class SglangDialect:
+    """`/generate`. A continuation is the prompt and what was generated, as a new request."""
+
+    framing: ClassVar[str] = "sse"
+    usage_after_finish: ClassVar[bool] = False
+
+    def __init__(self, deterministic: bool, priorities: bool, small_first: bool) -> None:
+        self._deterministic, self._priorities, self._small_first = deterministic, priorities, small_first
+
+    def encode(self, request: TokenRequest, text: TextSource | None) -> tuple[str, bytes]:
+        asked = resumed(request, same_noise=self._deterministic)
+        sampling: dict[str, Any] = {
+            "max_new_tokens": asked.max_tokens,
+            "min_new_tokens": asked.min_tokens,
+            "temperature": asked.temperature,
+            "top_p": asked.top_p,
+            "top_k": asked.top_k if asked.top_k > 0 else -1,
+            "min_p": asked.min_p,
+            "presence_penalty": asked.presence_penalty,
+            "frequency_penalty": asked.frequency_penalty,
+            "repetition_penalty": asked.repetition_penalty,
+            "stop_token_ids": asked.stop_token_ids,
+            "ignore_eos": asked.ignore_eos,
+            "no_stop_trim": True,  # the stop token is part of the answer
+        }
+        if asked.logit_bias:
+            sampling["logit_bias"] = asked.logit_bias
+        if self._deterministic:
+            sampling["sampling_seed"] = asked.seed
+        body: dict[str, Any] = {
+            "input_ids": asked.prompt,
+            "sampling_params": sampling,
+            "stream": True,
+            "rid": asked.request_id,
+        }
+        wanted = [count for count in (asked.logprobs, asked.prompt_logprobs) if count is not None]
+        if wanted:
+            body["return_logprob"] = True
+            body["top_logprobs_num"] = max(wanted)
+            body["logprob_start_len"] = OUTPUT_ONLY if asked.prompt_logprobs is None else WHOLE_PROMPT
+        if self._priorities:
+            body["priority"] = asked.priority if self._small_first else -asked.priority
+        return "/generate", _encode(body)
+
+    def reader(self, request: TokenRequest) -> Reader:
+        return Answer(request)
+
+    def carries(self, request: TokenRequest) -> str | None:
+        return None
+
+    def approximates(self, request: TokenRequest) -> str | None:
+        """What a continuation here meets only nearly, or None."""
+        return approximated(request)
+
+
+class Sglang:
+    """SGLang's server."""
+
+    engine: ClassVar[str] = "sglang"
+    features: ClassVar[frozenset[str]] = frozenset(
+        {"token_ids", "logprobs", "prompt_logprobs", "logit_bias", "sampling"}
+    )
+    health_path: ClassVar[str | None] = "/health"
+    metrics_path: ClassVar[str | None] = "/metrics"
+
+    def check(self, spec: LineSpec) -> None:
+        check_weights(spec, "a model folder or a model's name")
+        dtype(spec)
+
+    def command(self, spec: LineSpec, port: int) -> Command:
+        argv = program(spec, PROGRAM)
+        argv += ["--model-path", str(spec.weights), "--served-model-name", spec.known_as]
+        argv += ["--host", LOOPBACK, "--port", str(port)]
+        derived = {
+            "dtype": dtype(spec),
+            "context-length": spec.context,
+            "max-running-requests": spec.slots,
+            "tp-size": len(spec.cards) if len(spec.cards) > 1 else None,
+            "enable-metrics": True,  # without it there is no /metrics
+        }
+        return launched(spec, port, argv + flags(spec, derived, negated=False), {})
+
+    def dialect(self, spec: LineSpec) -> SglangDialect:
+        def on(name: str) -> bool:
+            return bool(spec.options.get(name, spec.options.get(name.replace("_", "-"))))
+
+        return SglangDialect(
+            on("enable_deterministic_inference"),
+            on("enable_priority_scheduling"),
+            on("schedule_low_priority_values_first"),
+        )
+
+    def headers(self, spec: LineSpec, env: Mapping[str, str]) -> Mapping[str, str]:
+        return bearer(spec, env)
+
+    def metrics(self, body: bytes) -> EngineMetrics:
+        """It counts no steps; its token counters are the progress, which stands still through a long prefill."""
+        sums = totals(body)
+        prompt, generated = sums.get("sglang:prompt_tokens_total"), sums.get("sglang:generation_tokens_total")
+        return EngineMetrics(
+            running=whole(sums, "sglang:num_running_reqs"),
+            waiting=whole(sums, "sglang:num_queue_reqs"),
+            kv_usage=sums.get("sglang:token_usage"),
+            prompt_tokens=whole(sums, "sglang:prompt_tokens_total"),
+            generation_tokens=whole(sums, "sglang:generation_tokens_total"),
+            progress=None if prompt is None and generated is None else (prompt or 0.0) + (generated or 0.0),
+        )
+
+    def facts(self, models: Mapping[str, Any]) -> Mapping[str, Any]:
+        return listed_facts(models)

@@ -1,0 +1,82 @@
+"""Command lines: options as flags, and the container form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from twinline.lines.drivers import driver
+from twinline.lines.drivers.launch import check_launch, container_name, flags, launched, program
+from twinline.lines.spec import LineSpec
+
+
+def spec(**fields: Any) -> LineSpec:
+    return LineSpec(**{"name": "fast", "model": "m", "engine": "vllm", "weights": "/weights/m"} | fields)
+
+
+def test_options_become_flags_and_win_over_what_is_derived() -> None:
+    options = {"max_model_len": 9, "enforce_eager": True, "log_stats": False, "seed": None, "names": ["a", "b"],
+               "config": {"a": 1}, "executable": "x"}  # fmt: skip
+    assert flags(spec(options=options), {"max-model-len": 5, "dtype": None, "metrics": True}) == [
+        "--metrics", "--max-model-len", "9", "--enforce-eager", "--no-log-stats", "--names", "a", "b",
+        "--config", '{"a": 1}',
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("executable", "words"),
+    [(None, ["python", "-m", "engine"]), ("/venv/bin/python", ["/venv/bin/python", "-m", "engine"]),
+     (["nice", "engine", "serve"], ["nice", "engine", "serve"])],
+)  # fmt: skip
+def test_what_runs_can_be_named(executable: object, words: list[str]) -> None:
+    options = {} if executable is None else {"executable": executable}
+    assert program(spec(options=options), ("python", "-m", "engine")) == words
+
+
+def test_the_fleets_environment_wins() -> None:
+    command = launched(spec(env={"A": "2"}), 1, ["run"], {"A": "1", "B": "3"})
+    assert (command.argv, command.env) == (["run"], {"A": "2", "B": "3"})
+
+
+def test_a_container_runs_the_same_command_with_the_fleets_own_device_flags() -> None:
+    line = spec(
+        name="fast#2", container="registry.example/engine:1", env={"CARDS": "0,1", "SECRET": "s3cret"},
+        options={"container_args": ["--device", "/dev/card0"], "container_runtime": "podman"},
+    )  # fmt: skip
+    command = launched(line, 9000, ["python", "-m", "server", "--port", "9000"], {"A": "1"})
+    argv = list(command.argv)
+    assert argv[:4] == ["podman", "run", "--rm", "--init"]
+    assert argv[argv.index("--name") + 1] == container_name(line, 9000) == "twinline-fast-2-9000"
+    assert argv[argv.index("--network") + 1] == "host"
+    assert argv[argv.index("--volume") + 1] == "/weights/m:/weights/m:ro"
+    assert argv[argv.index("--device") + 1] == "/dev/card0"
+    image = argv.index("registry.example/engine:1")
+    assert argv[image - 2 : image] == ["--entrypoint", "python"]
+    assert argv[image + 1 :] == ["-m", "server", "--port", "9000"]
+    assert command.env == {"A": "1", "CARDS": "0,1", "SECRET": "s3cret"}
+    assert {argv[i + 1] for i, word in enumerate(argv) if word == "--env"} == {"A", "CARDS", "SECRET"}
+    assert "s3cret" not in " ".join(argv)
+
+
+def test_every_engine_that_is_started_can_run_in_a_container() -> None:
+    for engine in ("vllm", "sglang", "llamacpp", "ollama"):
+        argv = list(driver(engine).command(spec(engine=engine, container="image"), 9001).argv)
+        assert argv[0] == "docker", engine
+        assert "image" in argv, engine
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"options": {"executable": 3}}, "executable"),
+        ({"options": {"executable": ""}}, "executable"),
+        ({"container": "i", "options": {"container_args": "--device x"}}, "container_args"),
+        ({"options": {"container_args": ["x"]}}, "without `container`"),
+        ({"url": "http://a", "container": "i"}, "url:"),
+        ({"url": "http://a", "options": {"executable": "x"}}, "url:"),
+    ],
+)
+def test_our_own_options_are_checked(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        check_launch(spec(**fields))

@@ -1,0 +1,104 @@
+"""SGLang's driver against answers written from its source; none was recorded."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from tests.lines.drivers.replay import ask, body, deltas, said, whole
+
+from twinline.lines.drivers import driver
+from twinline.lines.protocol import LineBroken
+from twinline.lines.spec import LineSpec
+from twinline.lines.wire import TokenLogprob, Usage
+
+SGLANG = driver("sglang")
+SPEC = LineSpec(name="a", model="m", engine="sglang", weights="/weights/qwen")
+DIALECT = SGLANG.dialect(SPEC)
+
+
+@pytest.mark.parametrize("name", ["cumulative", "incremental"])
+@pytest.mark.parametrize("step", [0, 1, 50])
+def test_both_kinds_of_streams_give_each_token_once(name: str, step: int) -> None:
+    answer = whole(DIALECT, ask(), body(f"sglang/{name}.sse"), step)
+    assert answer.tokens == [71, 578, 66, 1]
+    assert (answer.finish_reason, answer.stop_reason, answer.usage) == ("stop", 1, Usage(7, 4, 4))
+
+
+def test_logprobs_of_output_and_prompt() -> None:
+    request = ask(prompt=[0, 3, 100], logprobs=2, prompt_logprobs=2)
+    found = deltas(DIALECT, request, body("sglang/logprobs.sse"))
+    assert [len(delta.logprobs or []) for delta in found] == [1, 1, 1]
+    assert found[1].logprobs == [TokenLogprob(578, -2.25, ((578, -2.25), (66, -2.5)))]
+    assert found[0].prompt_logprobs == [
+        None,
+        TokenLogprob(3, -3.5, ((4, -0.5), (5, -0.75))),
+        TokenLogprob(100, -4.25, ((9, -1.0), (8, -1.25))),
+    ]
+    assert found[0].prompt_tokens == request.prompt
+    assert all(delta.prompt_logprobs is None for delta in found[1:])
+
+
+def test_logprobs_that_were_not_asked_for_are_not_told() -> None:
+    assert whole(DIALECT, ask(), body("sglang/logprobs.sse")).logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "code"),
+    [("too_long", "longer than the model's context", None), ("abort", "queue is full", "503")],
+)
+def test_errors_inside_the_stream_break_it(name: str, words: str, code: str | None) -> None:
+    with pytest.raises(LineBroken, match=words) as broken:
+        deltas(DIALECT, ask(), body(f"sglang/{name}.sse"))
+    assert broken.value.code == code
+
+
+def test_fewer_tokens_than_were_counted_are_no_answer() -> None:
+    with pytest.raises(ValueError, match="3 new tokens with 1 output ids"):
+        DIALECT.reader(ask())(b'{"output_ids":[5],"meta_info":{"completion_tokens":3}}')
+
+
+def test_a_request() -> None:
+    path, asked = said(DIALECT, ask(prompt=[1, 2], top_k=0, stop_token_ids=[9], logprobs=0, seed=4))
+    assert (path, asked["input_ids"], asked["rid"]) == ("/generate", [1, 2], "r")
+    sampling = asked["sampling_params"]
+    assert (sampling["top_k"], sampling["stop_token_ids"], sampling["no_stop_trim"]) == (-1, [9], True)
+    assert (asked["return_logprob"], asked["logprob_start_len"]) == (True, -1)
+    assert not {"sampling_seed", "logit_bias"} & sampling.keys()
+    assert not {"priority", "model"} & asked.keys()
+
+
+def test_a_deterministic_engine_keeps_its_noise_over_a_move() -> None:
+    options = {"enable_deterministic_inference": True}
+    dialect = SGLANG.dialect(LineSpec(name="a", model="m", engine="sglang", weights="w", options=options))
+    _, asked = said(dialect, ask(seed=4, output_prefix_ids=[7], max_tokens=5, frequency_penalty=1.0))
+    sampling = asked["sampling_params"]
+    assert (sampling["sampling_seed"], sampling["max_new_tokens"], sampling["logit_bias"]) == (4, 4, {"7": -1.0})
+
+
+@pytest.mark.parametrize(("options", "sent"), [({}, -3), ({"schedule_low_priority_values_first": True}, 3)])
+def test_smaller_priorities_come_first_whatever_the_engine_means_by_them(options: dict[str, bool], sent: int) -> None:
+    spec = LineSpec(
+        name="a", model="m", engine="sglang", weights="w", options={"enable_priority_scheduling": True} | options
+    )
+    assert said(SGLANG.dialect(spec), ask(priority=3))[1]["priority"] == sent
+
+
+def test_metrics_and_facts() -> None:
+    found = SGLANG.metrics(body("sglang/metrics.txt"))
+    assert (found.running, found.waiting, found.kv_usage) == (16, 5, 0.28)
+    assert (found.prompt_tokens, found.generation_tokens, found.progress) == (8128, 7557, 8128.0 + 7557.0)
+    assert SGLANG.facts(msgspec.json.decode(body("sglang/models.json"))) == {"max_model_len": 512}
+    assert SGLANG.metrics(b"nothing of the kind").progress is None
+
+
+def test_the_command_line_has_no_negated_flags() -> None:
+    spec = LineSpec(
+        name="a", model="m", engine="sglang", weights="/w", context=4096, slots=8, cards=(0, 1, 2, 3),
+        precision="bfloat16", options={"enable_deterministic_inference": True, "disable_radix_cache": False},
+    )  # fmt: skip
+    line = " ".join(SGLANG.command(spec, 9003).argv)
+    assert "--model-path /w --served-model-name m --host 127.0.0.1 --port 9003" in line
+    for flag in ("--dtype bfloat16", "--context-length 4096", "--max-running-requests 8", "--tp-size 4",
+                 "--enable-metrics", "--enable-deterministic-inference"):  # fmt: skip
+        assert f" {flag} " in f"{line} ", flag
+    assert "radix" not in line
