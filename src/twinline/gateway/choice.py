@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from twinline.gateway.supply import Supply
 
 MOVES = 3  # after a break; a drain does not count
+NOBODYS = ("deadline", "moved", "gone", "tokens_left_out")  # why a stream broke without its line being at fault
 REFUSALS = 8  # lines that may refuse before the client is told
 
 
@@ -264,6 +265,8 @@ class Choice:
                 self._retry(line, told)
         elif isinstance(error, LineBroken) and error.code == "deadline":
             self._fail(deadline_passed())
+        elif of_request(error) and not self.begun:
+            self._fail(ApiError(400, str(error)))
         else:
             self._go_on(error)
 
@@ -302,6 +305,7 @@ class Choice:
             self._fail(deadline_passed())
             return
         if not self.begun:
+            self.transcript.cut()  # a part of a character may have come
             self._supply.place(self)
             return
         if line.text_only:
@@ -363,7 +367,10 @@ class Choice:
             made = len(self.journal) - segment.tokens_before
         segment.close(made, self.prompt_tokens if segment is self.segments[0] and segment.last else 0)
         cached = segment.cached if ok else None
-        segment.placement.end(segment.tokens, cached, ok=ok, fault=fault)
+        keys = self._supply.keys_of([*self.request.prompt, *self.journal]) if ok and self.ask.keys else ()
+        segment.placement.end(segment.tokens, cached, ok=ok, fault=fault, keys=keys)
+        if ok:
+            segment.placement.station.saw_gap(segment.longest_gap, segment.deltas - 1)
         self._supply.ended(self, segment, ok)
 
     def _complete(self) -> None:
@@ -383,7 +390,12 @@ def is_fault(error: LineError) -> bool:
     """Whether an error is the line's own doing: not a refusal of this request, a full queue, or a deadline."""
     if isinstance(error, LineRefused):
         return error.status >= 500 or error.status == 404
-    return not (isinstance(error, LineBroken) and error.code in ("deadline", "moved", "gone"))
+    return not (isinstance(error, LineBroken) and (error.code in NOBODYS or of_request(error)))
+
+
+def of_request(error: LineError) -> bool:
+    """The line said in the stream what others say by a 4xx: the request is at fault."""
+    return isinstance(error, LineBroken) and error.code is not None and error.code[:1] == "4" and error.code.isdigit()
 
 
 def _unreachable(error: LineError) -> bool:

@@ -174,8 +174,11 @@ class ModelMeter:
         """A later arrival of so many tokens."""
         if tokens:
             now = time.monotonic()
-            self._line(segment.line.name).between_tokens((now - segment.last) / tokens)
+            gap = now - segment.last
+            self._line(segment.line.name).between_tokens(gap / tokens)
             segment.last = now
+            if gap > segment.longest_gap:
+                segment.longest_gap = gap
 
     def moved(self, line: str) -> None:
         self._line(line).moves()

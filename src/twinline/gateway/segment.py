@@ -34,6 +34,7 @@ class Segment:
     tokens: int = 0
     cached: int | None = None
     last: float = 0.0  # arrival of its latest token
+    longest_gap: float = 0.0  # seconds between two arrivals
     deltas: int = 0
     cost: float = 0.0
 

@@ -23,6 +23,9 @@ from twinline.lines.protocol import LineBroken, LineError
 log = logging.getLogger(__name__)
 
 
+PROGRESS_SECONDS = 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
     """Seconds of silence. `quiet` is the least after which a line is asked whether it still computes; lines with slow
@@ -47,6 +50,7 @@ class _Seen:
     moved: float  # when a token last came from it, or its own count last grew
     progress: float | None = None
     asking: bool = False
+    told: float = 0.0  # when routing last heard how far the streams are
 
 
 class Watch:
@@ -98,6 +102,10 @@ class Watch:
         last = max(call.last for call in line.calls)
         if last > seen.moved:
             seen.moved = last
+        if now - seen.told > PROGRESS_SECONDS:
+            seen.told = now
+            for call, choice in line.calls.items():
+                choice.segments[-1].placement.progress(call.tokens)
         if now - seen.moved > limit:
             if not seen.asking:
                 seen.asking = True

@@ -222,7 +222,10 @@ class Call:
             return
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.leave()
+            if getattr(self._reader, "leftover", False):  # the engine would go on past the end that we saw
+                connection.close()
+            else:
+                connection.leave()
         self._finish()
 
     def _usage_missing(self) -> None:
