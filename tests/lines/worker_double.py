@@ -33,7 +33,7 @@ async def main() -> None:
         print("hello", flush=True)
     if fault == "hang":
         double.script = lambda request: (
-            Script() if request["request_id"] == "verify" else Script(fault="hang", fault_after=1)
+            Script() if request["request_id"].startswith("verify") else Script(fault="hang", fault_after=1)
         )
     if fault == "stalled":
         double.health = lambda: {"status": "ok", "steps": 7, "running": 1}

@@ -19,9 +19,17 @@ from twinline.cli.parser import CliError, Parser
 # verb: (module with `configure(parser)` and `run(args) -> int`, help)
 VERBS: dict[str, tuple[str, str]] = {
     "serve": ("twinline.cli.serve", "serve a model folder behind an OpenAI endpoint"),
+    "up": ("twinline.cli.up", "start a fleet from its file"),
+    "down": ("twinline.cli.down", "end a fleet"),
+    "ps": ("twinline.cli.ps", "show what runs"),
+    "apply": ("twinline.cli.apply", "make a running fleet what its file says"),
+    "diff": ("twinline.cli.diff", "show what apply would do"),
+    "drain": ("twinline.cli.drain", "move everything away from a line and end it"),
     "chat": ("twinline.cli.chat", "talk to a model that is served"),
     "models": ("twinline.cli.models", "list the models that a server offers"),
     "bench": ("twinline.cli.bench", "measure an endpoint under load"),
+    "keys": ("twinline.cli.keys", "say who may use the gateway, and how much"),
+    "usage": ("twinline.cli.usage", "show who used what, where, and what it cost"),
 }
 
 

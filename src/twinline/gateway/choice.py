@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from twinline.gateway.errors import ApiError, cannot_continue, deadline_passed, from_line
+from twinline.gateway.faults import is_fault, of_request, unreachable
 from twinline.gateway.routing import Ask, Placement, Ticket
 from twinline.gateway.segment import Claim, Segment
 from twinline.gateway.transcript import Piece, Transcript
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from twinline.gateway.supply import Supply
 
 MOVES = 3  # after a break; a drain does not count
-NOBODYS = ("deadline", "moved", "gone", "tokens_left_out")  # why a stream broke without its line being at fault
 REFUSALS = 8  # lines that may refuse before the client is told
 
 
@@ -256,7 +256,7 @@ class Choice:
             return
         self._end_segment(ok=False, fault=fault)
         if fault:
-            self._supply.fault(line, str(error), unreachable=_unreachable(error))
+            self._supply.fault(line, str(error), unreachable=unreachable(error))
         if isinstance(error, LineRefused):
             told = from_line(error)
             if told.status == 400:
@@ -384,19 +384,3 @@ class Choice:
             self._supply.withdraw(self)
             self._leave()
             self._listener.failed(self, error)
-
-
-def is_fault(error: LineError) -> bool:
-    """Whether an error is the line's own doing: not a refusal of this request, a full queue, or a deadline."""
-    if isinstance(error, LineRefused):
-        return error.status >= 500 or error.status == 404
-    return not (isinstance(error, LineBroken) and (error.code in NOBODYS or of_request(error)))
-
-
-def of_request(error: LineError) -> bool:
-    """The line said in the stream what others say by a 4xx: the request is at fault."""
-    return isinstance(error, LineBroken) and error.code is not None and error.code[:1] == "4" and error.code.isdigit()
-
-
-def _unreachable(error: LineError) -> bool:
-    return isinstance(error, LineRefused) and error.code == "line_unreachable"

@@ -29,7 +29,10 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.1
 # Of a line's spec, what changes nothing about how it is spoken to: the line goes on as it is.
-SOFT = frozenset("weight price_per_hour price_per_million_input price_per_million_output slots chip".split())
+SOFT = frozenset(
+    "weight price_per_hour price_per_million_input price_per_million_output slots chip replicas start_seconds lacks "
+    "weights_class".split()
+)
 
 
 @dataclass(slots=True)
@@ -147,7 +150,7 @@ class Following:
         if line.url != entry.url:
             line.at(entry.url)
         if line.spec != entry.spec or line.facts != entry.facts:
-            line.spec, line.facts = entry.spec, entry.facts
+            line.declare(entry.spec, entry.facts)
             supply.router.update(traits_of(line))
         reborn = entry.born != line.born
         line.born = entry.born

@@ -26,6 +26,7 @@ EXPECTED_OUTPUT = 256.0  # tokens, before any answer has ended
 OUTPUT_RATE = 0.02
 RESUME_SHARE = 0.5  # of the lines' prefill speed that may go to streams that broke
 RESUME_BURST_SECONDS = 2.0
+RESUME_LEAST, RESUME_LEAST_BURST = 2048.0, 16384.0  # tokens a second, tokens: what is no storm is not held up
 FULL_SECONDS, LONGEST_FULL_SECONDS = 0.5, 5.0
 
 
@@ -123,8 +124,8 @@ class Supply:
             if line.state.takes_requests and self.circuits[name].closed and name not in self._full
         ]
         rate = sum(1.0 / self.router.station(name).seconds_per_token for name in self._ready) or 1.0
-        self._budget.rate = rate * RESUME_SHARE
-        self._budget.burst = self._budget.rate * RESUME_BURST_SECONDS
+        self._budget.rate = max(rate * RESUME_SHARE, RESUME_LEAST)
+        self._budget.burst = max(self._budget.rate * RESUME_BURST_SECONDS, RESUME_LEAST_BURST)
 
     @property
     def ready(self) -> Sequence[str]:

@@ -29,13 +29,14 @@ PROGRESS_SECONDS = 1.0
 @dataclass(frozen=True, slots=True)
 class Patience:
     """Seconds of silence. `quiet` is the least after which a line is asked whether it still computes; lines with slow
-    steps get 20 of their 99th-percentile gaps. `stream` is how much longer one stream may be silent while others of
-    its line are not, in those units; `first` is for the first token, beside what was predicted. `ask` bounds the
-    question. `idle`: a line that answers it but computes nothing for so long is dead all the same.
+    steps get 20 of their 99th-percentile gaps, up to `longest`. `stream` is how much longer one stream may be silent
+    while others of its line are not, in those units; `first` is for the first token, beside what was predicted. `ask`
+    bounds the question. `idle`: a line that answers it but computes nothing for so long is dead all the same.
     """
 
     tick: float = 0.25
     quiet: float = 1.5
+    longest: float = 8.0
     stream: float = 4.0
     first: float = 30.0
     ask: float = 2.0
@@ -94,7 +95,7 @@ class Watch:
         patience = self._patience
         station = self._supply.router.station(line.name)
         gap = station.p99_gap_seconds
-        limit = max(patience.quiet, 20 * gap if gap is not None else 0.0)
+        limit = max(patience.quiet, min(20 * gap, patience.longest) if gap is not None else 0.0)
         seen = self._seen.get(line)
         if seen is None:
             # A line that had nothing to do has been silent for no reason: the wait begins with its first request.
@@ -116,8 +117,13 @@ class Watch:
             if call.tokens:
                 if silence > patience.stream * limit and self._elsewhere(line, choice):
                     self._break(line, call, silence)
-            elif silence > patience.first + 5 * choice.segments[-1].placement.ttft and self._elsewhere(line, choice):
+            elif silence > self._first(choice) and self._elsewhere(line, choice):
                 self._break(line, call, silence)
+
+    def _first(self, choice: Choice) -> float:
+        """How long its first token may take; what was predicted counts, but not without bound: a hang spoils it."""
+        first = self._patience.first
+        return first + min(5 * choice.segments[-1].placement.ttft, 10 * first)
 
     def _elsewhere(self, line: Line, choice: Choice) -> bool:
         return any(name != line.name for name in self._supply.ready)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -39,13 +40,18 @@ class Line:
         self.model = spec.known_as
         self.driver = driver(spec.engine)
         self.life = Life(name)
-        self.features = self.driver.features - spec.lacks
         self.facts: Mapping[str, Any] = {}
+        self.declare(spec, {})
         self.born = 0.0
         self.calls: dict[Call, Any] = {}
         self._client: LineClient | None = None
         self._url: str | None = None
         self.at(url or spec.url)
+
+    def declare(self, spec: LineSpec, facts: Mapping[str, Any]) -> None:
+        """What is said of it now; how it is spoken to must be the same."""
+        self.spec, self.facts = spec, facts
+        self.features = self.driver.features - spec.lacks
 
     def at(self, url: str | None) -> None:
         """The line listens there from now on; None: nowhere."""
@@ -118,7 +124,8 @@ class Line:
 
 async def fault_of(client: LineClient, model: str, text_only: bool = False) -> str | None:
     """Asks for one greedy token of a test prompt; what was wrong with the answer, or None. Raises LineError."""
-    request = TokenRequest(model=model, prompt=[0], request_id="verify", max_tokens=1, temperature=0.0, ignore_eos=True)
+    name = f"verify-{secrets.token_hex(4)}"  # its own: an engine may still be at an earlier test that was given up
+    request = TokenRequest(model=model, prompt=[0], request_id=name, max_tokens=1, temperature=0.0, ignore_eos=True)
     text = None
     if text_only:
         messages = [{"role": "user", "content": "Hello"}]

@@ -94,6 +94,8 @@ class Native:
     def check(self, spec: LineSpec) -> None:
         if spec.url is None and spec.weights is None:
             raise ValueError("weights: a native line needs the model folder that it loads")
+        if spec.container is not None:
+            raise ValueError("container: the native engine runs from this installation, not from an image")
         for name in spec.options:
             if name not in OPTIONS:
                 raise ValueError(
@@ -106,6 +108,10 @@ class Native:
         options: dict[str, Any] = dict(spec.options)
         if spec.precision != "auto":
             options.setdefault("dtype", spec.precision)
+        if spec.context is not None:
+            options.setdefault("max_model_len", spec.context)
+        if spec.slots is not None:
+            options.setdefault("max_running", spec.slots)
         for name, value in options.items():
             flag = "--" + name.replace("_", "-")
             if value is True:

@@ -1,0 +1,46 @@
+"""A gateway's double, run as a process: answers on its Unix socket what a file says is in flight.
+
+RUN/in_flight.json maps replica names to counts. While RUN/stale exists it works by an old roster. RUN/seen.jsonl gets
+the states in the roster at every answer.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from twinline.lines import roster
+
+run = Path(sys.argv[sys.argv.index("--run") + 1])
+index = int(sys.argv[sys.argv.index("--index") + 1])
+if roster.read(run).gateway.log_format == "broken":
+    sys.exit("no such log format")
+
+
+def health(request: Request) -> JSONResponse:
+    return JSONResponse({"status": "ok"})
+
+
+def lines(request: Request) -> JSONResponse:
+    read = roster.read(run)
+    file = run / "in_flight.json"
+    flying = json.loads(file.read_text()) if file.exists() else {}
+    with (run / "seen.jsonl").open("a") as seen:
+        seen.write(json.dumps({entry.name: entry.state for entry in read.entries}) + "\n")
+    said = [
+        {"name": e.name, "in_flight": flying.get(e.name, 0), "predicted_tpot_seconds": 0.02, "answers_learnt": 1}
+        for e in read.entries
+    ]
+    generation = 0 if (run / "stale").exists() else read.generation
+    return JSONResponse({"generation": generation, "lines": said})
+
+
+app = Starlette(routes=[Route("/health", health), Route("/api/lines", lines)])
+uvicorn.run(app, uds=str(run / f"gateway-{index}.sock"), log_level="warning")
