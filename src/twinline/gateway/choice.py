@@ -17,6 +17,7 @@ from twinline.gateway.errors import ApiError, cannot_continue, deadline_passed, 
 from twinline.gateway.faults import is_fault, of_request, unreachable
 from twinline.gateway.routing import Ask, Placement, Ticket
 from twinline.gateway.segment import Claim, Segment
+from twinline.gateway.spoken import Spoken
 from twinline.gateway.transcript import Piece, Transcript
 from twinline.lines.client import Call
 from twinline.lines.line import Line
@@ -157,7 +158,7 @@ class Choice:
         self.segments.append(Segment(line, placement, now, len(self.journal), waste))
         try:
             request = self._request(line, now)
-            self._call = line.call(request, self._text() if line.text_only else None, self)
+            self._call = line.call(request, self._words() if line.text_only else None, self)
         except LineRefused as error:
             self.failed(error)
             return
@@ -308,8 +309,9 @@ class Choice:
             self.transcript.cut()  # a part of a character may have come
             self._supply.place(self)
             return
-        if line.text_only:
-            self._fail(cannot_continue(f"line {line.name} gives text only, {told.message}"))
+        spoken = self.transcript.spoken
+        if spoken is not None:
+            self._go_on_speaking(spoken, told)
             return
         if self._ends_here():
             return
@@ -324,6 +326,21 @@ class Choice:
             key=self.ask.key,
         )
         self._supply.resume(self)
+
+    def _go_on_speaking(self, spoken: Spoken, told: ApiError) -> None:
+        """The same for an answer that is text: only where the fleet says how a line goes on after one."""
+        if not spoken.resumable or not self._supply.speaks_on(self):
+            self._fail(cannot_continue(f"its line gives text only, {told.message}"))
+            return
+        spoken.cut()
+        self._supply.resume(self)
+
+    def _words(self) -> TextSource:
+        """The request as its client wrote it, and what was said since."""
+        source, spoken = self._text(), self.transcript.spoken
+        if spoken is None or not self.begun:
+            return source
+        return msgspec.structs.replace(source, shown=spoken.content, shown_tokens=spoken.deltas)
 
     def _ends_here(self) -> bool:
         """The break came between the last token and its finish reason: nothing is left to be made."""

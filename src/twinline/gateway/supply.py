@@ -170,6 +170,11 @@ class Supply:
         """Whether there is a line that has not failed it."""
         return any(name not in choice.excluded for name in self._open(choice))
 
+    def speaks_on(self, choice: Choice) -> bool:
+        """Whether any line of its class can go on after the text so far, now or later."""
+        lines = [line for line in self.lines.values() if line.spec.weights_class == choice.weights_class]
+        return any(line.text_only and line.client.dialect.carries(choice.request) is None for line in lines)
+
     def full(self, line: Line, retry_after: str | None) -> None:
         """The line has no room: it is not asked before one of its answers ends, or the time that it gave is over."""
         try:
@@ -299,7 +304,7 @@ class Supply:
                 name
                 for name in ready
                 if (line := self.lines[name]).spec.weights_class == choice.weights_class
-                and not line.text_only
+                and line.text_only is (choice.transcript.spoken is not None)
                 and line.client.dialect.carries(request) is None
             ]
         if choice.excluded:

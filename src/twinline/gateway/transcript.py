@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from twinline.gateway.spoken import Spoken
 from twinline.gateway.text.detokenize import Detokenizer, Vocabulary
 from twinline.gateway.text.reasoning import Part, ReasoningParser
 from twinline.gateway.text.stops import StopMatcher
@@ -48,7 +49,7 @@ class Transcript:
 
     __slots__ = (
         "_detokenizer", "_include_stop", "_index", "_logprobs", "_min_tokens", "_pending", "_reasoning", "_stops",
-        "_vocabulary", "journal", "shown",
+        "_vocabulary", "journal", "shown", "spoken",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +72,7 @@ class Transcript:
         self._logprobs: list[TokenLogprob] = []
         self.journal: list[int] = []
         self.shown = False  # some text or token was given out
+        self.spoken: Spoken | None = None  # in place of all that, where a line gives text only
 
     @property
     def tokens(self) -> int:
@@ -91,10 +93,12 @@ class Transcript:
         self._pending.clear()
         self._logprobs.clear()
         self._detokenizer.cut()
+        if self.spoken is not None:
+            self.spoken.cut()
 
     def push(self, delta: Delta) -> Piece:
         """What the delta's tokens give. After a piece with `finish` nothing may be pushed."""
-        if delta.text or delta.reasoning or delta.tool_calls:
+        if delta.text or delta.reasoning or delta.tool_calls or self.spoken is not None:
             return self._text_only(delta)
         finish = delta.finish_reason
         stops = self._stops
@@ -167,12 +171,9 @@ class Transcript:
         return "".join(sent), len(self._pending), None
 
     def _text_only(self, delta: Delta) -> Piece:
-        parts: list[Part] = []
-        if delta.reasoning:
-            parts.append(("reasoning", delta.reasoning))
-        if delta.text:
-            parts.append(("content", delta.text))
-        self.shown = True
+        spoken = self.spoken = self.spoken or Spoken()
+        parts = spoken.push(delta)
+        self.shown = self.shown or bool(parts) or bool(delta.tool_calls)
         return Piece(
             self._index, parts, [], None, None, delta.finish_reason, delta.stop_reason, tool_calls=delta.tool_calls
         )

@@ -67,9 +67,10 @@ class TextSource(msgspec.Struct, frozen=True):
     """A request as its client wrote it, for engines that take text only.
 
     `body` is the client's JSON object; `chat` says which endpoint it is for. `shown` is the text already delivered: the
-    answer has to go on after it.
+    answer has to go on after it; `shown_tokens` is about how many tokens that was.
     """
 
     body: dict[str, Any]
     chat: bool
     shown: str = ""
+    shown_tokens: int = 0

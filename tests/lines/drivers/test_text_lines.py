@@ -144,7 +144,7 @@ def test_how_an_answer_goes_on_at_a_remote(how: str, fields: dict[str, Any], add
     dialect = OPENAI.dialect(remote(continuation=how))
     request = ask(output_prefix_ids=[1, 2, 3], max_tokens=10)
     assert dialect.carries(request) is None
-    source = chat("The sky", max_tokens=10, seed=5)
+    source = msgspec.structs.replace(chat("The sky", max_tokens=10, seed=5), shown_tokens=3)
     _, asked = said(dialect, request, source)
     assert asked["messages"] == [*MESSAGES, {"role": "assistant", "content": "The sky", **added}]
     assert source.body["messages"] == MESSAGES

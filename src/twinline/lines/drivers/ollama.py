@@ -114,7 +114,7 @@ class OllamaDialect:
     def encode(self, request: TokenRequest, text: TextSource | None) -> tuple[str, bytes]:
         if text is None:
             raise ValueError("this line takes text only: a request in token ids cannot be put to it")
-        if request.min_tokens > len(request.output_prefix_ids):
+        if request.min_tokens > text.shown_tokens:
             raise ValueError("min_tokens: Ollama has nothing like it")
         source = dict(text.body)
         if text.shown:
@@ -126,7 +126,7 @@ class OllamaDialect:
             "stream": True,
             "truncate": False,  # else a prompt that is too long loses its beginning
             "shift": False,  # else the beginning of a long conversation is thrown away while it answers
-            "options": self._options(request, source),
+            "options": self._options(request, source, text.shown_tokens),
         }
         if self._keep_alive is not None:
             body["keep_alive"] = self._keep_alive
@@ -144,8 +144,7 @@ class OllamaDialect:
             body["tools"] = source["tools"]
         return "/api/chat", _encode(body)
 
-    def _options(self, request: TokenRequest, source: Mapping[str, Any]) -> dict[str, Any]:
-        k = len(request.output_prefix_ids)
+    def _options(self, request: TokenRequest, source: Mapping[str, Any], k: int) -> dict[str, Any]:
         options: dict[str, Any] = {
             "temperature": request.temperature,
             "top_p": request.top_p,

@@ -147,7 +147,7 @@ class TextDialect:
             going_on(body, text.shown, added)
             if text.chat:
                 body |= fields
-            k = len(request.output_prefix_ids)
+            k = text.shown_tokens
             for name in LIMITS:
                 if isinstance(body.get(name), int):
                     body[name] = max(1, body[name] - k)
