@@ -11,13 +11,14 @@ import hmac
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from twinline.gateway.choice import Choice
-from twinline.gateway.errors import forbidden, not_admitted, unauthorized
+from twinline.gateway.errors import ApiError, forbidden, not_admitted, unauthorized
 from twinline.gateway.exchange import Exchange
+from twinline.gateway.reasons import why_refused
 from twinline.gateway.segment import Claim
 from twinline.store.journal import Journal
 from twinline.store.keys import Key
@@ -25,6 +26,9 @@ from twinline.store.limits import NEEDS_LEASE, Limits
 from twinline.store.refusal import Refusal
 from twinline.store.ring import KeyRing
 from twinline.store.usage import Segment, Status, Usage
+
+if TYPE_CHECKING:
+    from twinline.gateway.tracing import RequestTrace
 
 log = logging.getLogger(__name__)
 _BEARER = "bearer "
@@ -40,6 +44,13 @@ class Visit:
     tokens_estimate: int = 0
     cost_estimate: float = 0.0
     settled: bool = True
+    # For observers.
+    started: float = field(default_factory=time.monotonic)
+    model: str = "-"
+    choices: Sequence[Choice] = ()
+    outcome: Status | None = None  # None: it never came to a line
+    refusal: str | None = None  # why its key or a limit stood against it
+    trace: RequestTrace | None = None
 
     @property
     def tenant(self) -> str:
@@ -53,11 +64,12 @@ class Visit:
 
 
 class Observer(Protocol):
-    """Hears of each request once, when it is over and its last bytes are about to be sent."""
+    """Hears of each request twice, those included that are refused at once."""
 
-    def __call__(
-        self, exchange: Exchange, visit: Visit, model: str, choices: Sequence[Choice], status: Status
-    ) -> None: ...
+    def began(self, exchange: Exchange, visit: Visit) -> None: ...
+
+    def ended(self, exchange: Exchange, visit: Visit) -> None:
+        """Its last byte was handed over, or the client left."""
 
 
 class Access:
@@ -72,9 +84,10 @@ class Access:
         currency: str | None = None,
     ) -> None:
         self._ring, self._limits, self._journal = ring, limits, journal
-        self._admin = None if admin is None else sha256(admin.encode()).digest()
+        self._admin = sha256(admin.encode()).digest() if admin else None  # an empty key would be everybody's
         self._currency = currency
         self.observers: list[Observer] = []
+        self.on_refusal: Callable[[str, str], None] = lambda key, reason: None
 
     @property
     def keys_required(self) -> bool:
@@ -82,11 +95,32 @@ class Access:
 
     def enter(self, exchange: Exchange) -> Visit:
         """Whose request it is. Raises ApiError 401."""
-        began = time.time()
-        key = None if self._ring is None else self._bearer(exchange.header)
-        if key is not None:
-            exchange.tenant = key.name
-        return Visit(key, began)
+        visit = Visit(None, time.time())
+        if self.observers:
+            self._observe(exchange, visit)
+        if self._ring is not None:
+            try:
+                visit.key = self._bearer(exchange.header)
+            except ApiError as error:
+                raise self._refused(visit, error) from None
+            exchange.tenant = visit.key.name
+        return visit
+
+    def _observe(self, exchange: Exchange, visit: Visit) -> None:
+        observers = tuple(self.observers)
+        for observer in observers:
+            observer.began(exchange, visit)
+
+        def over(done: object) -> None:
+            for observer in observers:
+                observer.ended(exchange, visit)
+
+        exchange.done.add_done_callback(over)
+
+    def _refused(self, visit: Visit, error: ApiError) -> ApiError:
+        visit.refusal = why_refused(error)
+        self.on_refusal(visit.tenant, visit.refusal)
+        return error
 
     def key_of(self, headers: Mapping[str, str]) -> Key | None:
         """Whose key a plain question bears; None where no key is needed. Raises ApiError 401."""
@@ -117,7 +151,8 @@ class Access:
     def allow(self, visit: Visit, model: str) -> None:
         """Raises ApiError 403 if the key is not for that model."""
         if visit.key is not None and not visit.key.allows(model):
-            raise forbidden(f"The key {visit.key.name} is not allowed to use the model `{model}`.", "model_not_allowed")
+            told = f"The key {visit.key.name} is not allowed to use the model `{model}`."
+            raise self._refused(visit, forbidden(told, "model_not_allowed"))
 
     async def admit(self, visit: Visit, tokens: int, cost: float) -> None:
         """Sets aside what the request may use. Raises ApiError 429, or 503 when limits cannot be checked."""
@@ -130,7 +165,8 @@ class Access:
             verdict = await self._limits.ensure(key, tokens, cost)
             now = time.time()
         if isinstance(verdict, Refusal):
-            raise not_admitted(verdict.reason, verdict.code, verdict.retry_after_seconds, verdict.status)
+            told = not_admitted(verdict.reason, verdict.code, verdict.retry_after_seconds, verdict.status)
+            raise self._refused(visit, told)
         visit.admitted, visit.tokens_estimate, visit.cost_estimate, visit.settled = now, tokens, cost, False
 
     def book(self, visit: Visit, exchange: Exchange, model: str, choices: Sequence[Choice], status: Status) -> None:
@@ -138,8 +174,8 @@ class Access:
 
         A disk that takes no record is told in the log: the answer is there, and refusing it would help nobody.
         """
-        for observer in self.observers:
-            observer(exchange, visit, model, choices, status)
+        if self.observers:
+            visit.model, visit.choices, visit.outcome = model, choices, status
         segments = segments_of(choices)
         if visit.key is not None and self._limits is not None and not visit.settled:
             visit.settled = True
@@ -192,22 +228,17 @@ def secret_of(header: Callable[[str], str | None]) -> str | None:
 def segments_of(choices: Sequence[Choice]) -> list[Segment]:
     """What each line did. A prompt counts once however many choices it has, and is the first line's that answered."""
     segments = []
-    prompts: set[int] = set()
     for choice in choices:
         for number, part in enumerate(choice.segments, 1):
             if not part.tokens and not part.last:
                 continue
-            prompt = 0
-            if id(choice.request.prompt) not in prompts:
-                prompts.add(id(choice.request.prompt))
-                prompt = choice.prompt_tokens
             segments.append(
                 Segment(
                     line=part.line.name,
                     chip=part.line.spec.chip,
                     attempt=number,
-                    prompt_tokens=prompt,
-                    cached_tokens=min(part.cached or 0, prompt),
+                    prompt_tokens=part.prompt_tokens,
+                    cached_tokens=min(part.cached or 0, part.prompt_tokens),
                     completion_tokens=part.tokens,
                     seconds=round(part.seconds, 6),
                     cost=part.cost,

@@ -67,12 +67,12 @@ class Common(msgspec.Struct, kw_only=True):
     logits_processors: Any = None
 
 
-class ContentPart(msgspec.Struct):
+class ContentPart(msgspec.Struct, omit_defaults=True):
     type: str
     text: str | None = None
 
 
-class Message(msgspec.Struct):
+class Message(msgspec.Struct, omit_defaults=True):
     role: str
     content: str | list[ContentPart] | None = None
     name: str | None = None

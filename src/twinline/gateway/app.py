@@ -22,7 +22,7 @@ from twinline.gateway.api_types import ChatRequest, CompletionRequest
 from twinline.gateway.chat import Chat
 from twinline.gateway.completions import Completions
 from twinline.gateway.door import Door, Endpoint
-from twinline.gateway.errors import ApiError
+from twinline.gateway.errors import ApiError, model_not_found
 from twinline.gateway.management import Management
 from twinline.gateway.passed import metrics_text, of_all
 from twinline.gateway.served import ServedModel
@@ -84,17 +84,36 @@ class _Rest:
         """Raises ApiError 401."""
         return None if self._trusted else self._door.access.key_of(request.headers)
 
+    def _near(self, request: Request) -> bool:
+        return self._trusted or (request.client is not None and _loopback(request.client.host))
+
+    def _may_look(self, request: Request) -> bool:
+        if self._near(request):
+            return True
+        try:
+            self._key(request)
+        except ApiError:
+            return False
+        return True
+
     async def models(self, request: Request) -> Response:
         key = self._key(request)
         shown = [served for served in self._door.models if key is None or key.allows(served.name)]
         return _json({"object": "list", "data": [_entry(served) for served in shown]})
 
     async def model(self, request: Request) -> Response:
-        self._key(request)
-        return _json(_entry(self._door.find(request.path_params["name"]).served))
+        key = self._key(request)
+        name = request.path_params["name"]
+        served = self._door.find(name).served
+        if key is not None and not key.allows(served.name):
+            raise model_not_found(name)  # as in the list, it is not there for this key
+        return _json(_entry(served))
 
     async def health(self, request: Request) -> Response:
-        """200 when every model has a line that may be asked; `degraded` when some of its lines may not."""
+        """200 when every model has a line that may be asked; `degraded` when some of its lines may not.
+
+        Models and lines are told to those who are on this machine or have a key, to others whether all is well.
+        """
         models = {}
         status = "ok"
         for served in self._door.models:
@@ -104,12 +123,14 @@ class _Rest:
                 status = "unavailable"
             elif len(supply.ready) < len(supply.lines) and status == "ok":
                 status = "degraded"
-        body = {"status": status, "version": __version__, "models": models}
+        body: dict[str, Any] = {"status": status}
+        if self._may_look(request):
+            body |= {"version": __version__, "models": models}
         return _json(body, 503 if status == "unavailable" else 200)
 
     async def metrics(self, request: Request) -> Response:
         """Of all gateways of the fleet, whichever was asked; `?own=1` of this one alone."""
-        if request.client is not None and not _loopback(request.client.host):
+        if not self._near(request):
             self._key(request)
         text = await metrics_text(self._door.meters, self._door.models)
         if self._siblings and "own" not in request.query_params:
@@ -153,7 +174,7 @@ def _json(body: object, status: int = 200) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    where = f"{request.method} {request.url.path}"
+    where = f"{request.method} {request.scope['path']}"  # `url` would be made with the Host header
     if error.status_code == 404:
         told = ApiError(404, f"There is no {where}.", code="unknown_path")
     elif error.status_code == 405:

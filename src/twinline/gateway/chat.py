@@ -18,6 +18,7 @@ from twinline.gateway.api_types import (
     ChatDelta,
     ChatLogprobs,
     ChatRequest,
+    Message,
     ReplyMessage,
 )
 from twinline.gateway.aside import made
@@ -216,7 +217,7 @@ async def _prompt(request: ChatRequest, served: ServedModel, body_bytes: int) ->
 
     def make() -> tuple[str, list[int]]:
         rendered = template.render(
-            [_plain(msgspec.to_builtins(message)) for message in request.messages],
+            [_plain(message) for message in request.messages],
             add_generation_prompt=opening,
             continue_final_message=going_on,
             **(request.chat_template_kwargs or {}),
@@ -232,11 +233,13 @@ async def _prompt(request: ChatRequest, served: ServedModel, body_bytes: int) ->
     return rendered, prompt
 
 
-def _plain(message: dict[str, Any]) -> dict[str, Any]:
+def _plain(message: Message) -> dict[str, Any]:
     """What the client sent: templates ask whether a field is there.
 
     OpenAI's `developer` is what every template calls `system`; under its new name many would drop it silently.
     """
-    if message["role"] == "developer":
-        message["role"] = "system"
-    return {name: value for name, value in message.items() if value is not None or name == "content"}
+    plain: dict[str, Any] = msgspec.to_builtins(message)
+    plain.setdefault("content", None)
+    if message.role == "developer":
+        plain["role"] = "system"
+    return plain

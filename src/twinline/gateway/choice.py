@@ -7,18 +7,21 @@ any more. The client sees a pause.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from twinline.gateway.errors import ApiError, cannot_continue, deadline_passed, from_line
 from twinline.gateway.faults import is_fault, of_request, unreachable
+from twinline.gateway.listener import Listener
+from twinline.gateway.reasons import why_left, why_refused
 from twinline.gateway.routing import Ask, Placement, Ticket
-from twinline.gateway.segment import Claim, Segment
+from twinline.gateway.segment import Claim, Segment, asked_of, resumed
 from twinline.gateway.spoken import Spoken
-from twinline.gateway.transcript import Piece, Transcript
+from twinline.gateway.transcript import Transcript
 from twinline.lines.client import Call
 from twinline.lines.line import Line
 from twinline.lines.protocol import LineBroken, LineError, LineRefused, TextSource, TokenRequest
@@ -26,19 +29,12 @@ from twinline.lines.wire import Delta, Usage
 
 if TYPE_CHECKING:
     from twinline.gateway.supply import Supply
+    from twinline.gateway.tracing import ChoiceTrace
+
+log = logging.getLogger(__name__)
 
 MOVES = 3  # after a break; a drain does not count
 REFUSALS = 8  # lines that may refuse before the client is told
-
-
-class Listener(Protocol):
-    """Whom the choice belongs to. After `over` or `failed` nothing more comes."""
-
-    def piece(self, choice: Choice, piece: Piece) -> None: ...
-
-    def over(self, choice: Choice) -> None: ...
-
-    def failed(self, choice: Choice, error: ApiError) -> None: ...
 
 
 class Choice:
@@ -46,8 +42,8 @@ class Choice:
 
     __slots__ = (
         "_call", "_deadline", "_finished", "_listener", "_moves", "_over", "_paused", "_refusals", "_reported",
-        "_supply", "_text", "ask", "claim", "excluded", "index", "pinned", "request", "segments", "ticket",
-        "transcript", "usage", "waits_since", "weights_class",
+        "_supply", "_text", "ask", "claim", "error", "excluded", "index", "leads", "pinned", "request", "segments",
+        "ticket", "trace", "transcript", "usage", "waits_since", "weights_class",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +57,7 @@ class Choice:
         claim: Claim,
         text: Callable[[], TextSource],
         pinned: str | None,
+        leads: bool = True,
     ) -> None:
         self._supply = supply
         self._listener = listener
@@ -76,20 +73,19 @@ class Choice:
         self.index = index
         self.claim = claim
         self.pinned = pinned  # the line that the client named
+        self.leads = leads  # the first of its prompt, which counts once
         self.weights_class: str | None = None  # of the line that gave the first token
         self.excluded: set[str] = set()  # lines that failed this choice
         self.segments: list[Segment] = []
         self.ticket: Ticket[Choice] | None = None
         self.usage: Usage | None = None
+        self.error: ApiError | None = None  # with which it ended
+        self.trace: ChoiceTrace | None = None
         self.waits_since = 0.0
 
     @property
     def journal(self) -> list[int]:
         return self.transcript.journal
-
-    def shown_prompt(self) -> str:
-        """The prompt as text, for logs that were asked to hold it."""
-        return self.transcript.text_of(self.request.prompt)
 
     @property
     def prompt_tokens(self) -> int:
@@ -152,25 +148,29 @@ class Choice:
         if self._over:
             placement.end(ok=False)
             return
-        resumed = self.begun
+        goes_on = self.begun
         now = time.monotonic()
-        waste = self.ask.prompt_tokens if resumed else 0
-        self.segments.append(Segment(line, placement, now, len(self.journal), waste))
+        waste = self.ask.prompt_tokens if goes_on else 0
+        queued = now - self.waits_since if self.waits_since and not self.segments else 0.0
+        self.segments.append(Segment(line, placement, now, len(self.journal), waste, queued))
+        if self.trace is not None:
+            self.trace.placed(self.segments)
         try:
-            request = self._request(line, now)
+            request = asked_of(line, self.request, len(self.segments), self.journal, self._deadline, now)
             self._call = line.call(request, self._words() if line.text_only else None, self)
         except LineRefused as error:
             self.failed(error)
             return
         except ValueError as error:  # its dialect cannot say this
+            self.segments[-1].left = "refused"
             self._end_segment(ok=False)
             self._retry(line, ApiError(400, f"Line {line.name} cannot take this request: {error}."))
             return
         line.calls[self._call] = self
         if self._paused:
             self._call.pause()
-        if resumed:
-            self._supply.meter.moved(line.name)
+        if goes_on:
+            self._supply.meter.moved(line.name, self.segments[-2])
 
     def refused(self, error: ApiError) -> None:
         """No line takes it."""
@@ -180,22 +180,9 @@ class Choice:
         """On purpose, from a line that goes out of service or is silent: the same as a break, but nobody's fault."""
         if self._over or self._finished or self._call is None:
             return
+        self.segments[-1].left = "drained" if drained else "stalled"
         self._leave(drained=drained)
         self._go_on(LineBroken(reason, "moved"), counted=not drained)
-
-    def _request(self, line: Line, now: float) -> TokenRequest:
-        changes: dict[str, Any] = {}
-        if line.model != self.request.model:
-            changes["model"] = line.model
-        limit = line.context
-        if limit is not None and len(self.request.prompt) + self.request.max_tokens > limit:
-            changes["max_tokens"] = limit - len(self.request.prompt)  # the client gave no limit: all that fits
-        if len(self.segments) > 1:
-            changes["request_id"] = f"{self.request.request_id}-{len(self.segments)}"
-            changes["output_prefix_ids"] = list(self.journal)
-            if self._deadline is not None:
-                changes["timeout_s"] = max(0.001, self._deadline - now)
-        return msgspec.structs.replace(self.request, **changes) if changes else self.request
 
     # What the call calls.
 
@@ -255,6 +242,7 @@ class Choice:
             self._end_segment(ok=True, fault=fault)
             self._complete()
             return
+        segment.left = why_left(error)
         self._end_segment(ok=False, fault=fault)
         if fault:
             self._supply.fault(line, str(error), unreachable=unreachable(error))
@@ -295,6 +283,8 @@ class Choice:
         """An attempt broke. What it left behind the journal is made again."""
         line = self.segments[-1].line
         self.excluded.add(line.name)
+        tokens = len(self.journal)
+        log.info("%s leaves line %s after %d tokens: %.200s", self.request.request_id, line.name, tokens, error)
         told = from_line(error)
         self._reported = told
         if counted:
@@ -317,14 +307,8 @@ class Choice:
             return
         self.transcript.cut()
         journal = self.journal
-        self.ask = Ask(
-            prompt_tokens=len(self.request.prompt) + len(journal),
-            keys=self._supply.keys_of([*self.request.prompt, *journal]),
-            output_tokens=max(1, self.ask.output_tokens - len(journal)),
-            needs=self.ask.needs | {"token_ids"},
-            context=self.ask.context,
-            key=self.ask.key,
-        )
+        keys = self._supply.keys_of([*self.request.prompt, *journal])
+        self.ask = resumed(self.ask, len(self.request.prompt), len(journal), keys)
         self._supply.resume(self)
 
     def _go_on_speaking(self, spoken: Spoken, told: ApiError) -> None:
@@ -382,13 +366,19 @@ class Choice:
             made = self.usage.completion_tokens if self.usage is not None else segment.deltas
         else:
             made = len(self.journal) - segment.tokens_before
-        segment.close(made, self.prompt_tokens if segment is self.segments[0] and segment.last else 0)
+        segment.close(made, self._prompt_of(segment))
         cached = segment.cached if ok else None
         keys = self._supply.keys_of([*self.request.prompt, *self.journal]) if ok and self.ask.keys else ()
         segment.placement.end(segment.tokens, cached, ok=ok, fault=fault, keys=keys)
         if ok:
             segment.placement.station.saw_gap(segment.longest_gap, segment.deltas - 1)
         self._supply.ended(self, segment, ok)
+
+    def _prompt_of(self, segment: Segment) -> int:
+        """Prompt tokens that count with it: it is the first that answered, and the choice the first of its prompt."""
+        if not self.leads or segment is not next((part for part in self.segments if part.last), None):
+            return 0
+        return self.prompt_tokens
 
     def _complete(self) -> None:
         if not self._over:
@@ -398,6 +388,8 @@ class Choice:
     def _fail(self, error: ApiError) -> None:
         if not self._over:
             self._over = True
+            self.error = error
+            self._supply.meter.refused(why_refused(error))
             self._supply.withdraw(self)
             self._leave()
             self._listener.failed(self, error)

@@ -57,7 +57,6 @@ class Completions:
         prompts = await made(lambda: _encode(given, served, request), exchange.body_bytes)
         wanted = DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
         for prompt in prompts:
-            check_prompt(prompt.ids, served, "prompt")
             room(len(prompt.ids), max(1, wanted), served, "prompt")
         shared = plan(
             request,
@@ -176,6 +175,7 @@ def _encode(given: Iterable[str | list[int]], served: ServedModel, request: Comp
     for item in given:
         if isinstance(item, str):
             ids = tokenizer.encode(item, special=True)
+            check_prompt(ids, served, "prompt")
             bos = tokenizer.bos_id
             hidden = bos is not None and ids[:1] == [bos] and not item.startswith(tokenizer.token(bos))
             prompts.append(Prompt(ids, item, int(hidden)))

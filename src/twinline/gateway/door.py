@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from twinline.gateway.access import Access, Visit
 from twinline.gateway.api_types import Common
 from twinline.gateway.errors import ApiError, model_not_found, stopping
-from twinline.gateway.exchange import CLIENT_LEFT, MAX_BODY_BYTES, Exchange, decode
+from twinline.gateway.exchange import CLIENT_LEFT, MAX_BODY_BYTES, MAX_HELD_BYTES, Exchange, Held, decode
 from twinline.gateway.meters import Meters
 from twinline.gateway.served import ServedModel
 
@@ -49,6 +49,7 @@ class Door:
         self.access = access or Access()
         self.meters = meters or Meters()
         self.max_body_bytes = max_body_bytes
+        self.held = Held(max(MAX_HELD_BYTES, 2 * max_body_bytes))
         self._by_name: dict[str, ServedModel] = {}
         for served in models:
             self.open(served)
@@ -114,6 +115,7 @@ class Endpoint(Generic[R]):
             exchange.error(ApiError(500, "The gateway failed; its log says why.", code="internal_error"))
         finally:
             self._running.dec()
+            exchange.release()
             seconds = time.monotonic() - began
             self._whole.observe(seconds)
             # 499: the client left before the end
@@ -124,7 +126,7 @@ class Endpoint(Generic[R]):
 
     async def _run(self, exchange: Exchange) -> None:
         visit = self._door.access.enter(exchange)
-        body = await exchange.body(self._door.max_body_bytes)
+        body = await exchange.body(self._door.max_body_bytes, self._door.held)
         if body is None:
             exchange.gone = True
             return
@@ -142,6 +144,7 @@ class Endpoint(Generic[R]):
 
     def _log(self, exchange: Exchange, status: int) -> None:
         cause = " ".join((exchange.cause or "the client left").split())[:LOGGED_CHARACTERS]
+        cause = "".join(each if each.isprintable() else "?" for each in cause)  # a line's words, or a client's
         level = logging.WARNING if status >= 500 else logging.INFO
         subject = " ".join(
             f"{name}={text if text == '-' else repr(text[:LOGGED_CHARACTERS])}"

@@ -6,6 +6,7 @@ Owns statuses, types and codes. Must not know endpoints or how a request is deco
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -15,6 +16,8 @@ from twinline.lines.protocol import LineBroken, LineError, LineRefused
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 RETRY_SECONDS = "1"
 MOST_REASONS = 3
+LONGEST_MESSAGE = 2000  # characters; some name what the client or a line sent
+_SECONDS = re.compile(r"[0-9]{1,5}")
 
 
 class ApiError(Exception):
@@ -29,6 +32,8 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        if len(message) > LONGEST_MESSAGE:
+            message = f"{message[:LONGEST_MESSAGE]} ... ({len(message)} characters)"
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
         self.headers = dict(headers or {})
@@ -100,13 +105,19 @@ def from_line(error: LineError) -> ApiError:
     """A line's failure as the client's error."""
     if isinstance(error, LineRefused):
         if error.status == 429:
-            headers = {"retry-after": error.retry_after or RETRY_SECONDS}
+            headers = {"retry-after": _retry_after(error)}
             return ApiError(429, error.message, code=error.code or "line_full", headers=headers)
         if 400 <= error.status < 500 and error.status not in (404, 409):
             return ApiError(400, error.message, param=error.param, code=error.code)
         # 404 and 409 too: the line's name for the model and the request's name at the line are ours, not the client's
-        headers = {"retry-after": error.retry_after or RETRY_SECONDS}
+        headers = {"retry-after": _retry_after(error)}
         return ApiError(503, error.message, code=error.code or "line_unavailable", headers=headers)
     if isinstance(error, LineBroken) and error.code == "deadline":
         return deadline_passed()
     return ApiError(502, f"The line failed while answering: {error}", code="line_broken")
+
+
+def _retry_after(error: LineRefused) -> str:
+    """What the line asks for, if that is a number of seconds: its other words do not become a header of ours."""
+    asked = error.retry_after or ""
+    return asked if _SECONDS.fullmatch(asked) else RETRY_SECONDS

@@ -11,6 +11,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import count
 from typing import Protocol, TypeVar
 
@@ -22,7 +23,10 @@ from twinline.gateway.heads import CONNECTION, Connection
 
 T = TypeVar("T")
 
-MAX_BODY_BYTES = 64 << 20
+MAX_BODY_BYTES = 16 << 20  # a prompt of a million tokens, with room
+MAX_HELD_BYTES = 256 << 20  # of bodies, over all connections
+SMALL_BODY_BYTES = 64 << 10  # such a body is never refused for the sake of others
+MAX_VALUES = 2 << 20  # in one body; decoded, a value of two bytes becomes a hundred
 _PATH_IN_MESSAGE = re.compile(r" - at `(key in )?\$\.?(.*?)`$")
 _EVENT_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -46,6 +50,14 @@ class Source(Protocol):
     def resume(self) -> None: ...
 
 
+@dataclass(slots=True)
+class Held:
+    """Bytes of bodies that did not come in one piece, over all exchanges that are under way, and how many may be."""
+
+    limit: int = MAX_HELD_BYTES
+    bytes: int = 0
+
+
 class Exchange:
     """One request and its answer. `status` is what was sent, or None so far; `cause` is the failure that was told.
 
@@ -55,18 +67,20 @@ class Exchange:
     """
 
     __slots__ = (
-        "_connection", "_headers", "_held", "_receive", "_send", "_source", "body_bytes", "cause", "done", "gone",
-        "lines", "model", "request_id", "status", "streaming", "tenant",
+        "_connection", "_headers", "_held", "_keep", "_kept", "_receive", "_send", "_source", "body_bytes", "cause",
+        "done", "gone", "lines", "model", "request_id", "status", "streaming", "tenant",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
-        self._headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self._headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # of two of a name the first counts
         self._connection: Connection = scope[CONNECTION]
         self._connection.watcher = self
         self._source: Source | None = None
         self._held: list[Message] = []
+        self._keep: Held | None = None
+        self._kept = 0
         self.status: int | None = None
         self.streaming = False
         self.gone = False
@@ -80,16 +94,14 @@ class Exchange:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def header(self, name: str) -> str | None:
-        wanted = name.encode()
-        for key, value in self._headers:
-            if key == wanted:
-                return value.decode("latin-1")
-        return None
+        value = self._headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
 
-    async def body(self, limit: int) -> bytes | None:
-        """The whole body, or None if the client left. Raises ApiError 413 above `limit` bytes.
+    async def body(self, limit: int, held: Held | None = None) -> bytes | None:
+        """The whole body, or None if the client left. Raises ApiError 413 above `limit` bytes, 503 when those that are
+        `held` leave no room; then `release` it when the exchange is over.
 
-        A body that is too long is read to four times the limit and dropped, so that the client, which is still writing,
+        A body that cannot be taken is read to four times the limit and dropped, so that the client, which is still writing,
         gets to read why.
         """
         message = await self._receive()
@@ -99,22 +111,42 @@ class Exchange:
         if not message.get("more_body", False) and len(part) <= limit:
             self.body_bytes = len(part)
             return part
+        self._keep = held = held or Held()
+        self._hold(len(part))
         parts = [part]
         size = len(part)
+        room = True
         while message.get("more_body", False) and size <= 4 * limit:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 return None
             part = message.get("body", b"")
             size += len(part)
-            if size <= limit:
+            if size <= limit and room:
                 parts.append(part)
-            else:
+                self._hold(len(part))
+                if held.bytes > held.limit and size > SMALL_BODY_BYTES:
+                    room = False
+            if parts and (size > limit or not room):
                 parts.clear()
+                self.release()
         if size > limit:
             raise _body_error(413, f"The body is longer than {limit} bytes.", "body_too_large")
+        if not room:
+            raise _too_much(held.limit)
         self.body_bytes = size
         return b"".join(parts)
+
+    def _hold(self, size: int) -> None:
+        assert self._keep is not None
+        self._keep.bytes += size
+        self._kept += size
+
+    def release(self) -> None:
+        """The body is no longer held."""
+        if self._keep is not None:
+            self._keep.bytes -= self._kept
+            self._kept = 0
 
     async def answered(self, source: Source) -> None:
         """Until the answer that `source` makes is handed over or nobody is there to take it."""
@@ -183,7 +215,7 @@ class Exchange:
             self._held.append(message)
             return
         try:
-            self._send(message).__await__().send(None)
+            self._send(message).send(None)  # type: ignore[attr-defined]  # a coroutine, driven by hand
         except StopIteration:
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 self._finished()
@@ -203,8 +235,16 @@ def _body_error(status: int, message: str, code: str) -> ApiError:
     return ApiError(status, message, code=code, headers={"connection": "close"})
 
 
+def _too_much(limit: int) -> ApiError:
+    headers = {"retry-after": "1", "connection": "close"}
+    told = f"Requests under way hold more than {limit} bytes of bodies; try again when some have ended."
+    return ApiError(503, told, code="too_many_bytes", headers=headers)
+
+
 def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     """The body as the decoder's type. Raises ApiError 400 that names the field at fault when there is one."""
+    if len(body) > MAX_VALUES and body.count(b",") + body.count(b"[") + body.count(b"{") > MAX_VALUES:
+        raise ApiError(413, f"The body holds more than {MAX_VALUES} values.", code="body_too_large")
     try:
         body.decode("utf-8")  # the decoder does not look inside fields it skips
         return decoder.decode(body)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -103,8 +104,9 @@ class Following:
             return
         old = self._models.get(spec.name)
         if old is None:
-            supply = Supply(spec.name, policy_of(spec, ()), ModelMeter(self.door.meters, spec.name), self.bounds)
-            supply.on_trip = self.on_trip
+            meter = ModelMeter(self.door.meters, spec.name)
+            supply = Supply(spec.name, policy_of(spec, ()), meter, self.bounds)
+            supply.on_trip = partial(self._tripped, meter)
             watching = asyncio.create_task(Watch(supply, self.patience).run(), name=f"watch {spec.name}")
         else:
             supply, watching = old.served.supply, old.watching
@@ -112,6 +114,11 @@ class Following:
         served = ServedModel(spec.name, text, supply, spec.label)
         self.door.open(served)
         self._models[spec.name] = _Model(spec, served, watching)
+
+    def _tripped(self, meter: ModelMeter, line: Line, reason: str) -> None:
+        log.warning("line %s is not asked for a while: %s", line.name, reason)
+        meter.tripped(line.name)
+        self.on_trip(line, reason)
 
     def _close(self, name: str) -> None:
         model = self._models.pop(name)

@@ -1,13 +1,16 @@
-"""HTTP/1.1 connections that do not wait for ever: heads bounded in size and time, bodies and readers in time.
+"""HTTP/1.1 connections that do not wait for ever: heads bounded in size and time, bodies and readers in time, and all
+of them in number.
 
 Owns what a client is told whose bytes are no request, and the hooks by which an exchange learns that its client left or
-reads too slowly; uvicorn has none of this. Must not know paths or models.
+reads too slowly; uvicorn has none of this. Must not know paths or models. docs/security.md lists what it stands up to.
 """
 
 from __future__ import annotations
 
 import asyncio
 import http
+import re
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -17,8 +20,16 @@ from twinline.gateway.errors import ApiError
 MAX_HEAD_BYTES = 64 << 10  # an endless header would block the loop: the parser copies what it has for every read
 HEAD_SECONDS = 30.0
 BODY_SILENCE_SECONDS = 60.0  # between two pieces of a body
+LEAST_BODY_RATE = 4096  # bytes a second, of a body that has taken longer than that silence
+MOST_FRAMING_BYTES = 128 << 10  # how much longer than twice a body its chunks' heads, extensions and trailers may be
+MOST_UNREAD_BYTES = 64 << 20  # of a body whose answer was sent before its end: read and dropped, then it is enough
+MOST_AHEAD = 32  # requests that a client may send before it has the answer to the first
 WRITE_SECONDS = 60.0  # how long a client may leave unread what was sent to it
+MOST_CONNECTIONS = 16_384  # at once, where the limit on open files allows it
+SWEEP_SHARE = 64  # the part of all connections that is closed at once when there are too many
+FULL_SECONDS = 0.25  # for how long it is believed that no connection is idle
 CONNECTION = "twinline.connection"  # where a scope names its connection
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 class Watcher(Protocol):
@@ -33,11 +44,24 @@ class Watcher(Protocol):
     def free(self) -> None: ...
 
 
+@dataclass(slots=True)
+class Crowd:
+    """How many connections a server may have. `full_until`: until then all of them are known to be busy."""
+
+    most: int = MOST_CONNECTIONS
+    full_until: float = 0.0
+
+
 class Connection(HttpToolsProtocol):
     """One connection."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, crowd: Crowd | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._crowd = crowd or Crowd()
+        self._body_bytes = 0  # of the request's body so far
+        self._sent_bytes = 0  # that came since its head
+        self._body_began = 0.0
+        self._deaf = False  # what comes now is no request of ours
         self.watcher: Watcher | None = None
         self._body_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -47,7 +71,43 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > self._crowd.most and not self._make_room():
+            full = {"retry-after": "1"}
+            self._refuse(
+                ApiError(503, "The gateway has too many connections.", code="too_many_connections", headers=full)
+            )
+            return
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+
+    def _make_room(self) -> bool:
+        """Closes the connections that have waited longest without a request under way; whether there are any."""
+        now = self.loop.time()
+        if now < self._crowd.full_until:
+            return False
+        made_here = (made for made in self.connections if isinstance(made, Connection) and made is not self)
+        others = [(made.since, id(made), made) for made in made_here if made.idle]
+        if not others:
+            self._crowd.full_until = now + FULL_SECONDS
+            return False
+        others.sort()
+        for _, _, made in others[: 1 + self._crowd.most // SWEEP_SHARE]:
+            self.connections.discard(made)  # counted no more, though the loop takes its time to close it
+            made.transport.abort()
+        return True
+
+    @property
+    def idle(self) -> bool:
+        """No request is under way: none came, or not yet its whole head, or all were answered."""
+        return self._in_head and (self.cycle is None or self.cycle.response_complete)
+
+    @property
+    def since(self) -> float:
+        """When it became idle, or the head began that is not whole yet (the loop's clock)."""
+        if self._head_timer is not None:
+            return self._head_timer.when() - HEAD_SECONDS
+        if self.timeout_keep_alive_task is not None:
+            return self.timeout_keep_alive_task.when() - self.timeout_keep_alive
+        return 0.0
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_ended()
@@ -78,14 +138,17 @@ class Connection(HttpToolsProtocol):
             self.watcher.free()
 
     def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
         if self._in_head:
             self._head_bytes += len(data)
+            if b"pgrade:" in data:
+                data = without_upgrade(data)
         super().data_received(data)
         if self.transport.is_closing():
             return
         if not self._in_head:
-            self._stop(self._body_timer)
-            self._body_timer = self.loop.call_later(BODY_SILENCE_SECONDS, self._body_too_slow)
+            self._body_goes_on(len(data))
             return
         if not self._head_bytes:
             return
@@ -94,14 +157,46 @@ class Connection(HttpToolsProtocol):
         elif self._head_timer is None:  # the next request of a connection that was kept
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
 
+    def _body_goes_on(self, came: int) -> None:
+        """More of a body came, and that was not all."""
+        now = self.loop.time()
+        if not self._sent_bytes:
+            self._body_began = now
+        self._sent_bytes += came
+        seconds = now - self._body_began
+        if self._sent_bytes > 2 * self._body_bytes + MOST_FRAMING_BYTES:
+            self._refuse(ApiError(400, "The body's chunks are more framing than body.", code="invalid_http"))
+        elif seconds > BODY_SILENCE_SECONDS and self._body_bytes < seconds * LEAST_BODY_RATE and not self.pipeline:
+            self._refuse(ApiError(408, f"The body comes slower than {LEAST_BODY_RATE} bytes/s.", code="slow_body"))
+        else:
+            self._stop(self._body_timer)
+            self._body_timer = self.loop.call_later(BODY_SILENCE_SECONDS, self._body_too_slow)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Clients may ask for another protocol; that they do not get it is no news."""
+
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= MOST_AHEAD:
+            raise ValueError(f"more than {MOST_AHEAD} requests without waiting for an answer")
         super().on_message_begin()
         self.scope[CONNECTION] = self  # type: ignore[literal-required]
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._body_bytes = self._sent_bytes = 0
         self._head_ended()
         super().on_headers_complete()
+        self.headers = []  # what follows a chunked body are trailers: nobody may take them for the request's headers
+        if self.parser.should_upgrade():
+            # The parser takes what comes now for another protocol, then for requests; a body may look like one.
+            self._deaf = True
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
+        if self._body_bytes > MOST_UNREAD_BYTES and self.cycle.response_complete:
+            self.transport.close()
 
     def on_message_complete(self) -> None:
         self._in_head = True
@@ -110,6 +205,16 @@ class Connection(HttpToolsProtocol):
             self._body_timer.cancel()
             self._body_timer = None
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._close()
+        elif self.expect_100_continue and not self._in_head and not self.pipeline:
+            self._close()  # the body was not asked for: what comes next may be it, or another request
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(ApiError(400, msg, code="invalid_http"))
@@ -125,13 +230,11 @@ class Connection(HttpToolsProtocol):
             timer.cancel()
 
     def _body_too_slow(self) -> None:
+        if self.pipeline:  # it is not read while an earlier request is answered
+            self._body_timer = self.loop.call_later(BODY_SILENCE_SECONDS, self._body_too_slow)
+            return
         self._body_timer = None
-        silence = f"Nothing came of the body for {BODY_SILENCE_SECONDS:g} s."
-        if self.cycle is not None and not self.cycle.response_started:
-            self.cycle.response_complete = True  # it is told here; the application only learns that the client left
-            self._refuse(ApiError(408, silence, code="slow_body"))
-        else:
-            self.transport.close()
+        self._refuse(ApiError(408, f"Nothing came of the body for {BODY_SILENCE_SECONDS:g} s.", code="slow_body"))
 
     def _too_slow(self) -> None:
         self._head_timer = None
@@ -141,10 +244,27 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, error: ApiError) -> None:
-        """Tells the client, unless the answer to an earlier request is still being sent, and closes."""
-        if self.cycle is None or self.cycle.response_complete:
+        """Tells the client, unless an answer to it or to an earlier request is being sent, and closes."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and not cycle.response_started and not self.pipeline:
+            cycle.response_complete = cycle.disconnected = True  # the application only learns that the client left
+        if cycle is None or cycle.response_complete:
             body = error.body()
             head = f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}\r\nconnection: close\r\n"
+            head += "".join(f"{name}: {value}\r\n" for name, value in error.headers.items())
             head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
             self.transport.write(head.encode("ascii") + body)
+        self._close()
+
+    def _close(self) -> None:
+        """Once what was written is read, or not for `WRITE_SECONDS`."""
         self.transport.close()
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+
+def without_upgrade(data: bytes) -> bytes:
+    """The bytes of a head that ask for no other protocol, as HTTP allows a server to read it. httptools would take what
+    follows for that protocol, the body too: Java's client asks so with every request."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"\r\nx-upgrade:", head) + end + rest

@@ -8,17 +8,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import resource
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from twinline.gateway.heads import Connection
+from twinline.gateway.heads import MOST_CONNECTIONS, Connection, Crowd
 
 DRAIN_SECONDS = 5  # how long open streams may go on after a signal
 LAST_WORDS_SECONDS = 1.0  # how long clients may take to read that the server ends
@@ -30,6 +33,27 @@ class Tls:
 
     certificate: str
     key: str | None = None
+
+    def check(self) -> None:
+        """Raises ValueError, in one line that names the file, for what no server could use."""
+        for file in (self.certificate, self.key):
+            try:
+                if file is not None:
+                    Path(file).read_bytes()
+            except OSError as error:
+                raise ValueError(f"TLS: {file} cannot be read: {error.strerror or error}") from None
+        files = self.certificate if self.key is None else f"{self.certificate} and {self.key}"
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key, password=_no_password)
+        except ssl.SSLError as error:
+            raise ValueError(f"TLS: {files} hold no certificate with its key: {error.reason or error}") from None
+        except ValueError as error:
+            raise ValueError(f"TLS: {files}: {error}") from None
+
+
+def _no_password() -> str:
+    """Else OpenSSL would ask at the terminal, if there is one."""
+    raise ValueError("the key is encrypted; the gateway needs one without a password")
 
 
 class Server(uvicorn.Server):
@@ -45,7 +69,7 @@ class Server(uvicorn.Server):
             ssl_certfile=None if tls is None else tls.certificate,
             ssl_keyfile=None if tls is None else tls.key,
             loop="none",
-            http=Connection,
+            http=partial(Connection, crowd=Crowd(most_connections())),  # type: ignore[arg-type]  # only called
             ws="none",
             lifespan="off",
             log_config=None,
@@ -67,6 +91,19 @@ class Server(uvicorn.Server):
         if self.config.uds:
             Path(self.config.uds).chmod(0o600)
         self._ready()
+
+
+def most_connections() -> int:
+    """How many clients may be connected: three quarters of the files that the process may open, the rest is for lines.
+    Takes the highest limit that the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = max(soft, 2 * MOST_CONNECTIONS)
+    if soft < hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS allows less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return min(MOST_CONNECTIONS, soft * 3 // 4)
 
 
 class Stopping:
@@ -135,6 +172,15 @@ def bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def loopback(host: str) -> bool:
+    """Whether only this machine can reach a server there: every address that the name has is loopback's."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]") or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
 
 
 def url_of(listener: socket.socket) -> str:

@@ -16,11 +16,13 @@ from starlette.routing import Route
 
 from twinline.gateway.door import Door
 from twinline.gateway.errors import ApiError
+from twinline.gateway.passed import own_text
 from twinline.gateway.supply import Supply
 from twinline.lines.client import LineClient
 from twinline.lines.protocol import LineError
 
 CONTROL_SECONDS = 30.0
+LONGEST_BODY_BYTES = 1 << 20
 HANDED_ON = {"state": "GET", "apply": "POST", "drain": "POST", "resume": "POST"}
 
 
@@ -34,7 +36,10 @@ class Management:
         self._generation = generation
 
     def routes(self) -> list[Route]:
-        routes = [Route("/api/lines", self._lines, methods=["GET"])]
+        routes = [
+            Route("/api/lines", self._lines, methods=["GET"]),
+            Route("/api/metrics", self._metrics, methods=["GET"]),
+        ]
         if self._control is not None:
             routes += [Route(f"/api/{name}", self._hand_on, methods=[method]) for name, method in HANDED_ON.items()]
         return routes
@@ -48,13 +53,22 @@ class Management:
         lines = [told for served in self._door.models for told in told_by(served.supply)]
         return _json({"generation": self._generation(), "lines": lines})
 
+    async def _metrics(self, request: Request) -> Response:
+        """Of this gateway alone, without what the lines say of themselves: its siblings ask for it."""
+        self._check(request)
+        text = own_text(self._door.meters, self._door.models)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
     async def _hand_on(self, request: Request) -> Response:
         self._check(request)
         assert self._control is not None
-        path = request.url.path.removeprefix("/api")
-        query = f"?{request.url.query}" if request.url.query else ""
+        path = request.scope["path"].removeprefix(
+            "/api"
+        )  # one of `HANDED_ON`; `url` would be made with the Host header
+        query = request.scope["query_string"].decode("latin-1")
+        asked = f"{path}?{query}" if query else path
         try:
-            status, body = await self._control.ask(request.method, path + query, await request.body(), CONTROL_SECONDS)
+            status, body = await self._control.ask(request.method, asked, await _body(request), CONTROL_SECONDS)
         except LineError as error:
             raise ApiError(503, f"The control side does not answer: {error}.", code="no_control") from error
         return Response(body, status, media_type="application/json")
@@ -79,6 +93,18 @@ def told_by(supply: Supply) -> list[dict[str, Any]]:
             }
         )
     return lines
+
+
+async def _body(request: Request) -> bytes:
+    parts = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > LONGEST_BODY_BYTES:
+            told = f"The body is longer than {LONGEST_BODY_BYTES} bytes."
+            raise ApiError(413, told, code="body_too_large", headers={"connection": "close"})
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _json(body: object) -> Response:

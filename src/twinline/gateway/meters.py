@@ -108,6 +108,7 @@ class Meters:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.currency = "USD"
         by_line = ["model", "line"]
 
         def histogram(what: str, text: str, bounds: Sequence[float], labels: Sequence[str]) -> Histograms:
@@ -144,10 +145,31 @@ class Meters:
         self.cached_tokens = counter("cached_prompt_tokens", "Prompt tokens that a line had in its cache.", by_line)
         self.waste_tokens = counter("refilled_tokens", "Tokens prefilled again because an answer moved there.", by_line)
         self.moves = counter("moves", "Answers that went on at this line after leaving another.", by_line)
+        self.moves_from = counter(
+            "moves_from", "Answers that went on elsewhere after leaving this line, by reason.", [*by_line, "reason"]
+        )
+        self.lost = counter(
+            "attempts_lost", "Attempts that ended before the answer was whole, by reason.", [*by_line, "reason"]
+        )
+        self.refusals = counter("refusals", "Requests that ended with an error, by reason.", ["model", "reason"])
+        self.key_refusals = counter(
+            "key_refusals", "Requests refused because of their key or its limits, by reason.", ["key", "reason"]
+        )
+        self.trips = counter("line_trips", "Times that the line's circuit opened.", by_line)
+        self.cost = counter("cost", "What answers cost, in the currency of the fleet.", [*by_line, "currency"])
+        self.predicted = counter(
+            "predicted_time_to_first_token_seconds",
+            "Sum of the times to first token that were predicted for the answers that had one.",
+            by_line,
+        )
+        self.queue_seconds = histogram(
+            "queue_seconds", "Wait in the gateway before the first line, of answers that got a token.", _TTFT, ["model"]
+        )
         self.faults = counter("line_faults", "Requests that a line failed by its own doing.", by_line)
-        self.line_up = gauge("line_up", "1 while the line may be asked.", by_line)
-        self.in_flight = gauge("line_in_flight", "Choices under way at the line.", by_line)
-        self.queued = gauge("queued", "Choices that wait in the gateway.", ["model"])
+
+
+    def key_refused(self, key: str, reason: str) -> None:
+        self.key_refusals.labels(key, reason).inc()
 
 
 class ModelMeter:
@@ -157,6 +179,7 @@ class ModelMeter:
         self._meters = meters
         self._model = model
         self._lines: dict[str, _LineMeter] = {}
+        self._queued = meters.queue_seconds.labels(model).observe
 
     def _line(self, name: str) -> _LineMeter:
         meter = self._lines.get(name)
@@ -168,7 +191,9 @@ class ModelMeter:
         now = time.monotonic()
         meter = self._line(segment.line.name)
         meter.first_token(now - segment.began)
-        segment.last = now
+        meter.predicted(segment.placement.ttft)
+        self._queued(segment.queued)
+        segment.first = segment.last = now
 
     def gap(self, segment: Segment, tokens: int) -> None:
         """A later arrival of so many tokens."""
@@ -180,27 +205,40 @@ class ModelMeter:
             if gap > segment.longest_gap:
                 segment.longest_gap = gap
 
-    def moved(self, line: str) -> None:
+    def moved(self, line: str, before: Segment) -> None:
+        """An answer goes on at `line`, after what `before` tells of another."""
         self._line(line).moves()
+        self._meters.moves_from.labels(self._model, before.line.name, before.left).inc()
+
+    def refused(self, reason: str) -> None:
+        """A request of the model ends with an error."""
+        self._meters.refusals.labels(self._model, reason).inc()
+
+    def tripped(self, line: str) -> None:
+        self._meters.trips.labels(self._model, line).inc()
 
     def fault(self, line: str) -> None:
         self._line(line).faults()
 
-    def ended(self, segment: Segment, prompt_tokens: int) -> None:
-        """An attempt is over; `prompt_tokens` counts for the first of an answer, 0 for the others."""
+    def ended(self, segment: Segment) -> None:
+        """An attempt is over."""
         meter = self._line(segment.line.name)
         if segment.tokens:
-            meter.prompt_tokens(prompt_tokens)
+            meter.prompt_tokens(segment.prompt_tokens)
             meter.completion_tokens(segment.tokens)
             meter.cached_tokens(segment.cached or 0)
+        if segment.cost:
+            meter.cost(segment.cost)
+        if segment.left:
+            self._meters.lost.labels(self._model, segment.line.name, segment.left).inc()
         if segment.waste:
             meter.waste_tokens(segment.waste)
 
 
 class _LineMeter:
     __slots__ = (
-        "between_tokens", "cached_tokens", "completion_tokens", "faults", "first_token", "moves", "prompt_tokens",
-        "waste_tokens",
+        "between_tokens", "cached_tokens", "completion_tokens", "cost", "faults", "first_token", "moves", "predicted",
+        "prompt_tokens", "waste_tokens",
     )  # fmt: skip
 
     def __init__(self, meters: Meters, model: str, line: str) -> None:
@@ -212,3 +250,5 @@ class _LineMeter:
         self.waste_tokens = meters.waste_tokens.labels(model, line).inc
         self.moves = meters.moves.labels(model, line).inc
         self.faults = meters.faults.labels(model, line).inc
+        self.predicted = meters.predicted.labels(model, line).inc
+        self.cost = meters.cost.labels(model, line, meters.currency).inc

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from twinline.gateway.access import Access, Visit
-from twinline.gateway.choice import Choice, Listener
+from twinline.gateway.choice import Choice
 from twinline.gateway.door import Target
+from twinline.gateway.listener import Listener
 from twinline.gateway.routing import Ask
 from twinline.gateway.sampling import Plan
 from twinline.gateway.text.reasoning import ReasoningParser
@@ -73,9 +74,13 @@ class Order:
         served = self._target.served
         transcript = Transcript(served.tokenizer, plan.rules, reasoning, index, plan.min_tokens)
         request = plan.for_choice(prompt, index, step)
-        return Choice(
-            self._supply, request, transcript, ask, listener, index, self._claim, self._text, self._target.line
+        pinned = self._target.line
+        choice = Choice(
+            self._supply, request, transcript, ask, listener, index, self._claim, self._text, pinned, leads=step == 0
         )
+        if self._visit.trace is not None:
+            choice.trace = self._visit.trace.of_choice(index, "chat" if self._chat else "text_completion")
+        return choice
 
     def _text(self) -> TextSource:
         return self._source

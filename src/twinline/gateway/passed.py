@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from twinline.gateway.gauges import Gauges, line_up
 from twinline.gateway.meters import PREFIX, Meters
 from twinline.gateway.served import ServedModel
 from twinline.lines.client import LineClient
@@ -23,24 +24,30 @@ from twinline.lines.protocol import LineError
 log = logging.getLogger(__name__)
 
 LINE_SECONDS = 2.0  # how long a line may take to answer for its metrics
+SIBLING_SECONDS = 2.0
 PASSED_THROUGH = "vllm:"
 
 
 async def metrics_text(meters: Meters, models: Iterable[ServedModel]) -> bytes:
     """Prometheus' text format; a line that does not answer, or has no such metrics, is left out."""
-    up = []
-    for served in models:
-        supply = served.supply
-        meters.queued.labels(served.name).set(supply.waiting)
-        for line in supply.lines.values():
-            ready = line.name in supply.ready
-            meters.line_up.labels(served.name, line.name).set(1 if ready else 0)
-            meters.in_flight.labels(served.name, line.name).set(len(line.calls))
-            if ready and line.driver.metrics_path is not None:
-                up.append(line)
+    return own_text(meters, models) + await lines_text(models)
+
+
+def own_text(meters: Meters, models: Iterable[ServedModel]) -> bytes:
+    """What this gateway has counted, and what is true of its lines now."""
+    return generate_latest(meters.registry) + generate_latest(Gauges(models))
+
+
+async def lines_text(models: Iterable[ServedModel]) -> bytes:
+    """What the lines say of themselves; one that does not answer, or has no such metrics, is left out."""
+    up = [
+        line
+        for served in models
+        for line in served.supply.lines.values()
+        if line_up(served.supply, line) and line.driver.metrics_path is not None
+    ]
     texts = await asyncio.gather(*map(_line_text, up))
-    passed = _Passed([(line.name, text) for line, text in zip(up, texts, strict=True)])
-    return generate_latest(meters.registry) + generate_latest(passed)
+    return generate_latest(_Passed([(line.name, text) for line, text in zip(up, texts, strict=True)]))
 
 
 async def of_all(index: int, own: bytes, siblings: Sequence[LineClient]) -> bytes:
@@ -53,11 +60,14 @@ async def of_all(index: int, own: bytes, siblings: Sequence[LineClient]) -> byte
 async def _sibling_text(sibling: LineClient) -> tuple[str, str]:
     name = str(sibling.target).rpartition("gateway-")[2].removesuffix(".sock")
     try:
-        status, body = await sibling.ask("GET", "/metrics?own=1", seconds=LINE_SECONDS)
+        status, body = await sibling.ask("GET", "/api/metrics", seconds=SIBLING_SECONDS)
     except LineError as error:
         log.warning("no metrics from gateway %s: %s", name, error)
         return name, ""
-    return name, body.decode("utf-8", "replace") if status == 200 else ""
+    if status != 200:
+        log.warning("no metrics from gateway %s: it answers %d", name, status)
+        return name, ""
+    return name, body.decode("utf-8", "replace")
 
 
 class _Gathered(Collector):
@@ -69,7 +79,7 @@ class _Gathered(Collector):
     def collect(self) -> Iterable[Metric]:
         families: dict[str, Metric] = {}
         for number, (gateway, text) in enumerate(self._texts):
-            for family in text_string_to_metric_families(text):
+            for family in _families(gateway, text):
                 ours = family.name.startswith(PREFIX)
                 if not ours and number:
                     continue
@@ -77,6 +87,15 @@ class _Gathered(Collector):
                 extra = {"gateway": gateway} if ours else {}
                 joined.samples += [s._replace(labels={**s.labels, **extra}) for s in family.samples]
         return families.values()
+
+
+def _families(gateway: str, text: str) -> Iterable[Metric]:
+    """A gateway's text is taken whole or not at all, so that its sums agree with each other."""
+    try:
+        return list(text_string_to_metric_families(text))
+    except ValueError as error:
+        log.warning("the metrics of gateway %s cannot be read: %s", gateway, error)
+        return []
 
 
 async def _line_text(line: Line) -> str:

@@ -23,12 +23,14 @@ from pathlib import Path
 
 import msgspec
 import uvloop
+from prometheus_client import ProcessCollector
 
+from twinline.gateway import tracing
 from twinline.gateway.access import Access
 from twinline.gateway.app import App
 from twinline.gateway.door import Door
 from twinline.gateway.following import Following
-from twinline.gateway.listening import Server, Stopping, Tls, bound, url_of
+from twinline.gateway.listening import Server, Stopping, Tls, bound, loopback, url_of
 from twinline.gateway.logs import AccessLog, set_up_logs
 from twinline.gateway.supply import Bounds
 from twinline.lines import roster
@@ -57,14 +59,18 @@ async def serve(directory: Path, index: int) -> None:
     store that cannot be opened.
     """
     settings = roster.read(directory).gateway
+    check(settings)
     stopping = Stopping()
     control = f"unix://{directory / CONTROL}"
     teller = _Teller(control)
     with contextlib.closing(bound(settings.host, settings.port, shared=True)) as listener, stopping.on_signals():
-        async with _store(settings, index) as access:
+        async with _store(settings, index) as access, _traced(access, index):
             if settings.access_log:
                 access.observers.append(AccessLog(settings.log_prompts))
             door = Door(access=access, max_body_bytes=settings.max_body_bytes)
+            door.meters.currency = settings.currency
+            access.on_refusal = door.meters.key_refused
+            ProcessCollector("twinline_gateway", registry=door.meters.registry)
             bounds = Bounds(queue_requests=settings.queue_requests, queue_seconds=settings.queue_seconds)
             following = Following(directory, door, bounds, teller.tell)
             await following.look()
@@ -87,6 +93,20 @@ async def serve(directory: Path, index: int) -> None:
                 for task in tasks[:1]:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def check(settings: GatewaySpec) -> None:
+    """Refuses a door that would be open by mistake, whatever has read the fleet file. Raises ValueError."""
+    if settings.keys not in ("required", "off"):
+        raise ValueError(f"keys must be required or off, not {settings.keys!r}")
+    if settings.keys == "off" and not loopback(settings.host):
+        raise ValueError(f"keys cannot be off at {settings.host}: anybody could use it; write keys: required")
+    if settings.admin_key_env and not os.environ.get(settings.admin_key_env):
+        raise ValueError(f"admin_key_env: the environment variable {settings.admin_key_env} is not set or empty")
+    if settings.tls_key and not settings.tls_certificate:
+        raise ValueError("tls_key is set without tls_certificate: the gateway would speak plain HTTP")
+    if settings.tls_certificate:
+        Tls(settings.tls_certificate, settings.tls_key).check()
 
 
 @contextlib.asynccontextmanager
@@ -113,6 +133,20 @@ async def _store(settings: GatewaySpec, index: int) -> AsyncIterator[Access]:
         await asyncio.gather(*tasks, return_exceptions=True)
         journal.close()
         database.close()
+
+
+@contextlib.asynccontextmanager
+async def _traced(access: Access, index: int) -> AsyncIterator[None]:
+    """Traces, where they are asked for; what is left of them is sent at the end."""
+    traces = tracing.set_up(index)
+    if traces is None:
+        yield
+        return
+    access.observers.append(traces.observer)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(traces.close)
 
 
 def settle_garbage() -> None:

@@ -6,7 +6,8 @@ Owns the outer shape. Must not know what a choice looks like.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -19,7 +20,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class Envelope:
-    """One answer's id, time and model. The head of a chunk is encoded once: it is the same in every event."""
+    """One answer's id, time and model. The head of a chunk, the same in every event, is encoded once."""
 
     def __init__(self, prefix: str, kind: str, request: Common, request_id: str) -> None:
         self._id = prefix + request_id
@@ -29,13 +30,13 @@ class Envelope:
         self.with_usage = bool(request.stream_options and request.stream_options.include_usage)
         if request.stream_options is not None and not request.stream:
             raise bad_request("stream_options is only allowed when stream is true.", "stream_options")
-        chunk_kind = kind if kind == "text_completion" else f"{kind}.chunk"
-        self._head = b"data: " + self._open(chunk_kind) + b',"choices":['
-        self._tail = b'],"usage":null}\n\n' if self.with_usage else b"]}\n\n"
+        if request.stream:
+            fields = self._fields(kind if kind == "text_completion" else f"{kind}.chunk")
+            self._head = b"data: " + _encoder.encode(fields)[:-1] + b',"choices":['
+            self._tail = b'],"usage":null}\n\n' if self.with_usage else b"]}\n\n"
 
-    def _open(self, kind: str) -> bytes:
-        fields = {"id": self._id, "object": kind, "created": self._created, "model": self._model}
-        return _encoder.encode(fields)[:-1]
+    def _fields(self, kind: str) -> dict[str, Any]:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
 
     def chunk(self, choice: msgspec.Struct) -> bytes:
         """The event of one choice's news."""
@@ -60,13 +61,14 @@ class Envelope:
 
     def whole(self, choices: Sequence[msgspec.Struct], usage: UsageOut) -> bytes:
         """The body of an answer that is not streamed."""
-        rest = _encoder.encode({"choices": choices, "usage": usage})[1:]
-        return self._open(self._kind) + b"," + rest
+        return _encoder.encode(self._fields(self._kind) | {"choices": choices, "usage": usage})
 
 
 def usage_of(choices: Sequence[Choice], completion: int | None = None) -> UsageOut:
     """A prompt counts once, however many choices it has. `completion` overrides the tokens given out."""
-    first = {id(choice.request.prompt): choice for choice in reversed(choices)}.values()
+    first: Iterable[Choice] = choices
+    if len(choices) > 1:
+        first = {id(choice.request.prompt): choice for choice in reversed(choices)}.values()
     prompt = sum(choice.prompt_tokens for choice in first)
     if completion is None:
         completion = sum(choice.completion_tokens for choice in choices)

@@ -22,6 +22,7 @@ NOTHING: frozenset[str] = frozenset()
 _SEEDS = 2**63
 _prefix = secrets.token_hex(4)
 _numbers = count(1)
+_PLAIN = TextRules()
 _random = random.Random(secrets.randbits(128))  # seeds need to differ, not to be secret
 LONGEST_TOKEN_CHARACTERS = 512  # no published vocabulary has a longer token (DeepSeek, Qwen, Llama: 128 spaces)
 
@@ -69,30 +70,34 @@ def plan(
         raise bad_request(f"min_tokens {min_tokens} is more than max_tokens {max_tokens}.", "min_tokens")
     defaults = served.defaults
     ignore_eos = bool(request.ignore_eos)
-    stop_ids = set(_token_ids(request.stop_token_ids or [], served.vocab_size, "stop_token_ids"))
-    if not ignore_eos:
-        stop_ids |= served.tokenizer.eos_ids
+    stop_ids = [] if ignore_eos else served.tokenizer.eos_list
+    if request.stop_token_ids:
+        stop_ids = sorted({*_token_ids(request.stop_token_ids, served.vocab_size, "stop_token_ids"), *stop_ids})
     fields: dict[str, Any] = {
         "model": served.name,  # each line is asked under the name that it knows
         "max_tokens": max_tokens,
         "min_tokens": min_tokens,
-        "temperature": _or(request.temperature, defaults.temperature),
-        "top_p": _or(request.top_p, defaults.top_p),
-        "top_k": max(0, int(_or(request.top_k, defaults.top_k))),
-        "min_p": _or(request.min_p, defaults.min_p),
-        "presence_penalty": _or(request.presence_penalty, 0.0),
-        "frequency_penalty": _or(request.frequency_penalty, 0.0),
-        "repetition_penalty": _or(request.repetition_penalty, defaults.repetition_penalty),
-        "logit_bias": _logit_bias(request, served.vocab_size),
-        "stop_token_ids": sorted(stop_ids),
+        "temperature": defaults.temperature if request.temperature is None else request.temperature,
+        "top_p": defaults.top_p if request.top_p is None else request.top_p,
+        "top_k": defaults.top_k if request.top_k is None else max(0, request.top_k),
+        "min_p": defaults.min_p if request.min_p is None else request.min_p,
+        "presence_penalty": request.presence_penalty or 0.0,
+        "frequency_penalty": request.frequency_penalty or 0.0,
+        "repetition_penalty": (
+            defaults.repetition_penalty if request.repetition_penalty is None else request.repetition_penalty
+        ),
+        "logit_bias": _logit_bias(request.logit_bias, served.vocab_size) if request.logit_bias else {},
+        "stop_token_ids": stop_ids,
         "ignore_eos": ignore_eos,
         "logprobs": logprobs,
         "prompt_logprobs": prompt_logprobs,
         "priority": request.priority or 0,
         "timeout_s": _timeout(request.timeout_s, timeout_header),
     }
-    skip_special = request.skip_special_tokens is not False
-    rules = TextRules(stop_strings(request.stop), bool(request.include_stop_str_in_output), skip_special)
+    rules = _PLAIN
+    include_stop, skip_special = bool(request.include_stop_str_in_output), request.skip_special_tokens is not False
+    if request.stop is not None or include_stop or not skip_special:
+        rules = TextRules(stop_strings(request.stop), include_stop, skip_special)
     # Always keyed: a stream that moves to another line must draw the same noise there.
     seed = _random.getrandbits(63) if request.seed is None else request.seed % _SEEDS
     name = f"{request_id}-{_prefix}{next(_numbers):x}"  # clients reuse theirs, a line refuses two of one name
@@ -153,10 +158,6 @@ def room(prompt_tokens: int, wanted: int | None, served: ServedModel, param: str
     return left if wanted is None else wanted
 
 
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
-
-
 def _token_ids(ids: list[int], vocab_size: int, param: str) -> list[int]:
     if ids and (min(ids) < 0 or max(ids) >= vocab_size):
         wrong = next(i for i in ids if not 0 <= i < vocab_size)
@@ -164,9 +165,9 @@ def _token_ids(ids: list[int], vocab_size: int, param: str) -> list[int]:
     return ids
 
 
-def _logit_bias(request: Common, vocab_size: int) -> dict[str, float]:
+def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[str, float]:
     bias = {}
-    for name, value in (request.logit_bias or {}).items():
+    for name, value in given.items():
         if not (name.isascii() and name.isdigit() and len(name) < 12):
             raise bad_request(f"logit_bias has the key {name!r}, which is not a token id.", "logit_bias")
         _token_ids([int(name)], vocab_size, "logit_bias")
@@ -175,7 +176,7 @@ def _logit_bias(request: Common, vocab_size: int) -> dict[str, float]:
 
 
 def _timeout(field: float | None, header: str | None) -> float | None:
-    if field is not None or header is None:
+    if header is None or field is not None:
         return field
     try:
         seconds = float(header)
@@ -189,11 +190,14 @@ def _timeout(field: float | None, header: str | None) -> float | None:
 
 
 _unsupported = attrgetter(*NOT_SUPPORTED)
+_UNSET = (None,) * len(NOT_SUPPORTED)
 
 
 def refuse_unsupported(request: Common, fields: dict[str, bool]) -> None:
     """Raises ApiError 400 for the first field that is set: of `fields`, or of those that no endpoint has yet."""
     named = [name for name, is_set in fields.items() if is_set]
-    named += [name for name, value in zip(NOT_SUPPORTED, _unsupported(request)) if value not in (None, False, [])]
+    values = _unsupported(request)
+    if values != _UNSET:
+        named += [name for name, value in zip(NOT_SUPPORTED, values) if value not in (None, False, [])]
     if named:
         raise ApiError(400, f"{named[0]} is not supported yet.", param=named[0], code="unsupported_parameter")

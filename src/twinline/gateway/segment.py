@@ -1,15 +1,20 @@
-"""What a choice brings along and what it leaves behind: the claim by which it waits, and what each line did for it.
+"""What a choice brings along and what it leaves behind: the claim by which it waits, what each line is asked and did.
 
-Owns the two records and the reckoning of a cost. Must not know how a choice goes on.
+Owns the records, the request as one line gets it, and the reckoning of a cost. Must not know how a choice goes on.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from twinline.gateway.routing import Placement
+import msgspec
+
+from twinline.gateway.routing import Ask, Placement
 from twinline.lines.line import Line
+from twinline.lines.protocol import TokenRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +28,22 @@ class Claim:
 
 @dataclass(slots=True)
 class Segment:
-    """What one line did for the choice. `waste` are tokens prefilled again because the answer moved there."""
+    """What one line did for the choice. `waste` are tokens prefilled again because the answer moved there.
+
+    `queued` is how long the choice waited for its first line; `left` is why it left this one (`reasons.py`), empty
+    while it has not.
+    """
 
     line: Line
     placement: Placement
     began: float
     tokens_before: int
     waste: int = 0
+    queued: float = 0.0
+    left: str = ""
+    first: float = 0.0  # arrival of its first token
     seconds: float = 0.0
+    prompt_tokens: int = 0  # of the prompt, where it counts
     tokens: int = 0
     cached: int | None = None
     last: float = 0.0  # arrival of its latest token
@@ -46,7 +59,7 @@ class Segment:
         nothing.
         """
         self.seconds = time.monotonic() - self.began
-        self.tokens = made
+        self.tokens, self.prompt_tokens = made, prompt_tokens
         station = self.placement.station
         traits = station.traits
         fresh = max(0, prompt_tokens - (self.cached or 0))
@@ -54,3 +67,33 @@ class Segment:
         busy = fresh * station.seconds_per_token + made * station.step.at(streams) / streams
         self.cost = busy * traits.price_per_hour / 3600
         self.cost += (prompt_tokens * traits.price_per_million_input + made * traits.price_per_million_output) / 1e6
+
+
+def asked_of(
+    line: Line, request: TokenRequest, attempt: int, journal: Sequence[int], deadline: float | None, now: float
+) -> TokenRequest:
+    """The request as the `attempt`th line gets it, which goes on after the tokens in `journal`."""
+    changes: dict[str, Any] = {}
+    if line.model != request.model:
+        changes["model"] = line.model
+    limit = line.context
+    if limit is not None and len(request.prompt) + request.max_tokens > limit:
+        changes["max_tokens"] = limit - len(request.prompt)  # the client gave no limit: all that fits
+    if attempt > 1:
+        changes["request_id"] = f"{request.request_id}-{attempt}"
+        changes["output_prefix_ids"] = list(journal)
+        if deadline is not None:
+            changes["timeout_s"] = max(0.001, deadline - now)
+    return msgspec.structs.replace(request, **changes) if changes else request
+
+
+def resumed(ask: Ask, prompt_tokens: int, journal_tokens: int, keys: Sequence[int]) -> Ask:
+    """What an answer needs of a line that goes on after so many tokens of it; `keys` are of prompt and journal."""
+    return Ask(
+        prompt_tokens=prompt_tokens + journal_tokens,
+        keys=keys,
+        output_tokens=max(1, ask.output_tokens - journal_tokens),
+        needs=ask.needs | {"token_ids"},
+        context=max(ask.context, prompt_tokens + journal_tokens + 1),
+        key=ask.key,
+    )

@@ -24,7 +24,7 @@ from twinline.lines.state import LineState
 
 EXPECTED_OUTPUT = 256.0  # tokens, before any answer has ended
 OUTPUT_RATE = 0.02
-RESUME_SHARE = 0.5  # of the lines' prefill speed that may go to streams that broke
+RESUME_SHARE = 1.0  # of the lines' prefill speed that may go to streams that broke
 RESUME_BURST_SECONDS = 2.0
 RESUME_LEAST, RESUME_LEAST_BURST = 2048.0, 16384.0  # tokens a second, tokens: what is no storm is not held up
 FULL_SECONDS, LONGEST_FULL_SECONDS = 0.5, 5.0
@@ -61,7 +61,7 @@ class Supply:
         self.router = Router(policy, clock)
         self.on_trip: Callable[[Line, str], None] = lambda line, reason: None
         self._clock = clock
-        self._ready: list[str] = []
+        self._ready: tuple[str, ...] = ()
         self._full: dict[str, float] = {}  # lines without room, until when
         self._queue: FairQueue[Choice] = FairQueue(
             clock, self.bounds.queue_requests, self.bounds.queue_tokens, self.bounds.queue_seconds
@@ -118,12 +118,13 @@ class Supply:
         return any(name != line.name for name in self._open(choice))
 
     def _refresh(self) -> None:
-        self._ready = [
+        # A tuple, handed on as it is: the router looks its lines up once for each.
+        self._ready = tuple(
             name
             for name, line in self.lines.items()
             if line.state.takes_requests and self.circuits[name].closed and name not in self._full
-        ]
-        rate = sum(1.0 / self.router.station(name).seconds_per_token for name in self._ready) or 1.0
+        )
+        rate = sum(1.0 / self.router.station(name).prefill.slope for name in self._ready)
         self._budget.rate = max(rate * RESUME_SHARE, RESUME_LEAST)
         self._budget.burst = max(self._budget.rate * RESUME_BURST_SECONDS, RESUME_LEAST_BURST)
 
@@ -335,7 +336,7 @@ class Supply:
             self._mean_output += OUTPUT_RATE * (segment.tokens - self._mean_output)
         if self._full.pop(segment.line.name, None) is not None:
             self._refresh()
-        self.meter.ended(segment, len(choice.request.prompt) if segment is choice.segments[0] else 0)
+        self.meter.ended(segment)
         if self._head is not None or len(self._queue) or self._resuming:
             self.pump()
 

@@ -25,6 +25,9 @@ class CircuitState(StrEnum):
     HALF_OPEN = "half_open"  # its time is up: a probe decides
 
 
+_CLOSED = CircuitState.CLOSED  # a member takes long to look up, and every answer asks
+
+
 class Circuit:
     """One line's. `reason` is why it opened last, `trips` how often it did since it was steady."""
 
@@ -46,7 +49,7 @@ class Circuit:
     def well(self, now: float) -> None:
         """An answer came whole, or a probe."""
         self._row = 0
-        if self.state is CircuitState.CLOSED:
+        if self.state is _CLOSED:
             self._note(now, True)
             if self.trips and now - self._closed_at > STEADY_SECONDS:
                 self.trips = 0

@@ -18,6 +18,7 @@ from twinline.lines.drivers.native import Protocol as LineProtocol
 from twinline.lines.drivers.native import read_chunk, read_plain
 from twinline.lines.http import Connection, ConnectionBroken, Pool, Target
 from twinline.lines.protocol import LineBroken, LineError, LineRefused, TextSource, TokenRequest
+from twinline.lines.traced import traced
 from twinline.lines.wire import Delta, EventLines, merge
 
 DEADLINE_GRACE_SECONDS = 2.0  # how much longer than the request's own deadline a silent line is waited for
@@ -70,7 +71,7 @@ class Call:
         self._client = client
         self._sink = sink
         path, body = client.dialect.encode(request, text)
-        self._bytes = client.pool.request("POST", path, body)
+        self._bytes = traced(client.pool.request("POST", path, body), sink)
         self._reader = client.dialect.reader(request)
         self._usage_after = client.dialect.usage_after_finish
         self._events = EventLines(client.dialect.framing == "sse")

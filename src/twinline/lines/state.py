@@ -23,10 +23,11 @@ class LineState(enum.StrEnum):
 
     @property
     def takes_requests(self) -> bool:
-        return self in (LineState.SERVING, LineState.DEGRADED)
+        return self in _ABLE
 
 
 _S = LineState
+_ABLE = (_S.SERVING, _S.DEGRADED)  # an enumeration's members take long to look up, and every request asks
 NEXT: dict[LineState, frozenset[LineState]] = {
     _S.STARTING: frozenset({_S.VERIFYING, _S.STOPPED}),
     _S.VERIFYING: frozenset({_S.SERVING, _S.QUARANTINED, _S.STOPPED}),

@@ -100,6 +100,11 @@ class EventLines:
         self.pending = 0  # bytes of that line
 
     def feed(self, data: bytes) -> list[bytes]:
+        if not self._parts and self._sse and data.startswith(b"data: ") and data.endswith(b"\n\n"):
+            payloads = data[6:-2].split(b"\n\ndata: ")
+            if data.count(b"\n") == 2 * len(payloads):  # whole events of one line each, as nearly always
+                payloads[-1] = payloads[-1].strip()  # `[DONE]` is compared; JSON does not mind
+                return payloads
         head, *lines = data.split(b"\n")
         if not lines:
             self._parts.append(head)
@@ -119,12 +124,7 @@ class EventLines:
 
 def to_delta(chunk: Chunk) -> Delta:
     """Raises ValueError when the chunk's parts do not fit together."""
-    usage = None
-    if chunk.usage is not None:
-        details = chunk.usage.prompt_tokens_details
-        usage = Usage(
-            chunk.usage.prompt_tokens, chunk.usage.completion_tokens or 0, details.cached_tokens if details else None
-        )
+    usage = None if chunk.usage is None else to_usage(chunk.usage)
     if not chunk.choices:
         return Delta(usage=usage)
     choice = chunk.choices[0]
@@ -149,6 +149,11 @@ def to_delta(chunk: Chunk) -> Delta:
         choice.stop_reason,
         usage,
     )
+
+
+def to_usage(said: _Usage) -> Usage:
+    details = said.prompt_tokens_details
+    return Usage(said.prompt_tokens, said.completion_tokens or 0, details.cached_tokens if details else None)
 
 
 def merge(first: Delta, then: Delta) -> Delta:

@@ -16,6 +16,7 @@ class Bytes:
     """A vocabulary in which token 0 is special and the others are given."""
 
     special_ids = frozenset({0})
+    opens_plainly = True
 
     def __init__(self, *tokens: bytes) -> None:
         self.tokens = (b"<special>", *tokens)

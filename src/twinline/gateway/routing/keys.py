@@ -24,6 +24,8 @@ def block_keys(tokens: Sequence[int]) -> list[int]:
     than crc32. Keys therefore hold within one process only: they must not be stored or sent. Time is nearly all in
     packing a list of integers (10 ns a token); an `array("I")` is taken as it is.
     """
+    if len(tokens) < ENDS[0]:
+        return []
     data = (tokens if isinstance(tokens, array) and tokens.typecode == "I" else array("I", tokens)).tobytes()
     keys: list[int] = []
     key = start = 0

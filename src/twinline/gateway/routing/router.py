@@ -160,6 +160,7 @@ class Router:
         rule = self._rule
         policy = self.policy
         prompt, output, movable = ask.prompt_tokens, ask.output_tokens, ask.movable
+        sticky = rule == CHEAPEST and policy.sticky
         per_ttft = 1.0 / policy.ttft_seconds
         holders: list[tuple[float, float, float, int, Station]] = []
         best: Station | None = None
@@ -206,7 +207,7 @@ class Router:
             else:
                 tier = tier - 1 if tier else 0
                 score = station.rank
-            if holds:
+            if holds and sticky:
                 holders.append((late, score, ttft, has, station))
             if tier < best_tier or (tier == best_tier and score < best_score):
                 best, best_tier, best_score = station, tier, score
@@ -214,7 +215,7 @@ class Router:
         assert best is not None
         if may_wait and least_late > SATURATED_LATE:
             return Wait(best.name, tier_of(least_late), least_late, least_late * policy.ttft_seconds)
-        if holders and best_tier > 0 and rule == CHEAPEST and policy.sticky:
+        if holders and best_tier > 0:
             for late, score, ttft, has, station in holders:
                 if late > HOLDER_LATE:
                     continue

@@ -9,12 +9,18 @@ import codecs
 from collections.abc import Iterable
 from typing import Protocol
 
+_new_decoder = codecs.getincrementaldecoder("utf-8")
+
 
 class Vocabulary(Protocol):
     """What is needed of a tokenizer."""
 
     @property
     def special_ids(self) -> frozenset[int]: ...
+
+    @property
+    def opens_plainly(self) -> bool:
+        """Whether every token reads the same where it opens a text."""
 
     def token_bytes(self, token: int) -> bytes:
         """The token's exact bytes; empty for an id outside the vocabulary."""
@@ -53,9 +59,10 @@ class Detokenizer:
         """
         self.whole = 0
         self._vocabulary = tokenizer
-        self._skipped = tokenizer.special_ids - keep if skip_special else frozenset()
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._opening = self._opening_when_whole = opening
+        special = tokenizer.special_ids
+        self._skipped = (special - keep if keep else special) if skip_special else frozenset()
+        self._decoder: codecs.IncrementalDecoder | None = None  # once a token comes that is not whole characters
+        self._opening = self._opening_when_whole = opening and not tokenizer.opens_plainly
         self._waiting = ""
         self._pushed = 0
 
@@ -74,11 +81,14 @@ class Detokenizer:
                 self.whole = self._pushed
                 return "".join(parts)
         ready = ""
+        decoder = self._decoder
+        if decoder is None:
+            decoder = self._decoder = _new_decoder("replace")
         for token in ids:
             self._pushed += 1
             if token not in self._skipped:
-                self._waiting += self._decoder.decode(self._bytes(token))
-            if not self._decoder.getstate()[0]:
+                self._waiting += decoder.decode(self._bytes(token))
+            if not decoder.getstate()[0]:
                 ready += self._waiting
                 self._waiting = ""
                 self.whole = self._pushed
@@ -87,13 +97,16 @@ class Detokenizer:
 
     def cut(self) -> None:
         """Forgets the ids after the first `whole`: as if they had not been pushed."""
-        self._decoder.reset()
+        if self._decoder is not None:
+            self._decoder.reset()
         self._waiting = ""
         self._pushed = self.whole
         self._opening = self._opening_when_whole
 
     def finish(self) -> str:
         """The rest: bytes that no further id will complete become U+FFFD. `whole` stays where it was."""
+        if self._decoder is None:
+            return ""
         rest = self._waiting + self._decoder.decode(b"", True)
         self._waiting = ""
         return rest

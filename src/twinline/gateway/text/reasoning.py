@@ -26,6 +26,9 @@ class _At(Enum):
     CONTENT = auto()
 
 
+_REASONING, _CONTENT = _At.REASONING, _At.CONTENT  # a member takes long to look up, and every token asks
+
+
 class ReasoningParser:
     """The parts of the text pushed so far; how it was cut into chunks makes no difference.
 
@@ -45,6 +48,11 @@ class ReasoningParser:
 
     def push(self, text: str) -> list[Part]:
         """The parts that are certain now, in order; none is empty."""
+        if text and not self._held:  # nearly every token, in the middle of its part and free of a tag's beginnings
+            if self._at is _CONTENT:
+                return [("content", text)]
+            if self._at is _REASONING and "<" not in text and "\n" not in text:
+                return [("reasoning", text)]
         self._held += text
         parts: list[Part] = []
         while self._step(parts):

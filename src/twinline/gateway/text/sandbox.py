@@ -62,6 +62,8 @@ _ENVIRONMENT = _environment()
 def compile_template(source: str) -> Template:
     """Raises ValueError, with the line, for a template that is not valid Jinja."""
     try:
-        return _ENVIRONMENT.from_string(source)
+        template = _ENVIRONMENT.from_string(source)
+        template.globals = dict(template.globals)  # Jinja's is a ChainMap, walked in Python for every rendering
+        return template
     except TemplateSyntaxError as error:
         raise ValueError(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}") from error

@@ -16,6 +16,7 @@ import tokenizers
 from twinline.gateway.text.detokenize import Detokenizer
 from twinline.gateway.text.folder import ModelFolder, read_text
 from twinline.gateway.text.pieces import PieceRule
+from twinline.gateway.text.spans import Spans
 
 # Batches here hold one text: threads of the library's own would win nothing, and it warns of forks after using them.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -37,7 +38,9 @@ def _eos_ids(folder: ModelFolder) -> frozenset[int]:
 class Tokenizer:
     """Immutable once loaded; every method may be called from any thread."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, rule: PieceRule, folder: ModelFolder) -> None:
+    def __init__(
+        self, backend: tokenizers.Tokenizer, definition: Mapping[str, Any], rule: PieceRule, folder: ModelFolder
+    ) -> None:
         named = folder.named_tokens()
         for name in ("bos_token", "eos_token"):
             _mark_special(backend, named.get(name))
@@ -53,11 +56,17 @@ class Tokenizer:
         # An added token is its own text in a byte-level vocabulary too, though the library's decoder reads it in the
         # byte alphabet and shows U+FFFD for DeepSeek's added "ú" (deepseek-ai/DeepSeek-Coder#88, tokenizers#1392).
         self._literal = frozenset(added) if rule.byte_level else self.special_ids
+        self.opens_plainly = not (rule.first_drops or rule.strip_space)
         bos, eos = named.get("bos_token"), named.get("eos_token")
         self.bos_id: int | None = None if bos is None else backend.token_to_id(bos)
         eos_id = None if eos is None else backend.token_to_id(eos)
         self.eos_ids = _eos_ids(folder) or frozenset(() if eos_id is None else (eos_id,))
+        self.eos_list = sorted(self.eos_ids)
         self._add_bos = bool(folder.tokenizer_config.get("add_bos_token")) and self.bos_id is not None
+        try:
+            self._spans = Spans(backend, definition) if rule.byte_level else None
+        except ValueError:  # each text is encoded whole
+            self._spans = None
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
@@ -73,18 +82,20 @@ class Tokenizer:
         # The file may carry the settings of a training run, which would cut or fill prompts.
         backend.no_truncation()
         backend.no_padding()
-        decoder: dict[str, Any] | None = json.loads(text).get("decoder")
+        definition: dict[str, Any] = json.loads(text)
         try:
-            rule = PieceRule.of(decoder)
+            rule = PieceRule.of(definition.get("decoder"))
         except ValueError as error:
             raise ValueError(f"{path} cannot be used: {error}") from error
-        return cls(backend, rule, folder)
+        return cls(backend, definition, rule, folder)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Token ids of a text. `special`: with the begin token that the model expects, exactly one.
 
         Special tokens written out in the text are recognised either way.
         """
+        if self._spans is not None and not special:
+            return self._spans.encode(text)
         # A batch of one: the library's plain `encode` keeps the interpreter's lock, which stalls every other thread.
         ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=special)[0].ids
         if special and self.bos_id is not None:

@@ -15,7 +15,7 @@ import msgspec
 from twinline.lines.drivers.driver import Command, EngineMetrics, Reader
 from twinline.lines.protocol import LineBroken, TextSource, TokenRequest
 from twinline.lines.spec import LineSpec
-from twinline.lines.wire import Chunk, Delta, to_delta
+from twinline.lines.wire import Chunk, Delta, to_delta, to_usage
 
 # vLLM writes log-probabilities under token texts, which two ids may share, unless it is asked for ids.
 STREAMED = (
@@ -31,7 +31,7 @@ OPTIONS = frozenset(
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Chunk).decode
 _decode_many = msgspec.json.Decoder(list[Chunk]).decode
-LAST_EVENTS = 3  # finish reason, usage, [DONE]
+DONE = b"[DONE]"
 
 
 def read_chunk(payload: bytes) -> Delta:
@@ -44,22 +44,33 @@ def read_chunk(payload: bytes) -> Delta:
 
 
 def read_plain(payloads: list[bytes]) -> tuple[Delta | None, list[bytes]]:
-    """The tokens of many events at once, and the events that are left: the last ones, or all if any is not plain."""
-    plain = payloads[:-LAST_EVENTS]
+    """Many events as one Delta, and the payloads that are left: `[DONE]`, or all of them if any is not plain.
+
+    Plain are tokens, a finish reason and usage. The others are for `read_chunk`, one by one.
+    """
+    left = payloads[-1:] if payloads[-1] == DONE else []
+    plain = payloads[:-1] if left else payloads
     try:
         chunks = _decode_many(b"[" + b",".join(plain) + b"]")
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None, payloads
+    if len(chunks) != len(plain):  # two broken events that make a whole one
+        return None, payloads
     tokens: list[int] = []
+    finish = stop = usage = None
     for chunk in chunks:
-        if chunk.error is not None or chunk.usage is not None or len(chunk.choices) != 1:
+        if chunk.error is not None or len(chunk.choices) > 1:
             return None, payloads
-        choice = chunk.choices[0]
-        if choice.finish_reason is not None or choice.logprobs is not None or choice.prompt_token_ids is not None:
-            return None, payloads
-        if choice.token_ids:
-            tokens += choice.token_ids
-    return Delta(tokens), payloads[-LAST_EVENTS:]
+        if chunk.usage is not None:
+            usage = to_usage(chunk.usage)
+        for choice in chunk.choices:
+            if choice.logprobs is not None or choice.prompt_token_ids is not None or choice.prompt_logprobs is not None:
+                return None, payloads
+            if choice.token_ids:
+                tokens += choice.token_ids
+            if choice.finish_reason is not None:
+                finish, stop = choice.finish_reason, choice.stop_reason
+    return Delta(tokens, None, None, None, finish, stop, usage), left
 
 
 class Protocol:
