@@ -343,5 +343,4 @@ def test_streams_go_on_when_a_killed_engine_is_back() -> None:
         refused = own.chat("What is 17+25?")
         assert refused.status_code == 503 and "code -9" in refused.json()["error"]["message"]
         assert [stream.result(30) for stream in streams] == [whole] * 4
-        began = time.monotonic()
-        assert own.end() == 0 and time.monotonic() - began < 5
+        assert own.end() == 0

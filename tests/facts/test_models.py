@@ -211,6 +211,7 @@ def test_fuzzed_fields_give_a_sound_spec(name: str, changes: Config) -> None:
 
 IMPOSSIBLE: list[tuple[Config, str, list[Any]]] = [
     (V3, "first_k_dense_replace", ["3", []]),
+    (R1_LLAMA, "hidden_size", [1, 4095]),
     (V3, "moe_layer_freq", [0, "1"]),
     (V3, "num_hidden_layers", [2**63, 10**400]),
     (V3, "rms_norm_eps", ["x", None, 10**400]),
