@@ -187,7 +187,7 @@ def _llama(config: Config, architecture: str) -> ModelSpec:
         raise UnsupportedModel("config.json: mlp_bias is not supported")
     qwen = architecture == "Qwen2ForCausalLM"
     if config.get("head_dim") is None and hidden % heads:
-        raise UnsupportedModel(f"config.json: hidden_size {hidden} is no multiple of {heads} heads, and head_dim is absent")
+        raise UnsupportedModel(f"config.json: hidden_size {hidden} is no multiple of {heads} heads; set head_dim")
     head_size = _count(config, "head_dim", hidden // heads)
     attention = GroupedQuery(
         heads=heads,

@@ -7,6 +7,7 @@ any more. The client sees a pause.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOVES = 3  # after a break; a drain does not count
+LARGEST_COUNT = 2**31  # tokens
 REFUSALS = 8  # lines that may refuse before the client is told
 
 
@@ -42,8 +44,8 @@ class Choice:
 
     __slots__ = (
         "_call", "_deadline", "_finished", "_listener", "_moves", "_over", "_paused", "_refusals", "_reported",
-        "_supply", "_text", "ask", "claim", "error", "excluded", "index", "leads", "pinned", "request", "segments",
-        "ticket", "trace", "transcript", "usage", "waits_since", "weights_class",
+        "_supply", "_text", "_timer", "ask", "claim", "error", "excluded", "index", "leads", "pinned", "request",
+        "segments", "ticket", "trace", "transcript", "usage", "waits_since", "weights_class",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +69,7 @@ class Choice:
         self._moves = self._refusals = 0
         self._reported: ApiError | None = None
         self._deadline = None if request.timeout_s is None else time.monotonic() + request.timeout_s
+        self._timer: asyncio.TimerHandle | None = None
         self.request = request
         self.transcript = transcript
         self.ask = ask
@@ -121,13 +124,26 @@ class Choice:
         return self._call
 
     def start(self) -> None:
+        if self._deadline is not None:
+            seconds = max(0.0, self._deadline - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._late)
         self._supply.place(self)
+
+    def _late(self) -> None:
+        """A line keeps to the deadline itself; while none has the choice, it is kept here."""
+        if self._call is None:
+            self._fail(deadline_passed())
+
+    def _close(self) -> None:
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
 
     def abort(self) -> None:
         """The client left, or another choice failed: the line stops, the listener hears nothing more."""
         if self._over:
             return
-        self._over = True
+        self._close()
         self._supply.withdraw(self)
         self._leave()
 
@@ -156,7 +172,9 @@ class Choice:
         if self.trace is not None:
             self.trace.placed(self.segments)
         try:
-            request = asked_of(line, self.request, len(self.segments), self.journal, self._deadline, now)
+            waited = len(self.segments) > 1 or queued > 0
+            deadline = self._deadline if waited else None
+            request = asked_of(line, self.request, len(self.segments), self.journal, deadline, now)
             self._call = line.call(request, self._words() if line.text_only else None, self)
         except LineRefused as error:
             self.failed(error)
@@ -188,7 +206,7 @@ class Choice:
 
     def delta(self, delta: Delta) -> None:
         segment = self.segments[-1]
-        if delta.usage is not None:
+        if delta.usage is not None and sane(delta.usage):
             self.usage = delta.usage
             segment.cached = delta.usage.cached_tokens
         finish = delta.finish_reason
@@ -199,6 +217,9 @@ class Choice:
         if finish is not None and finish in ("abort", "error", "deadline"):
             self._unhappy(finish)
             return
+        room = self.request.max_tokens - self.transcript.tokens
+        if len(delta.tokens) > room:
+            delta, finish = cut_short(delta, room), None
         if segment.placement.waits:
             self._first(segment)
         else:
@@ -208,7 +229,7 @@ class Choice:
         if piece.finish is not None:
             self._finished = True
         self._listener.piece(self, piece)
-        if self._finished and finish is None and not self._is_over():  # a stop string: the line need not go on
+        if self._finished and finish is None and not self._is_over():  # a stop string, or the limit: it need not go on
             self._leave(ok=True)
             self._complete()
 
@@ -225,6 +246,8 @@ class Choice:
             self._leave()
             self._fail(deadline_passed())
         else:
+            if self._call is not None:
+                self._call.cancel()  # else its proper end would be taken for the end of the next attempt
             self.failed(LineBroken(f"it finished with {finish}"))
 
     def finished(self) -> None:
@@ -382,14 +405,30 @@ class Choice:
 
     def _complete(self) -> None:
         if not self._over:
-            self._over = True
+            self._close()
             self._listener.over(self)
 
     def _fail(self, error: ApiError) -> None:
         if not self._over:
-            self._over = True
+            self._close()
             self.error = error
             self._supply.meter.refused(why_refused(error))
             self._supply.withdraw(self)
             self._leave()
             self._listener.failed(self, error)
+
+
+def cut_short(delta: Delta, room: int) -> Delta:
+    """What the client asked for, of a line that gives more."""
+    room = max(0, room)
+    logprobs = None if delta.logprobs is None else delta.logprobs[:room]
+    cut: Delta = msgspec.structs.replace(
+        delta, tokens=delta.tokens[:room], logprobs=logprobs, finish_reason="length", stop_reason=None
+    )
+    return cut
+
+
+def sane(usage: Usage) -> bool:
+    """Whether a line's counts can be counts at all; others are left out of the books."""
+    counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens or 0)
+    return min(counts) >= 0 and max(counts) < LARGEST_COUNT

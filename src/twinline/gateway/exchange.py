@@ -67,7 +67,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "_connection", "_headers", "_held", "_keep", "_kept", "_receive", "_send", "_source", "body_bytes", "cause",
+        "_connection", "_headers", "_held", "_keep", "_kept", "_receive", "_scope", "_send", "_source", "body_bytes", "cause",
         "done", "gone", "lines", "model", "request_id", "status", "streaming", "tenant",
     )  # fmt: skip
 
@@ -75,6 +75,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # of two of a name the first counts
+        self._scope = scope
         self._connection: Connection = scope[CONNECTION]
         self._connection.watcher = self
         self._source: Source | None = None
@@ -91,7 +92,8 @@ class Exchange:
         self.tenant = "-"
         self.cause: str | None = None
         self.body_bytes = 0
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Not by `get_running_loop`, which is a system call.
+        self.done: asyncio.Future[None] = self._connection.loop.create_future()
 
     def header(self, name: str) -> str | None:
         value = self._headers.get(name.encode())
@@ -101,8 +103,8 @@ class Exchange:
         """The whole body, or None if the client left. Raises ApiError 413 above `limit` bytes, 503 when those that are
         `held` leave no room; then `release` it when the exchange is over.
 
-        A body that cannot be taken is read to four times the limit and dropped, so that the client, which is still writing,
-        gets to read why.
+        A body that cannot be taken is read to four times the limit and dropped, so that the client, which is still
+        writing, gets to read why.
         """
         message = await self._receive()
         if message["type"] == "http.disconnect":
@@ -214,6 +216,8 @@ class Exchange:
         if self._held or self._connection.full:
             self._held.append(message)
             return
+        if message["type"] == "http.response.start":
+            self._connection.join(self._scope)
         try:
             self._send(message).send(None)  # type: ignore[attr-defined]  # a coroutine, driven by hand
         except StopIteration:

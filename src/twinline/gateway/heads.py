@@ -13,7 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from twinline.gateway.errors import ApiError
 
@@ -50,6 +51,29 @@ class Crowd:
 
     most: int = MOST_CONNECTIONS
     full_until: float = 0.0
+
+
+class _Joined:
+    """Stands in for an answer's transport until its body has begun: the head waits for it, and both go in one write."""
+
+    __slots__ = ("_cycle", "_head", "_transport")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle, self._transport = cycle, cycle.transport
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if not self._head:
+            self._head = data
+            return
+        self._cycle.transport = self._transport
+        self._transport.write(self._head + data)
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
 
 
 class Connection(HttpToolsProtocol):
@@ -123,6 +147,11 @@ class Connection(HttpToolsProtocol):
     def full(self) -> bool:
         """The client does not read."""
         return self.flow.write_paused
+
+    def join(self, scope: Scope) -> None:
+        """The head of the answer to `scope`, which comes next, is followed by its body at once."""
+        if self.cycle.scope is scope:  # else the client has asked again already
+            self.cycle.transport = _Joined(self.cycle)  # type: ignore[assignment]
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -23,6 +23,11 @@ def why_not(line: Line, circuit: Circuit) -> str:
     return f"line {line.name} is {line.state}: {line.life.reason}"
 
 
+def able(line: Line, ask: Ask) -> bool:
+    """Whether the line can take it at all."""
+    return ask.needs <= line.features and (line.context is None or ask.context <= line.context)
+
+
 def unfit_for(model: str, ask: Ask, lines: Iterable[Line]) -> ApiError:
     """Why none of these lines can take it, whatever the load."""
     why = []

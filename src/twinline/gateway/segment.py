@@ -72,7 +72,10 @@ class Segment:
 def asked_of(
     line: Line, request: TokenRequest, attempt: int, journal: Sequence[int], deadline: float | None, now: float
 ) -> TokenRequest:
-    """The request as the `attempt`th line gets it, which goes on after the tokens in `journal`."""
+    """The request as the `attempt`th line gets it, which goes on after the tokens in `journal`.
+
+    `deadline` is given where some of the request's time is gone.
+    """
     changes: dict[str, Any] = {}
     if line.model != request.model:
         changes["model"] = line.model
@@ -82,8 +85,8 @@ def asked_of(
     if attempt > 1:
         changes["request_id"] = f"{request.request_id}-{attempt}"
         changes["output_prefix_ids"] = list(journal)
-        if deadline is not None:
-            changes["timeout_s"] = max(0.001, deadline - now)
+    if deadline is not None:
+        changes["timeout_s"] = max(0.001, deadline - now)
     return msgspec.structs.replace(request, **changes) if changes else request
 
 

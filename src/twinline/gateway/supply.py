@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from twinline.gateway.choice import MOVES, Choice
 from twinline.gateway.errors import ApiError, cannot_continue, no_line, too_busy
-from twinline.gateway.judging import traits_of, unfit_for, why_not
+from twinline.gateway.judging import able, traits_of, unfit_for, why_not
 from twinline.gateway.meters import ModelMeter
 from twinline.gateway.routing import Budget, FairQueue, Policy, Refused, Router, Wait, block_keys
 from twinline.gateway.segment import Segment
@@ -188,19 +188,13 @@ class Supply:
     def _try(self, choice: Choice) -> bool:
         """False if it has to wait; then it does."""
         among = self._open(choice)
-        if not among:
-            if self._full:
-                self._wait(choice)
-                return False
-            choice.refused(self._nothing_open(choice))
-            return True
-        placement = self.router.choose(choice.ask, among, may_wait=not choice.segments)
-        if placement is None:
-            choice.refused(unfit_for(self.model, choice.ask, map(self.lines.__getitem__, among)))
-            return True
-        if isinstance(placement, Wait):
+        placement = self.router.choose(choice.ask, among, may_wait=not choice.segments) if among else None
+        if isinstance(placement, Wait) or (placement is None and self._room_soon(choice)):
             self._wait(choice)
             return False
+        if placement is None:
+            choice.refused(self._why_none(choice))
+            return True
         choice.placed(self.lines[placement.line], placement)
         return True
 
@@ -285,14 +279,13 @@ class Supply:
                 continue
             among = self._open(waiting)
             placement = self.router.choose(waiting.ask, among, may_wait=True) if among else None
-            if isinstance(placement, Wait) or (not among and self._full):
+            if isinstance(placement, Wait) or (placement is None and self._room_soon(waiting)):
                 return
             self._head = None
             if placement is not None:
                 waiting.placed(self.lines[placement.line], placement)
             else:
-                lines = map(self.lines.__getitem__, among)
-                waiting.refused(unfit_for(self.model, waiting.ask, lines) if among else self._nothing_open(waiting))
+                waiting.refused(self._why_none(waiting))
 
     def _open(self, choice: Choice) -> Sequence[str]:
         """Lines that may be asked for it: healthy, and none that failed it unless there are no others."""
@@ -309,14 +302,28 @@ class Supply:
                 and line.client.dialect.carries(request) is None
             ]
         if choice.excluded:
-            return [name for name in ready if name not in choice.excluded] or ready
+            fit = [name for name in ready if able(self.lines[name], choice.ask)]
+            return [name for name in fit if name not in choice.excluded] or fit or ready
         return ready
 
-    def _nothing_open(self, choice: Choice) -> ApiError:
-        lines = [line for line in self.lines.values() if choice.pinned is None or named(line.name, choice.pinned)]
+    def _meant(self, choice: Choice) -> list[Line]:
+        """Lines that the client may have, whatever their state."""
+        return [line for line in self.lines.values() if choice.pinned is None or named(line.name, choice.pinned)]
+
+    def _room_soon(self, choice: Choice) -> bool:
+        """Whether a line that could take it has no room now, and nothing else."""
+        full = self._full
+        return bool(full) and any(line.name in full and able(line, choice.ask) for line in self._meant(choice))
+
+    def _why_none(self, choice: Choice) -> ApiError:
+        """No line that is up can take it: for good, or because those that could are down."""
+        lines = self._meant(choice)
         if not lines and choice.pinned is not None:
             return ApiError(404, f"The model `{self.model}` has no line `{choice.pinned}`.", code="line_not_found")
-        return no_line(self.model, [why_not(line, self.circuits[line.name]) for line in lines])
+        fit = [line for line in lines if able(line, choice.ask)]
+        if lines and not fit:
+            return unfit_for(self.model, choice.ask, lines)
+        return no_line(self.model, [why_not(line, self.circuits[line.name]) for line in fit])
 
     # What the choices tell.
 

@@ -7,6 +7,7 @@ an answer, nor which dialect is spoken.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Protocol
@@ -21,11 +22,15 @@ from twinline.lines.protocol import LineBroken, LineError, LineRefused, TextSour
 from twinline.lines.traced import traced
 from twinline.lines.wire import Delta, EventLines, merge
 
+log = logging.getLogger(__name__)
+
 DEADLINE_GRACE_SECONDS = 2.0  # how much longer than the request's own deadline a silent line is waited for
 AFTER_FINISH_SECONDS = 2.0  # how long the usage chunk may take once the finish reason is here
 QUESTION_SECONDS = 10.0
-LONGEST_EVENT_BYTES = 256 << 20
+LONGEST_EVENT_BYTES = 16 << 20  # the prompt's own token ids may be in it
+LONGEST_SCORED_EVENT_BYTES = 256 << 20  # with the prompt's log-probabilities
 LONGEST_REFUSAL_BYTES = 1 << 20
+LONGEST_ANSWER_BYTES = 4 << 20  # to a plain question
 FEW_EVENTS = 2  # up to which events are read one by one
 _DONE = b"[DONE]"
 
@@ -62,8 +67,9 @@ class Call:
     """
 
     __slots__ = (
-        "_bytes", "_client", "_connection", "_deadline", "_events", "_finish_timer", "_finished", "_headers", "_over",
-        "_reader", "_refused", "_sink", "_status", "_task", "_usage_after", "last", "started", "tokens",
+        "_bytes", "_client", "_connection", "_deadline", "_events", "_finish_timer", "_finished", "_headers",
+        "_longest", "_over", "_reader", "_refused", "_sink", "_status", "_task", "_usage_after", "last", "started",
+        "tokens",
     )  # fmt: skip
 
     def __init__(self, client: LineClient, request: TokenRequest, text: TextSource | None, sink: Sink) -> None:
@@ -75,6 +81,8 @@ class Call:
         self._reader = client.dialect.reader(request)
         self._usage_after = client.dialect.usage_after_finish
         self._events = EventLines(client.dialect.framing == "sse")
+        scored = request.prompt_logprobs is not None
+        self._longest = LONGEST_SCORED_EVENT_BYTES if scored else LONGEST_EVENT_BYTES
         self._connection: Connection | None = None
         self._task: asyncio.Task[None] | None = None
         self._finish_timer: asyncio.TimerHandle | None = None
@@ -175,8 +183,9 @@ class Call:
         if self._over:
             return
         if self._refused is not None:
-            if sum(map(len, self._refused)) < LONGEST_REFUSAL_BYTES:
-                self._refused.append(data)
+            self._refused.append(data)
+            if sum(map(len, self._refused)) > LONGEST_REFUSAL_BYTES:
+                self._fail(_refused(self._status, b"".join(self._refused), self._headers))
             return
         merged: Delta | None = None
         failure: LineBroken | None = None
@@ -193,20 +202,27 @@ class Call:
             except LineBroken as error:
                 failure = error
                 break
-            except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError) as error:
                 failure = LineBroken(f"an event that is not the protocol's: {error}")
                 break
             if delta is not None:
                 merged = delta if merged is None else merge(merged, delta)
-        if self._events.pending > LONGEST_EVENT_BYTES:
-            failure = LineBroken(f"an event longer than {LONGEST_EVENT_BYTES >> 20} MiB")
+        if self._events.pending > self._longest:
+            failure = LineBroken(f"an event longer than {self._longest >> 20} MiB")
         if merged is not None:
             if merged.tokens or merged.text or merged.reasoning or merged.prompt_logprobs is not None:
                 self.last = time.monotonic()
                 self.tokens += len(merged.tokens)
+            try:
+                self._sink.delta(merged)
+            except (
+                Exception
+            ) as error:  # such as a token id that no vocabulary has: the answer must not hang or end well
+                log.exception("what the line at %s sent cannot be used", self._client.target)
+                self._fail(LineBroken(f"its answer cannot be used: {error or type(error).__name__}"))
+                return
             if merged.finish_reason is not None:
                 self._finished = True
-            self._sink.delta(merged)
             if self._ended():
                 return
         if failure is not None:
@@ -379,13 +395,19 @@ class _Whole:
     def __init__(self) -> None:
         self.result: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
         self.ended = False
-        self._status = 0
+        self._status = self._size = 0
         self._parts: list[bytes] = []
 
     def head(self, status: int, headers: dict[str, str]) -> None:
         self._status = status
 
     def data(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > LONGEST_ANSWER_BYTES:
+            self._parts.clear()
+            if not self.result.done():
+                self.result.set_exception(ConnectionBroken(f"an answer longer than {LONGEST_ANSWER_BYTES >> 20} MiB"))
+            return
         self._parts.append(data)
 
     def complete(self) -> None:

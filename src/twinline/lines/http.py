@@ -18,6 +18,8 @@ import httptools
 CONNECT_SECONDS = 5.0
 LEFT_SECONDS = 2.0  # how long the end of a body may take that nobody waits for
 MOST_IDLE = 256  # connections that a pool keeps
+LONGEST_HEAD_BYTES = 256 << 10  # of an answer
+MOST_HEADERS = 1000  # of an answer, its trailers among them
 
 
 class ConnectionBroken(Exception):
@@ -93,8 +95,8 @@ class Connection(asyncio.Protocol):
     """One connection. Between answers it lies in its pool."""
 
     __slots__ = (
-        "_answer", "_body", "_closed", "_complete", "_headed", "_headers", "_keep", "_parser", "_paused", "_pool",
-        "_timer", "_transport", "served",
+        "_answer", "_body", "_closed", "_complete", "_head_bytes", "_headed", "_headers", "_keep", "_parser",
+        "_paused", "_pool", "_timer", "_transport", "served",
     )  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
@@ -105,6 +107,7 @@ class Connection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._headers: dict[str, str] = {}
         self._headed = False
+        self._head_bytes = 0  # that came without any of the body among them
         self._complete = False
         self._keep = False
         self._timer: asyncio.TimerHandle | None = None
@@ -119,6 +122,7 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None and self._answer is None
         self._answer = answer
         self._headed = self._complete = False
+        self._head_bytes = 0
         self._transport.write(request)
 
     def pause(self) -> None:
@@ -164,6 +168,13 @@ class Connection(asyncio.Protocol):
             self._deliver()
             self._break(ConnectionBroken(f"broken HTTP from the line: {error or type(error).__name__}"))
             return
+        if self._body:
+            self._head_bytes = 0
+        elif not self._complete:
+            self._head_bytes += len(data)
+            if self._head_bytes > LONGEST_HEAD_BYTES:
+                self._break(ConnectionBroken(f"a head, or what follows the body, of {LONGEST_HEAD_BYTES >> 10} KiB"))
+                return
         self._deliver()
         if self._complete:
             self._end()
@@ -215,7 +226,13 @@ class Connection(asyncio.Protocol):
 
     # What the HTTP parser calls.
 
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise ValueError("a second answer to one request")
+
     def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self._headers) >= MOST_HEADERS:
+            raise ValueError(f"an answer with {MOST_HEADERS} headers")
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
