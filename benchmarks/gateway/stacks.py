@@ -133,7 +133,7 @@ def reference(peers: Peers, script: str, folder: Path) -> Launch:
 
 
 def fleet() -> str:
-    """A fleet.yaml of sixteen lines of one model, priced unlike, which speak the line protocol itself; keys are required."""
+    """A fleet.yaml of sixteen lines of one model, priced unlike, that speak the line protocol; keys are required."""
     lines = "\n".join(
         f"  line-{n}: {{model: {MODEL}, engine: native, url: '{url}', price: {1 + n % 4} USD/h}}"
         for n, url in enumerate(URLS)

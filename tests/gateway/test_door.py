@@ -30,6 +30,11 @@ class NoSocket:
     watcher = None
     full = False
 
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+
+    def join(self, scope: object) -> None: ...
+
 
 def app_of(*models: ServedModel, meters: Meters | None = None) -> App:
     return App(Door(models, meters=meters))

@@ -113,7 +113,10 @@ class Access:
 
         def over(done: object) -> None:
             for observer in observers:
-                observer.ended(exchange, visit)
+                try:
+                    observer.ended(exchange, visit)
+                except Exception:
+                    log.exception("request %s is not told of", exchange.request_id)
 
         exchange.done.add_done_callback(over)
 

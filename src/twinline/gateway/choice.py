@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from twinline.gateway.closing import cut_short, end_attempt, last_words, sane
 from twinline.gateway.errors import ApiError, cannot_continue, deadline_passed, from_line
 from twinline.gateway.faults import is_fault, of_request, unreachable
 from twinline.gateway.listener import Listener
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOVES = 3  # after a break; a drain does not count
-LARGEST_COUNT = 2**31  # tokens
 REFUSALS = 8  # lines that may refuse before the client is told
 
 
@@ -107,10 +107,6 @@ class Choice:
         return self.segments[0].cached if self.segments else None
 
     @property
-    def line(self) -> Line | None:
-        return self.segments[-1].line if self.segments else None
-
-    @property
     def begun(self) -> bool:
         """Something was given out: from now on it can only be continued."""
         return self.transcript.shown
@@ -120,8 +116,9 @@ class Choice:
         return self._over
 
     @property
-    def call(self) -> Call | None:
-        return self._call
+    def paused(self) -> bool:
+        """Its client does not read: the line is silent because it is held."""
+        return self._paused
 
     def start(self) -> None:
         if self._deadline is not None:
@@ -288,6 +285,9 @@ class Choice:
         """A line did not take it; nothing was generated there."""
         self.excluded.add(line.name)
         self._reported = told
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self._fail(deadline_passed())
+            return
         if told.status == 429:
             self.excluded.discard(line.name)
             self._supply.full(line, told.headers.get("retry-after"))
@@ -351,14 +351,10 @@ class Choice:
 
     def _ends_here(self) -> bool:
         """The break came between the last token and its finish reason: nothing is left to be made."""
-        transcript, request = self.transcript, self.request
-        last = transcript.last_token
-        if transcript.tokens >= request.min_tokens and last in request.stop_token_ids:
-            piece = transcript.push(Delta(finish_reason="stop", stop_reason=last))
-        elif transcript.tokens >= request.max_tokens:
-            piece = transcript.push(Delta(finish_reason="length"))
-        else:
+        words = last_words(self.transcript, self.request)
+        if words is None:
             return False
+        piece = self.transcript.push(words)
         self._finished = True
         self._listener.piece(self, piece)
         if not self._is_over():
@@ -384,24 +380,7 @@ class Choice:
             self._call = None
 
     def _end_segment(self, *, ok: bool, fault: bool = False) -> None:
-        segment = self.segments[-1]
-        if segment.line.text_only:
-            made = self.usage.completion_tokens if self.usage is not None else segment.deltas
-        else:
-            made = len(self.journal) - segment.tokens_before
-        segment.close(made, self._prompt_of(segment))
-        cached = segment.cached if ok else None
-        keys = self._supply.keys_of([*self.request.prompt, *self.journal]) if ok and self.ask.keys else ()
-        segment.placement.end(segment.tokens, cached, ok=ok, fault=fault, keys=keys)
-        if ok:
-            segment.placement.station.saw_gap(segment.longest_gap, segment.deltas - 1)
-        self._supply.ended(self, segment, ok)
-
-    def _prompt_of(self, segment: Segment) -> int:
-        """Prompt tokens that count with it: it is the first that answered, and the choice the first of its prompt."""
-        if not self.leads or segment is not next((part for part in self.segments if part.last), None):
-            return 0
-        return self.prompt_tokens
+        end_attempt(self._supply, self, ok=ok, fault=fault)
 
     def _complete(self) -> None:
         if not self._over:
@@ -416,19 +395,3 @@ class Choice:
             self._supply.withdraw(self)
             self._leave()
             self._listener.failed(self, error)
-
-
-def cut_short(delta: Delta, room: int) -> Delta:
-    """What the client asked for, of a line that gives more."""
-    room = max(0, room)
-    logprobs = None if delta.logprobs is None else delta.logprobs[:room]
-    cut: Delta = msgspec.structs.replace(
-        delta, tokens=delta.tokens[:room], logprobs=logprobs, finish_reason="length", stop_reason=None
-    )
-    return cut
-
-
-def sane(usage: Usage) -> bool:
-    """Whether a line's counts can be counts at all; others are left out of the books."""
-    counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens or 0)
-    return min(counts) >= 0 and max(counts) < LARGEST_COUNT

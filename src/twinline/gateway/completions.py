@@ -108,7 +108,7 @@ class _Writer:
         if self.only_echo:
             tokens = []
         else:
-            text += "".join(part for _, part in piece.parts)
+            text += "".join([part for _, part in piece.parts])
             if self._writer is not None and piece.logprobs is not None:
                 written.append(self._writer.write(tokens, piece.logprobs))
         if not (text or piece.finish or written or (self._with_ids and (tokens or first))):

@@ -16,7 +16,7 @@ from twinline.lines.protocol import LineBroken, LineError, LineRefused
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 RETRY_SECONDS = "1"
 MOST_REASONS = 3
-LONGEST_MESSAGE = 2000  # characters; some name what the client or a line sent
+LONGEST_MESSAGE, LONGEST_NAME = 2000, 200  # characters; some name what the client or a line sent
 _SECONDS = re.compile(r"[0-9]{1,5}")
 
 
@@ -35,7 +35,9 @@ class ApiError(Exception):
         if len(message) > LONGEST_MESSAGE:
             message = f"{message[:LONGEST_MESSAGE]} ... ({len(message)} characters)"
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status, self.message = status, message
+        self.param = None if param is None else param[:LONGEST_NAME]
+        self.code = None if code is None else code[:LONGEST_NAME]
         self.headers = dict(headers or {})
 
     def body(self) -> bytes:

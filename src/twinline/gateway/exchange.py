@@ -67,8 +67,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_connection", "_headers", "_held", "_keep", "_kept", "_receive", "_scope", "_send", "_source", "body_bytes", "cause",
-        "done", "gone", "lines", "model", "request_id", "status", "streaming", "tenant",
+        "_connection", "_headers", "_held", "_keep", "_kept", "_receive", "_scope", "_send", "_source", "body_bytes",
+        "cause", "done", "gone", "lines", "model", "request_id", "status", "streaming", "tenant",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:

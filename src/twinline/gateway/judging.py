@@ -23,6 +23,11 @@ def why_not(line: Line, circuit: Circuit) -> str:
     return f"line {line.name} is {line.state}: {line.life.reason}"
 
 
+def named(name: str, wanted: str) -> bool:
+    """`wanted` is a line's name, or the name of its replicas (`line#2`)."""
+    return name == wanted or name.partition("#")[0] == wanted
+
+
 def able(line: Line, ask: Ask) -> bool:
     """Whether the line can take it at all."""
     return ask.needs <= line.features and (line.context is None or ask.context <= line.context)

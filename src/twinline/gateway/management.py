@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from twinline.gateway.door import Door
 from twinline.gateway.errors import ApiError
+from twinline.gateway.gauges import line_up
 from twinline.gateway.passed import own_text
 from twinline.gateway.supply import Supply
 from twinline.lines.client import LineClient
@@ -85,7 +86,8 @@ def told_by(supply: Supply) -> list[dict[str, Any]]:
                 "name": name,
                 "model": supply.model,
                 "state": str(line.state),
-                "ready": name in supply.ready,
+                "ready": line_up(supply, line),
+                "full": line_up(supply, line) and name not in supply.ready,
                 "circuit": str(circuit.state),
                 "circuit_reason": circuit.reason or None,
                 "in_flight": len(line.calls),

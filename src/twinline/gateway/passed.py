@@ -47,14 +47,15 @@ async def lines_text(models: Iterable[ServedModel]) -> bytes:
         if line_up(served.supply, line) and line.driver.metrics_path is not None
     ]
     texts = await asyncio.gather(*map(_line_text, up))
-    return generate_latest(_Passed([(line.name, text) for line, text in zip(up, texts, strict=True)]))
+    passed = _Passed([(line.name, text) for line, text in zip(up, texts, strict=True)])
+    return await asyncio.to_thread(generate_latest, passed)  # an engine's text may take long to read: streams go on
 
 
 async def of_all(index: int, own: bytes, siblings: Sequence[LineClient]) -> bytes:
     """The texts of all gateways of a fleet as one, each sample with its gateway's number. What the lines say of
     themselves is every gateway's to tell, and taken from this one alone."""
     texts = await asyncio.gather(*map(_sibling_text, siblings))
-    return generate_latest(_Gathered([(str(index), own.decode()), *texts]))
+    return await asyncio.to_thread(generate_latest, _Gathered([(str(index), own.decode()), *texts]))
 
 
 async def _sibling_text(sibling: LineClient) -> tuple[str, str]:
@@ -78,11 +79,9 @@ class _Gathered(Collector):
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, Metric] = {}
-        for number, (gateway, text) in enumerate(self._texts):
+        for gateway, text in self._texts:
             for family in _families(gateway, text):
                 ours = family.name.startswith(PREFIX)
-                if not ours and number:
-                    continue
                 joined = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
                 extra = {"gateway": gateway} if ours else {}
                 joined.samples += [s._replace(labels={**s.labels, **extra}) for s in family.samples]

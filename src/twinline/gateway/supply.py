@@ -5,17 +5,19 @@ Owns which lines may be asked now, and who waits. Must not know text or HTTP. Th
 
 from __future__ import annotations
 
-import heapq
+import bisect
 import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from twinline.gateway.choice import MOVES, Choice
 from twinline.gateway.errors import ApiError, cannot_continue, no_line, too_busy
-from twinline.gateway.judging import able, traits_of, unfit_for, why_not
+from twinline.gateway.judging import able, named, traits_of, unfit_for, why_not
 from twinline.gateway.meters import ModelMeter
-from twinline.gateway.routing import Budget, FairQueue, Policy, Refused, Router, Wait, block_keys
+from twinline.gateway.room import Room
+from twinline.gateway.routing import Budget, FairQueue, Placement, Policy, Refused, Router, Wait, block_keys
 from twinline.gateway.segment import Segment
 from twinline.lines.circuit import Circuit
 from twinline.lines.line import Line
@@ -27,7 +29,7 @@ OUTPUT_RATE = 0.02
 RESUME_SHARE = 1.0  # of the lines' prefill speed that may go to streams that broke
 RESUME_BURST_SECONDS = 2.0
 RESUME_LEAST, RESUME_LEAST_BURST = 2048.0, 16384.0  # tokens a second, tokens: what is no storm is not held up
-FULL_SECONDS, LONGEST_FULL_SECONDS = 0.5, 5.0
+MOST_HEADS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +64,12 @@ class Supply:
         self.on_trip: Callable[[Line, str], None] = lambda line, reason: None
         self._clock = clock
         self._ready: tuple[str, ...] = ()
-        self._full: dict[str, float] = {}  # lines without room, until when
+        self._room = Room()
         self._queue: FairQueue[Choice] = FairQueue(
             clock, self.bounds.queue_requests, self.bounds.queue_tokens, self.bounds.queue_seconds
         )
-        self._head: Choice | None = None  # it left the queue, but no line took it yet
+        self._heads: list[Choice] = []  # they left the queue, but no line took them yet; by the time that they came
+        self._pumping = self._again = False
         self._resuming: list[tuple[int, int, Choice]] = []
         self._budget = Budget(1.0, 1.0, clock)
         self._order = itertools.count()
@@ -89,7 +92,7 @@ class Supply:
             return
         self.router.remove(name)
         del self.circuits[name]
-        self._full.pop(name, None)
+        self._room.forget(name)
         self._refresh()
         for choice in list(line.calls.values()):
             choice.move(f"line {name} was taken away", drained=True)
@@ -98,7 +101,7 @@ class Supply:
     def restarted(self, line: Line) -> None:
         """Another engine listens under that name: what was held against the old one is forgotten, as is its cache."""
         self.circuits[line.name] = Circuit()
-        self._full.pop(line.name, None)
+        self._room.forget(line.name)
         self.router.healed(line.name)
         self.changed(line)
 
@@ -118,11 +121,10 @@ class Supply:
         return any(name != line.name for name in self._open(choice))
 
     def _refresh(self) -> None:
-        # A tuple, handed on as it is: the router looks its lines up once for each.
-        self._ready = tuple(
+        self._ready = tuple(  # handed on as it is: the router looks its lines up once for each tuple
             name
             for name, line in self.lines.items()
-            if line.state.takes_requests and self.circuits[name].closed and name not in self._full
+            if line.state.takes_requests and self.circuits[name].closed and not self._room.lacks(name)
         )
         rate = sum(1.0 / self.router.station(name).prefill.slope for name in self._ready)
         self._budget.rate = max(rate * RESUME_SHARE, RESUME_LEAST)
@@ -135,11 +137,11 @@ class Supply:
 
     @property
     def waiting(self) -> int:
-        return len(self._queue) + (self._head is not None) + len(self._resuming)
+        return len(self._queue) + len(self._heads) + len(self._resuming)
 
     @staticmethod
-    def keys_of(tokens: Sequence[int]) -> Sequence[int]:
-        return block_keys(tokens)
+    def keys_of(tokens: Sequence[int], known: Sequence[int] = ()) -> Sequence[int]:
+        return block_keys(tokens, known)
 
     def expected_output(self, limit: int) -> int:
         """Tokens that an answer with that limit is likely to have."""
@@ -162,10 +164,19 @@ class Supply:
 
     def place(self, choice: Choice) -> None:
         """Gives a choice of which nothing is out yet to a line, or lets it wait, or refuses it."""
-        if (self._head is not None or len(self._queue)) and not choice.segments:
+        fresh = not choice.segments
+        if (fresh and self._behind(choice)) or not self._try(choice, may_wait=fresh):
             self._wait(choice)
-        else:
-            self._try(choice)
+
+    def _behind(self, choice: Choice) -> bool:
+        """Whether others have to be served before it."""
+        if not self._heads:
+            return len(self._queue) > 0
+        return self._particular(choice) or not all(map(self._particular, self._heads))
+
+    def _particular(self, choice: Choice) -> bool:
+        """It waits for lines of its own, while others may go to any."""
+        return choice.pinned is not None or not all(able(self.lines[name], choice.ask) for name in self._ready)
 
     def has_fresh(self, choice: Choice) -> bool:
         """Whether there is a line that has not failed it."""
@@ -178,31 +189,30 @@ class Supply:
 
     def full(self, line: Line, retry_after: str | None) -> None:
         """The line has no room: it is not asked before one of its answers ends, or the time that it gave is over."""
-        try:
-            seconds = min(float(retry_after or FULL_SECONDS), LONGEST_FULL_SECONDS)
-        except ValueError:
-            seconds = FULL_SECONDS
-        self._full[line.name] = self._clock() + seconds
+        self._room.refused(line.name, self._clock(), retry_after)
         self._refresh()
 
-    def _try(self, choice: Choice) -> bool:
-        """False if it has to wait; then it does."""
+    def _try(self, choice: Choice, may_wait: bool) -> bool:
+        """False if it has to wait."""
         among = self._open(choice)
-        placement = self.router.choose(choice.ask, among, may_wait=not choice.segments) if among else None
+        placement = self.router.choose(choice.ask, among, may_wait) if among else None
         if isinstance(placement, Wait) or (placement is None and self._room_soon(choice)):
-            self._wait(choice)
             return False
+        self.withdraw(choice)
         if placement is None:
             choice.refused(self._why_none(choice))
-            return True
-        choice.placed(self.lines[placement.line], placement)
+        else:
+            self._give(choice, placement)
         return True
 
+    def _give(self, choice: Choice, placement: Placement) -> None:
+        if self._room and self._room.given(placement.line):
+            self._refresh()
+        choice.placed(self.lines[placement.line], placement)
+
     def _wait(self, choice: Choice) -> None:
-        if choice.ticket is not None and choice is not self._head:
-            choice.ticket = None
-        if self._head is None and not len(self._queue) and choice.waits_since:
-            self._head = choice
+        if choice.waits_since:  # it had left the queue: its place is there no more
+            bisect.insort(self._heads, choice, key=attrgetter("waits_since"))
             return
         claim = choice.claim
         tokens = choice.ask.prompt_tokens + choice.ask.output_tokens
@@ -218,19 +228,19 @@ class Supply:
 
     def withdraw(self, choice: Choice) -> None:
         """It waits for nothing any more."""
-        if choice is self._head:
-            self._head = None
-        elif choice.ticket is not None:
+        if choice.ticket is not None:
             self._queue.remove(choice.ticket)
-        choice.ticket = None
+            choice.ticket = None
+        elif choice in self._heads:
+            self._heads.remove(choice)
 
     def resume(self, choice: Choice) -> None:
         """Gives a choice that broke to another line: by priority, and not all at once."""
         at_once = not self._resuming and self.has_fresh(choice)
-        if at_once and self._budget.take(choice.ask.prompt_tokens) and self._try_resume(choice):
+        if at_once and not self._budget.wait(choice.ask.prompt_tokens) and self._try_resume(choice):
             return
         choice.waits_since = self._clock()
-        heapq.heappush(self._resuming, (-choice.claim.priority, next(self._order), choice))
+        self._resuming.append((-choice.claim.priority, next(self._order), choice))
 
     def _try_resume(self, choice: Choice) -> bool:
         """False if no line is up for it now."""
@@ -240,52 +250,62 @@ class Supply:
         placement = self.router.choose(choice.ask, among)
         if placement is None:
             return False
-        choice.placed(self.lines[placement.line], placement)
+        self._budget.take(choice.ask.prompt_tokens)
+        self._give(choice, placement)
         return True
 
     def pump(self) -> None:
-        """Something became free, or time has passed."""
-        now = self._clock()
-        if self._full and min(self._full.values()) <= now:
-            self._full = {name: until for name, until in self._full.items() if until > now}
+        """Something became free, or time has passed. What that leads to may call it again: then it goes round again."""
+        self._again = True
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self._again:
+                self._again = False
+                self._pump(self._clock())
+        finally:
+            self._pumping = False
+
+    def _pump(self, now: float) -> None:
+        if self._room and self._room.look(now, self.waiting > 0):
             self._refresh()
-        while self._resuming:
-            choice = self._resuming[0][2]
+        self._resume_some(now)
+        over = self._queue.expired(now)
+        over += [choice for choice in self._heads if now - choice.waits_since > self.bounds.queue_seconds]
+        for choice in over:
+            choice.ticket = None
+            choice.refused(too_busy(self.model, f"no line was free within {self.bounds.queue_seconds:g} s", 1.0))
+        for choice in list(self._heads):
+            if choice in self._heads and not self._try(choice, may_wait=True) and not self._particular(choice):
+                return
+        while len(self._queue) and len(self._heads) < MOST_HEADS:
+            popped = self._queue.pop()
+            if popped is None:
+                return
+            popped.ticket = None
+            if not self._try(popped, may_wait=True):
+                self._wait(popped)
+                if not self._particular(popped):
+                    return
+
+    def _resume_some(self, now: float) -> None:
+        """Broken streams by priority, within the budget. One whose lines are all down keeps no other waiting."""
+        waiting, self._resuming = sorted(self._resuming), []
+        kept, spent = [], False
+        for entry in waiting:
+            choice = entry[2]
             if choice.over:
-                heapq.heappop(self._resuming)
                 continue
             if now - choice.waits_since > self.bounds.resume_seconds:
-                heapq.heappop(self._resuming)
                 choice.refused(cannot_continue("no other line could take it in time"))
                 continue
-            if self._budget.wait(choice.ask.prompt_tokens) > 0 or not self._open(choice):
-                break
-            heapq.heappop(self._resuming)
-            self._budget.take(choice.ask.prompt_tokens)
-            if not self._try_resume(choice):
-                heapq.heappush(self._resuming, (-choice.claim.priority, next(self._order), choice))
-                break
-        for choice in self._queue.expired(now):
-            choice.refused(too_busy(self.model, f"no line was free within {self.bounds.queue_seconds:g} s", 1.0))
-        while True:
-            waiting = self._head or (self._queue.pop() if len(self._queue) else None)
-            if waiting is None:
-                return
-            self._head = waiting
-            waiting.ticket = None
-            if now - waiting.waits_since > self.bounds.queue_seconds:
-                self._head = None
-                waiting.refused(too_busy(self.model, f"no line was free within {self.bounds.queue_seconds:g} s", 1.0))
-                continue
-            among = self._open(waiting)
-            placement = self.router.choose(waiting.ask, among, may_wait=True) if among else None
-            if isinstance(placement, Wait) or (placement is None and self._room_soon(waiting)):
-                return
-            self._head = None
-            if placement is not None:
-                waiting.placed(self.lines[placement.line], placement)
-            else:
-                waiting.refused(self._why_none(waiting))
+            if not spent and self._open(choice):
+                spent = self._budget.wait(choice.ask.prompt_tokens) > 0
+                if not spent and self._try_resume(choice):
+                    continue
+            kept.append(entry)
+        self._resuming = kept + self._resuming
 
     def _open(self, choice: Choice) -> Sequence[str]:
         """Lines that may be asked for it: healthy, and none that failed it unless there are no others."""
@@ -312,8 +332,10 @@ class Supply:
 
     def _room_soon(self, choice: Choice) -> bool:
         """Whether a line that could take it has no room now, and nothing else."""
-        full = self._full
-        return bool(full) and any(line.name in full and able(line, choice.ask) for line in self._meant(choice))
+        return bool(self._room) and any(
+            line.state.takes_requests and self._room.lacks(line.name) and able(line, choice.ask)
+            for line in self._meant(choice)
+        )
 
     def _why_none(self, choice: Choice) -> ApiError:
         """No line that is up can take it: for good, or because those that could are down."""
@@ -330,7 +352,7 @@ class Supply:
     def first_token(self, choice: Choice, segment: Segment) -> None:
         self.circuits_well(segment.line)
         self.meter.first_token(segment)
-        if self._head is not None or len(self._queue):
+        if self._heads or len(self._queue):
             self.pump()
 
     def circuits_well(self, line: Line) -> None:
@@ -341,10 +363,10 @@ class Supply:
     def ended(self, choice: Choice, segment: Segment, ok: bool) -> None:
         if ok and segment.tokens:
             self._mean_output += OUTPUT_RATE * (segment.tokens - self._mean_output)
-        if self._full.pop(segment.line.name, None) is not None:
+        if self._room and segment.last and self._room.ended(segment.line.name):
             self._refresh()
         self.meter.ended(segment)
-        if self._head is not None or len(self._queue) or self._resuming:
+        if self._heads or len(self._queue) or self._resuming:
             self.pump()
 
     def fault(self, line: Line, reason: str, *, unreachable: bool = False) -> None:
@@ -376,8 +398,3 @@ class Supply:
         self.circuits[line.name].close(self._clock())
         self.router.healed(line.name, restarted=False)
         self.changed(line)
-
-
-def named(name: str, wanted: str) -> bool:
-    """`wanted` is a line's name, or the name of its replicas (`line#2`)."""
-    return name == wanted or name.partition("#")[0] == wanted

@@ -100,7 +100,9 @@ class Watch:
         if seen is None:
             # A line that had nothing to do has been silent for no reason: the wait begins with its first request.
             seen = self._seen[line] = _Seen(min(call.started for call in line.calls))
-        last = max(call.last for call in line.calls)
+        # One whose client does not read is held by us: its silence says nothing of the line.
+        waited = {call: choice for call, choice in line.calls.items() if not choice.paused}
+        last = max((call.last for call in waited), default=now)
         if last > seen.moved:
             seen.moved = last
         if now - seen.told > PROGRESS_SECONDS:
@@ -112,7 +114,7 @@ class Watch:
                 seen.asking = True
                 self._later(self._ask(line, seen))
             return
-        for call, choice in list(line.calls.items()):
+        for call, choice in waited.items():
             silence = now - call.last
             if call.tokens:
                 if silence > patience.stream * limit and self._elsewhere(line, choice):

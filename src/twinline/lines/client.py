@@ -17,6 +17,7 @@ import msgspec
 from twinline.lines.drivers.driver import Dialect
 from twinline.lines.drivers.native import Protocol as LineProtocol
 from twinline.lines.drivers.native import read_chunk, read_plain
+from twinline.lines.gathered import Queue, Whole
 from twinline.lines.http import Connection, ConnectionBroken, Pool, Target
 from twinline.lines.protocol import LineBroken, LineError, LineRefused, TextSource, TokenRequest
 from twinline.lines.traced import traced
@@ -30,7 +31,6 @@ QUESTION_SECONDS = 10.0
 LONGEST_EVENT_BYTES = 16 << 20  # the prompt's own token ids may be in it
 LONGEST_SCORED_EVENT_BYTES = 256 << 20  # with the prompt's log-probabilities
 LONGEST_REFUSAL_BYTES = 1 << 20
-LONGEST_ANSWER_BYTES = 4 << 20  # to a plain question
 FEW_EVENTS = 2  # up to which events are read one by one
 _DONE = b"[DONE]"
 
@@ -68,8 +68,8 @@ class Call:
 
     __slots__ = (
         "_bytes", "_client", "_connection", "_deadline", "_events", "_finish_timer", "_finished", "_headers",
-        "_longest", "_over", "_reader", "_refused", "_sink", "_status", "_task", "_usage_after", "last", "started",
-        "tokens",
+        "_longest", "_over", "_paused", "_reader", "_refused", "_sink", "_status", "_task", "_usage_after", "last",
+        "started", "tokens",
     )  # fmt: skip
 
     def __init__(self, client: LineClient, request: TokenRequest, text: TextSource | None, sink: Sink) -> None:
@@ -92,10 +92,9 @@ class Call:
             silence = LineBroken("the line stayed silent past the request's deadline", "deadline")
             self._deadline = asyncio.get_running_loop().call_later(seconds, self._fail, silence)
         self._status = 0
-        self._headers: dict[str, str] = {}
+        self._headers: dict[bytes, bytes] = {}
         self._refused: list[bytes] | None = None
-        self._finished = False
-        self._over = False
+        self._finished = self._over = self._paused = False
         self.started = self.last = time.monotonic()
         self.tokens = 0
 
@@ -118,6 +117,8 @@ class Call:
             return
         self._connection = connection
         connection.ask(self._bytes, self)
+        if self._paused:
+            connection.pause()
 
     def cancel(self) -> None:
         """Aborts the request at the line; the sink hears nothing more."""
@@ -135,10 +136,13 @@ class Call:
             self._task.cancel()
 
     def pause(self) -> None:
+        self._paused = True
         if self._connection is not None:
             self._connection.pause()
 
     def resume(self) -> None:
+        self._paused = False
+        self.last = time.monotonic()  # until now it was silent because it was told to be
         if self._connection is not None:
             self._connection.resume()
 
@@ -174,7 +178,7 @@ class Call:
 
     # What the connection calls.
 
-    def head(self, status: int, headers: dict[str, str]) -> None:
+    def head(self, status: int, headers: dict[bytes, bytes]) -> None:
         self._status, self._headers = status, headers
         if status != 200:
             self._refused = []
@@ -278,14 +282,15 @@ def _current_task() -> asyncio.Task[Any] | None:
         return None
 
 
-def _refused(status: int, body: bytes, headers: Mapping[str, str]) -> LineRefused:
+def _refused(status: int, body: bytes, headers: Mapping[bytes, bytes]) -> LineRefused:
     try:
         detail = _refusal.decode(body).error
     except (msgspec.DecodeError, UnicodeDecodeError):
         detail = _Detail()
     code = None if detail.code is None else str(detail.code)
     message = detail.message or body[:500].decode("utf-8", "replace") or f"status {status}"
-    return LineRefused(status, message, code, headers.get("retry-after"), detail.param)
+    retry_after = headers.get(b"retry-after", b"").decode("latin-1") or None
+    return LineRefused(status, message, code, retry_after, detail.param)
 
 
 class LineClient:
@@ -307,7 +312,7 @@ class LineClient:
 
         Raises LineRefused before the first Delta, or LineBroken at any time before a finish reason was given.
         """
-        queue = _Queue()
+        queue = Queue()
         call = self.call(request, text, queue)
         try:
             while True:
@@ -327,7 +332,7 @@ class LineClient:
             connection = self.pool.idle() or await self.pool.connect()
         except ConnectionBroken as error:
             raise LineRefused(503, str(error), "line_unreachable") from error
-        answer = _Whole()
+        answer = Whole()
         connection.ask(self.pool.request(method, path, body), answer)
         try:
             async with asyncio.timeout(seconds):
@@ -371,51 +376,3 @@ class LineClient:
 
     def close(self) -> None:
         self.pool.close()
-
-
-class _Queue:
-    """A sink that somebody waits at."""
-
-    def __init__(self) -> None:
-        self.items: asyncio.Queue[Delta | LineError | None] = asyncio.Queue()
-
-    def delta(self, delta: Delta) -> None:
-        self.items.put_nowait(delta)
-
-    def finished(self) -> None:
-        self.items.put_nowait(None)
-
-    def failed(self, error: LineError) -> None:
-        self.items.put_nowait(error)
-
-
-class _Whole:
-    """An answer that is read whole."""
-
-    def __init__(self) -> None:
-        self.result: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
-        self.ended = False
-        self._status = self._size = 0
-        self._parts: list[bytes] = []
-
-    def head(self, status: int, headers: dict[str, str]) -> None:
-        self._status = status
-
-    def data(self, data: bytes) -> None:
-        self._size += len(data)
-        if self._size > LONGEST_ANSWER_BYTES:
-            self._parts.clear()
-            if not self.result.done():
-                self.result.set_exception(ConnectionBroken(f"an answer longer than {LONGEST_ANSWER_BYTES >> 20} MiB"))
-            return
-        self._parts.append(data)
-
-    def complete(self) -> None:
-        self.ended = True
-        if not self.result.done():
-            self.result.set_result((self._status, b"".join(self._parts)))
-
-    def broken(self, error: ConnectionBroken) -> None:
-        self.ended = True
-        if not self.result.done():
-            self.result.set_exception(error)

@@ -59,14 +59,14 @@ class Target:
     def __str__(self) -> str:
         if self.unix:
             return f"unix://{self.unix}"
-        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}{self.path}"
+        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"  # some keep a secret in the path
 
 
 class Answer(Protocol):
     """Who asked. Called from the event loop, in this order; `broken` or `complete` is the last."""
 
-    def head(self, status: int, headers: dict[str, str]) -> None:
-        """The answer's status and headers, names in lower case."""
+    def head(self, status: int, headers: dict[bytes, bytes]) -> None:
+        """The answer's status and headers; names are in lower case."""
 
     def data(self, data: bytes) -> None:
         """Some of the body, never empty."""
@@ -79,7 +79,7 @@ class Answer(Protocol):
 class _Nobody:
     """Whom the rest of an answer goes to when its asker needs no more of it."""
 
-    def head(self, status: int, headers: dict[str, str]) -> None: ...
+    def head(self, status: int, headers: dict[bytes, bytes]) -> None: ...
 
     def data(self, data: bytes) -> None: ...
 
@@ -105,7 +105,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answer: Answer | None = None
         self._body: list[bytes] = []
-        self._headers: dict[str, str] = {}
+        self._headers: dict[bytes, bytes] = {}
         self._headed = False
         self._head_bytes = 0  # that came without any of the body among them
         self._complete = False
@@ -216,7 +216,7 @@ class Connection(asyncio.Protocol):
         answer = self._answer
         if answer is None:
             return
-        framed = "content-length" in self._headers or "transfer-encoding" in self._headers
+        framed = b"content-length" in self._headers or b"transfer-encoding" in self._headers
         if self._headed and not framed and error is None:
             self._answer = None  # HTTP/1.0 style: the end of the connection ends the body
             answer.complete()
@@ -233,7 +233,7 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(self._headers) >= MOST_HEADERS:
             raise ValueError(f"an answer with {MOST_HEADERS} headers")
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         self._headed = True

@@ -103,8 +103,7 @@ class EventLines:
         if not self._parts and self._sse and data.startswith(b"data: ") and data.endswith(b"\n\n"):
             payloads = data[6:-2].split(b"\n\ndata: ")
             if data.count(b"\n") == 2 * len(payloads):  # whole events of one line each, as nearly always
-                payloads[-1] = payloads[-1].strip()  # `[DONE]` is compared; JSON does not mind
-                return payloads
+                return [payload.strip() for payload in payloads]
         head, *lines = data.split(b"\n")
         if not lines:
             self._parts.append(head)

@@ -47,3 +47,10 @@ def test_an_array_gives_the_same_keys() -> None:
 def test_a_negative_token_is_refused() -> None:
     with pytest.raises(OverflowError):
         block_keys([-1] * 64)
+
+
+@given(st.integers(0, 40_000), st.integers(0, 40_000))
+def test_known_keys_are_gone_on_from(length: int, more: int) -> None:
+    known = block_keys(TOKENS[:length])
+    tokens = TOKENS[: length + more]
+    assert block_keys(tokens, known) == block_keys(tokens) == block_keys(array("I", tokens), known)

@@ -16,20 +16,27 @@ _TOKEN = array("I").itemsize
 _BYTES = tuple(end * _TOKEN for end in ENDS)
 
 
-def block_keys(tokens: Sequence[int]) -> list[int]:
-    """One key per whole block of a prompt of token ids; tokens after the last whole block have none.
+def block_keys(tokens: Sequence[int], known: Sequence[int] = ()) -> list[int]:
+    """One key per whole block of a prompt of token ids; tokens after the last whole block have none. `known` are the
+    keys of its first blocks, which are not made again.
 
     A key is Python's own hash of the key before and the block's bytes: 64 bits, so that two of a million blocks meet
     with a chance of one in 30 million; salted per process, so that no client can make prompts that meet; and faster
     than crc32. Keys therefore hold within one process only: they must not be stored or sent. Time is nearly all in
     packing a list of integers (10 ns a token); an `array("I")` is taken as it is.
     """
-    if len(tokens) < ENDS[0]:
-        return []
-    data = (tokens if isinstance(tokens, array) and tokens.typecode == "I" else array("I", tokens)).tobytes()
-    keys: list[int] = []
-    key = start = 0
-    for end in _BYTES[: bisect_right(ENDS, len(tokens))]:
+    keys = list(known)
+    ends = _BYTES[len(keys) : bisect_right(ENDS, len(tokens))]
+    if not ends:
+        return keys
+    first = covered(len(keys))
+    fresh = tokens[first:] if first else tokens
+    data = (fresh if isinstance(fresh, array) and fresh.typecode == "I" else array("I", fresh)).tobytes()
+    key = keys[-1] if keys else 0
+    before = first * _TOKEN
+    start = 0
+    for end in ends:
+        end -= before
         key = hash((key, data[start:end]))
         keys.append(key)
         start = end

@@ -69,7 +69,9 @@ def read_plain(payloads: list[bytes]) -> tuple[Delta | None, list[bytes]]:
             if choice.token_ids:
                 tokens += choice.token_ids
             if choice.finish_reason is not None:
-                finish, stop = choice.finish_reason, choice.stop_reason
+                finish = choice.finish_reason
+            if choice.stop_reason is not None:
+                stop = choice.stop_reason
     return Delta(tokens, None, None, None, finish, stop, usage), left
 
 

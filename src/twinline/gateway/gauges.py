@@ -1,0 +1,79 @@
+"""What is true of the models and lines at the moment somebody asks, as Prometheus gauges.
+
+Owns their names. Must not keep anything: a line that was taken away is not told of any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from twinline.gateway.meters import PREFIX
+from twinline.gateway.served import ServedModel
+from twinline.gateway.supply import Supply
+from twinline.lines.circuit import CircuitState
+from twinline.lines.line import Line
+from twinline.lines.state import LineState
+
+# From a station's snapshot (routing/station.py).
+LEARNT = {
+    "predicted_ttft_seconds": (
+        "line_predicted_time_to_first_token_seconds",
+        "Predicted time to first token of a request of 512 uncached tokens sent now.",
+    ),
+    "predicted_tpot_seconds": (
+        "line_predicted_inter_token_seconds",
+        "Predicted time between tokens of one more stream.",
+    ),
+    "prefill_tokens_per_second": ("line_prefill_tokens_per_second", "Learnt speed of prefill."),
+    "prefill_queue_tokens": ("line_prefill_queue_tokens", "Prompt tokens sent to the line and not answered yet."),
+    "decoding": ("line_decoding", "Answers that have had their first token and are not over."),
+    "cached_token_share": ("line_cached_ratio", "Share of the prompt tokens that the line had in its cache."),
+}
+
+
+def line_up(supply: Supply, line: Line) -> bool:
+    """Whether it may be asked. One that has no room for the moment is up all the same."""
+    return line.state.takes_requests and supply.circuits[line.name].closed
+
+
+class Gauges(Collector):
+    """Of `models`, as they are when it is collected."""
+
+    def __init__(self, models: Iterable[ServedModel]) -> None:
+        self._models = models
+
+    def collect(self) -> Iterable[Metric]:
+        by_line = ["model", "line"]
+
+        def gauge(name: str, text: str, labels: Sequence[str]) -> GaugeMetricFamily:
+            return GaugeMetricFamily(PREFIX + name, text, labels=labels)
+
+        queued = gauge("queued_requests", "Choices that wait in the gateway.", ["model"])
+        up = gauge("line_up", "1 while the line may be asked.", by_line)
+        flying = gauge("line_in_flight", "Choices under way at the line.", by_line)
+        states = gauge("line_state", "1 for the state that the line is in, 0 for the others.", [*by_line, "state"])
+        circuits = gauge(
+            "line_circuit", "1 for the state of the line's circuit, 0 for the others.", [*by_line, "state"]
+        )
+        learnt = {field: gauge(name, text, by_line) for field, (name, text) in LEARNT.items()}
+        for served in self._models:
+            supply = served.supply
+            queued.add_metric([served.name], supply.waiting)
+            for name, line in supply.lines.items():
+                labels = [served.name, name]
+                up.add_metric(labels, line_up(supply, line))
+                flying.add_metric(labels, len(line.calls))
+                for state in LineState:
+                    states.add_metric([*labels, str(state)], line.state is state)
+                circuit = supply.circuits[name].state
+                for step in CircuitState:
+                    circuits.add_metric([*labels, str(step)], circuit is step)
+                known = supply.router.station(name).snapshot()
+                for field, family in learnt.items():
+                    if known[field] is not None:
+                        family.add_metric(labels, known[field])
+        return [queued, up, flying, states, circuits, *learnt.values()]

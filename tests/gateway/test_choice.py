@@ -1,0 +1,332 @@
+"""A choice that breaks goes on elsewhere: nothing lost, nothing doubled, and never where it must not."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.gateway.several import Several, events, plain, run
+from tests.lines.line_double import Script, logprob
+
+from twinline.gateway.supply import Bounds
+from twinline.lines.line import Line
+from twinline.lines.state import LineState
+
+TEXT = "It is easy: 你好.\n</think>\n\nThe answer is 👋 4, 数字二十."
+REASONING, CONTENT = "It is easy: 你好.", "The answer is 👋 4, 数字二十."
+FAULTS = ("reset", "end", "bad_json", "in_band")
+
+
+def breaking(made: Several, name: str, tokens: list[int], fault: str, after: int, **script: Any) -> None:
+    made.doubles[name].script = lambda request: Script(tokens, fault=fault, fault_after=after, **script)
+
+
+def told(found: list[Any], index: int = 0) -> tuple[str, str, str | None]:
+    """Reasoning, content and finish reason of one choice, after all that holds for every stream."""
+    *chunks, done = found
+    assert done == "[DONE]"
+    assert len({(chunk["id"], chunk["created"], chunk["model"], chunk["object"]) for chunk in chunks}) == 1
+    mine = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
+    assert sum("role" in choice["delta"] for choice in mine) == 1 and "role" in mine[0]["delta"]
+    finishes = [choice["finish_reason"] for choice in mine if choice["finish_reason"]]
+    assert len(finishes) == 1 and mine[-1]["finish_reason"]
+    reasoning = "".join(choice["delta"].get("reasoning_content") or "" for choice in mine)
+    return reasoning, "".join(choice["delta"].get("content") or "" for choice in mine), finishes[0]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_break_after_any_token_is_not_seen(tiny_folder: Path, fault: str) -> None:
+    async def test(made: Several) -> None:
+        tokens = made.says(TEXT, "b")
+        for after in range(0, len(tokens), 3):
+            made.supply.restarted(made.line("a"))
+            made.doubles["b"].requests.clear()
+            breaking(made, "a", tokens, fault, after)
+            response = await made.chat(stream=True, stream_options={"include_usage": True})
+            found = events(response)
+            assert told(found) == (REASONING, CONTENT, "stop"), after
+            usage = found[-2]["usage"]
+            assert usage["completion_tokens"] == len(tokens)
+            prefix = made.asked("b")[-1]["output_prefix_ids"]
+            assert prefix == tokens[: len(prefix)] and after - 3 < len(prefix) <= after
+
+    run(tiny_folder, ["a", "b"], test)
+
+
+def test_the_same_where_the_answer_is_not_streamed(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        tokens = made.says(TEXT, "b")
+        breaking(made, "a", tokens, "reset", 9)
+        answer = (await made.chat()).json()
+        message = answer["choices"][0]["message"]
+        assert (message["reasoning_content"], message["content"]) == (REASONING, CONTENT)
+        assert answer["usage"]["completion_tokens"] == len(tokens)
+
+    run(tiny_folder, ["a", "b"], test)
+
+
+def test_it_never_goes_on_in_another_class_of_weights(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        tokens = made.says(TEXT, "b", "c")
+        breaking(made, "a", tokens, "reset", 5)
+        assert told(events(await made.chat(stream=True)))[:2] == (REASONING, CONTENT)
+        assert not made.asked("b") and made.asked("c")
+        made.doubles["c"].script = lambda request: Script(fault="refuse", status=500)
+        made.supply.restarted(made.line("a"))
+        made.to("c", LineState.QUARANTINED)
+        found = events(await made.chat(stream=True))
+        assert found[-1]["error"]["code"] == "cannot_continue" and not made.asked("b")
+        # Of a stream that has not begun, nothing is out yet: any class may answer it.
+        breaking(made, "a", tokens, "reset", 0)
+        assert told(events(await made.chat(stream=True)))[:2] == (REASONING, CONTENT)
+        assert made.asked("b")
+
+    lines = [plain("a", weights_class="int8"), plain("b", weights_class="bf16"), plain("c", weights_class="int8")]
+    run(tiny_folder, lines, test, bounds=Bounds(resume_seconds=0.4))
+
+
+def test_moves_have_a_budget_and_the_end_is_an_error_and_not_clean(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        tokens = made.tokens(TEXT)
+        for name in made.doubles:
+            breaking(made, name, tokens, "reset", 1)
+        found = events(await made.chat(stream=True))
+        assert found[-1]["error"]["code"] == "cannot_continue" and "broke 3 times" in found[-1]["error"]["message"]
+        assert not any(choice["finish_reason"] for chunk in found[:-1] for choice in chunk["choices"])
+        assert sum(len(made.asked(name)) for name in made.doubles) == 3  # the first, and two moves
+
+    run(tiny_folder, ["a", "b", "c", "d"], test, bounds=Bounds(moves=2))
+
+
+def test_a_drain_moves_every_stream_and_costs_no_move(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        tokens = made.says(TEXT, delay=0.02)
+        streams = [asyncio.create_task(made.chat(stream=True)) for _ in range(12)]
+        await made.until(lambda: len(made.asked("a")) == 12)
+        for name in ("a", "b", "a", "b", "a"):
+            await asyncio.sleep(0.06)
+            made.to(name, LineState.DRAINING)
+            await made.until(lambda name=name: not made.line(name).calls)  # type: ignore[misc]
+            made.to(name, LineState.SERVING)
+        for response in await asyncio.gather(*streams):
+            assert told(events(response)) == (REASONING, CONTENT, "stop")
+        assert len(made.asked("a")) + len(made.asked("b")) >= 12 * 4  # each moved more often than breaks may be
+        asked = [each for name in "ab" for each in made.asked(name)]
+        assert all(each["output_prefix_ids"] == tokens[: len(each["output_prefix_ids"])] for each in asked)
+
+    run(tiny_folder, ["a", "b"], test, bounds=Bounds(moves=1))
+
+
+def test_a_drained_line_keeps_what_nobody_else_can_take(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        made.says(TEXT, delay=0.02)
+        stream = asyncio.create_task(made.chat(stream=True))
+        await made.until(lambda: made.line("a").calls)
+        await asyncio.sleep(0.1)
+        made.to("a", LineState.DRAINING)
+        assert told(events(await stream)) == (REASONING, CONTENT, "stop")
+        assert not made.asked("b")
+
+    run(tiny_folder, [plain("a"), plain("b", weights_class="other")], test)
+
+
+def test_it_waits_for_lines_that_are_all_down_for_two_seconds(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        made.says(TEXT, delay=0.02)
+        streams = [asyncio.create_task(made.chat(stream=True)) for _ in range(5)]
+        await made.until(lambda: len(made.line("a").calls) + len(made.line("b").calls) == 5)
+        await asyncio.sleep(0.1)
+        made.to("b", LineState.STOPPED)
+        made.to("a", LineState.STOPPED)
+        began = time.monotonic()
+        refused = await made.chat()  # a new request is told so at once
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "no_line"
+        await asyncio.sleep(2.0)
+        assert not any(stream.done() for stream in streams)
+        made.to("a", LineState.SERVING)
+        for response in await asyncio.gather(*streams):
+            assert told(events(response)) == (REASONING, CONTENT, "stop")
+        assert time.monotonic() - began < 8
+
+    run(tiny_folder, ["a", "b"], test)
+
+
+def test_log_probabilities_are_there_once_for_each_token(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        tokens = made.says(TEXT, "b")
+        for after in (1, 4, 11):
+            made.supply.restarted(made.line("a"))
+            breaking(made, "a", tokens, "reset", after)
+            found = events(await made.chat(stream=True, logprobs=True, top_logprobs=1))
+            entries = [
+                entry
+                for chunk in found[:-1]
+                for choice in chunk["choices"]
+                for entry in (choice["logprobs"] or {}).get("content", ())
+            ]
+            assert [entry["logprob"] for entry in entries] == pytest.approx([logprob(token) for token in tokens])
+
+    run(tiny_folder, ["a", "b"], test)
+
+
+def test_a_stop_string_that_a_move_cuts_in_two_is_found(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        tokens = made.says("abc the end of it, and more", "b")
+        for after in range(1, 12):
+            made.supply.restarted(made.line("a"))
+            breaking(made, "a", tokens, "reset", after)
+            response = await made.complete(stop=["the end"], max_tokens=60)
+            choice = response.json()["choices"][0]
+            assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == ("abc ", "stop", "the end")
+
+    run(tiny_folder, ["a", "b"], test)
+
+
+def test_limits_of_tokens_count_over_a_move(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        tokens = made.tokens("one two three four five six seven eight", end=False)
+        made.doubles["b"].script = lambda request: Script(tokens)
+        breaking(made, "a", tokens, "reset", 4)
+        response = await made.complete(max_tokens=9, min_tokens=6)
+        asked = made.asked("b")[-1]
+        assert (asked["max_tokens"], asked["min_tokens"], asked["output_prefix_ids"]) == (9, 6, tokens[:4])
+        assert asked["seed"] == made.asked("a")[-1]["seed"]
+        answer = response.json()
+        assert answer["choices"][0]["text"] == made.tokenizer.decode(tokens[:9])
+        assert (answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 9)
+
+    run(tiny_folder, ["a", "b"], test)
+
+
+def test_what_broke_behind_its_last_token_ends_without_another_line(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        tokens = made.tokens("some words", end=False)
+        made.doubles["a"].script = lambda request: Script([*tokens, 9, 9], fault="reset", fault_after=len(tokens))
+        response = await made.complete(max_tokens=len(tokens))
+        assert response.json()["choices"][0]["finish_reason"] == "length"
+        assert response.json()["choices"][0]["text"] == "some words" and not made.asked("b")
+
+    run(tiny_folder, ["a", "b"], test)
+
+
+def test_four_choices_of_which_some_lose_their_line(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        answers = [made.tokens(f"Thinking {i}.\n</think>\n\n答案 {i} 👋") for i in range(4)]
+
+        def script(request: dict[str, Any]) -> Script:
+            index = int(request["request_id"].split("-")[-1 if not request["output_prefix_ids"] else -2])
+            dies = not request["output_prefix_ids"] and request["model"] == "m-a"
+            return Script(answers[index], fault="reset" if dies else None, fault_after=2 + index, delay=0.005)
+
+        for double in made.doubles.values():
+            double.script = script
+        found = events(await made.chat(stream=True, n=4, stream_options={"include_usage": True}))
+        for index in range(4):
+            assert told(found, index) == (f"Thinking {index}.", f"答案 {index} 👋", "stop")
+        assert found[-2]["usage"]["completion_tokens"] == sum(map(len, answers))
+        assert len(made.asked("b")) == 4
+
+    run(tiny_folder, [plain("a", upstream="m-a"), "b"], test)
+
+
+def test_the_deadline_counts_over_a_move(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        tokens = made.says(TEXT, "b", delay=0.01)
+        breaking(made, "a", tokens, "reset", 4, delay=0.1)
+        assert (await made.chat(timeout_s=20)).status_code == 200
+        left = made.asked("b")[-1]["timeout_s"]
+        assert 18 < left < 19.7  # the first line had its half second
+
+    run(tiny_folder, ["a", "b"], test)
+
+
+def test_the_deadline_holds_while_it_waits_for_a_line_to_come_up(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        made.says(TEXT, delay=0.05)
+        began = time.monotonic()
+        stream = asyncio.create_task(made.chat(stream=True, timeout_s=1.0))
+        await made.until(lambda: made.line("a").calls)
+        await asyncio.sleep(0.2)
+        made.to("a", LineState.STOPPED)
+        found = events(await stream)
+        assert found[-1]["error"]["code"] == "deadline_exceeded", found[-1]
+        assert 0.9 < time.monotonic() - began < 5
+
+    run(tiny_folder, ["a"], test)
+
+
+@pytest.mark.parametrize("finish", ["abort", "error"])
+def test_an_engine_that_gives_up_in_good_form_has_broken_off(tiny_folder: Path, finish: str) -> None:
+    async def test(made: Several) -> None:
+        tokens = made.says(TEXT, "b", delay=0.01)
+        made.doubles["a"].script = lambda request: Script(tokens[:7], finish=finish, per_chunk=7)
+        assert told(events(await made.chat(stream=True))) == (REASONING, CONTENT, "stop")
+        made.doubles["a"].script = lambda request: Script(tokens[:7], finish=finish)
+        found = events(await made.chat(stream=True, stream_options={"include_usage": True}))
+        assert told(found) == (REASONING, CONTENT, "stop")
+        assert found[-2]["usage"]["completion_tokens"] == len(tokens)
+
+    run(tiny_folder, ["a", "b"], test)
+
+
+def test_a_line_whose_context_the_answer_has_outgrown_is_not_asked_to_go_on(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        words = "one two three four five six seven eight nine ten" * 4
+        tokens = made.says(words, "b", "c")
+        breaking(made, "a", tokens, "reset", len(tokens) - 4)
+        response = await made.chat()
+        assert response.json()["choices"][0]["message"]["reasoning_content"] == words, response.text
+        assert not made.asked("b") and len(made.asked("c")) == 1
+
+    run(tiny_folder, [plain("a"), plain("b", context=40), plain("c")], test)
+
+
+def test_a_line_that_came_back_is_asked_again_where_the_others_cannot_take_it(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        tokens = made.tokens(TEXT)
+        fresh = [True]
+
+        def script(request: dict[str, Any]) -> Script:
+            first, fresh[0] = fresh[0], False
+            return Script(tokens, fault="reset" if first else None, fault_after=6)
+
+        made.doubles["a"].script = script
+        found = events(await made.chat(stream=True, logprobs=True))
+        assert told(found)[:2] == (REASONING, CONTENT)
+        assert not made.asked("b") and len(made.asked("a")) == 2
+
+    run(tiny_folder, [plain("a"), plain("b", lacks=frozenset({"logprobs"}))], test, bounds=Bounds(resume_seconds=3))
+
+
+def test_a_silent_stream_moves_and_its_late_words_are_not_heard(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        tokens = made.says(TEXT, "b")
+        made.doubles["a"].health = lambda: None
+        breaking(made, "a", tokens, "hang", 5)
+        assert told(events(await made.chat(stream=True))) == (REASONING, CONTENT, "stop")
+        await made.until(lambda: made.doubles["a"].aborted)  # the call was closed: what it says later goes nowhere
+
+    run(tiny_folder, ["a", "b"], test)
+
+
+def test_a_client_that_leaves_while_it_waits_for_a_line_is_forgotten(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        made.says(TEXT, delay=0.02)
+        stream = asyncio.create_task(made.chat(stream=True))
+        line: Line = made.line("a")
+        await made.until(lambda: line.calls)
+        await asyncio.sleep(0.1)
+        made.to("a", LineState.STOPPED)
+        await made.until(lambda: made.supply.waiting)
+        stream.cancel()
+        await asyncio.gather(stream, return_exceptions=True)
+        await asyncio.sleep(0.1)
+        made.to("a", LineState.SERVING)
+        await made.until(lambda: not made.supply.waiting)
+        await asyncio.sleep(0.1)
+        assert len(made.asked("a")) == 1
+
+    run(tiny_folder, ["a"], test)

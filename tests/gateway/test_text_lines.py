@@ -1,0 +1,146 @@
+"""Lines that give text only: answered whole and streamed, asked again before the first word, never after in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from tests.gateway.several import MODEL, PATIENCE, Several, events, plain, several
+from tests.lines.text_double import TextDouble, Words
+
+from twinline.gateway.supply import Bounds
+from twinline.lines.spec import LineSpec
+
+SAID = "The sky is blue."
+
+
+def remote(name: str, **fields: Any) -> LineSpec:
+    told: dict[str, Any] = {"model": MODEL, "engine": "openai", "upstream": "big", "url": "http://127.0.0.1:1/v1"}
+    return LineSpec(name=name, **(told | fields))
+
+
+def run(
+    folder: Path,
+    specs: Sequence[LineSpec],
+    test: Callable[[Several, dict[str, TextDouble]], Awaitable[None]],
+    bounds: Bounds | None = None,
+) -> None:
+    async def main() -> None:
+        remotes = {spec.name: TextDouble() for spec in specs if spec.engine == "openai"}
+        urls = {name: await double.start() for name, double in remotes.items()}
+        try:
+            async with several(folder, specs, urls=urls, patience=PATIENCE, bounds=bounds) as made:
+                await test(made, remotes)
+        finally:
+            for double in remotes.values():
+                await double.stop()
+
+    uvloop.run(main())
+
+
+def content(found: list[Any]) -> str:
+    return "".join(choice["delta"].get("content") or "" for chunk in found[:-1] for choice in chunk.get("choices", ()))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_in_text(tiny_folder: Path, stream: bool) -> None:
+    async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
+        remotes["far"].words = Words(thoughts=["It is ", "easy."])
+        fields: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        response = await made.chat(temperature=0.3, user="u", **fields)
+        path, asked = remotes["far"].requests[-1]
+        assert path == "/v1/chat/completions" and asked["model"] == "big" and asked["temperature"] == 0.3
+        assert asked["messages"] == [{"role": "user", "content": "hi"}]
+        if stream:
+            found = events(response)
+            assert content(found) == SAID and found[-1] == "[DONE]"
+            reasoning = "".join(
+                choice["delta"].get("reasoning_content") or "" for chunk in found[:-1] for choice in chunk["choices"]
+            )
+            assert reasoning == "It is easy."
+            usage = found[-2]["usage"]
+        else:
+            answer = response.json()
+            message = answer["choices"][0]["message"]
+            assert (message["content"], message["reasoning_content"]) == (SAID, "It is easy.")
+            assert answer["choices"][0]["finish_reason"] == "stop"
+            usage = answer["usage"]
+        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (9, 7)  # as the remote counts them
+
+    run(tiny_folder, [remote("far")], test)
+
+
+def test_a_completion_in_text(tiny_folder: Path) -> None:
+    async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
+        response = await made.complete(prompt="Why", max_tokens=30)
+        assert response.json()["choices"][0]["text"] == SAID
+        path, asked = remotes["far"].requests[-1]
+        assert path == "/v1/completions" and asked["prompt"] == "Why"
+
+    run(tiny_folder, [remote("far")], test)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("words", [Words(status=500), Words(status=503), Words(status=429), Words(breaks_after=0)])
+def test_what_breaks_before_its_first_word_is_asked_again_elsewhere(
+    tiny_folder: Path, stream: bool, words: Words
+) -> None:
+    async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
+        remotes["far"].words = words
+        response = await made.chat(stream=stream)
+        said = content(events(response)) if stream else response.json()["choices"][0]["message"]["content"]
+        assert said == SAID and len(remotes["other"].requests) == 1
+
+    run(tiny_folder, [remote("far"), remote("other")], test)
+
+
+def test_what_breaks_before_its_first_word_may_go_to_a_line_of_tokens(tiny_folder: Path) -> None:
+    async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
+        made.says("so.\n</think>\n\nIt is.", "near")
+        remotes["far"].words = Words(breaks_after=0)
+        assert content(events(await made.chat(stream=True))) == "It is."
+
+    run(tiny_folder, [remote("far"), plain("near")], test)
+
+
+def test_what_breaks_after_a_word_ends_in_a_typed_error(tiny_folder: Path) -> None:
+    async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
+        made.says("so.\n</think>\n\nIt is.", "near")
+        remotes["far"].words = Words(breaks_after=2)
+        found = events(await made.chat(stream=True))
+        assert found[-1]["error"]["code"] == "cannot_continue" and "[DONE]" not in found
+        assert not any(choice["finish_reason"] for chunk in found[:-1] for choice in chunk["choices"])
+        assert SAID.startswith(content(found))
+        whole = await made.chat()
+        assert whole.status_code == 502 and whole.json()["error"]["code"] == "cannot_continue"
+        assert not remotes["other"].requests and not made.asked("near")
+
+    run(tiny_folder, [remote("far"), remote("other"), plain("near")], test)
+
+
+def test_a_stream_of_tokens_never_goes_on_at_a_line_of_text(tiny_folder: Path) -> None:
+    async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
+        tokens = made.says("so.\n</think>\n\nIt is.")
+        from tests.lines.line_double import Script
+
+        made.doubles["near"].script = lambda request: Script(tokens, fault="reset", fault_after=5)
+        found = events(await made.chat(stream=True))
+        assert found[-1]["error"]["code"] == "cannot_continue"
+        assert not remotes["far"].requests
+
+    run(tiny_folder, [plain("near"), remote("far")], test, bounds=Bounds(moves=1, resume_seconds=0.3))
+
+
+def test_tools_go_to_the_line_that_has_them(tiny_folder: Path) -> None:
+    async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
+        made.says("so.\n</think>\n\nIt is.", "near")
+        tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+        assert (await made.chat(tools=tools)).json()["choices"][0]["message"]["content"] == SAID
+        assert remotes["far"].requests[-1][1]["tools"] == tools and not made.asked("near")
+        # And what needs token ids to the other.
+        assert (await made.chat(logprobs=True)).json()["choices"][0]["message"]["content"] == "It is."
+
+    run(tiny_folder, [plain("near"), remote("far")], test)
