@@ -75,6 +75,19 @@ class Ordinary:
     port: int
     seconds: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
+    alive: list[float] = field(default_factory=list)  # of `GET /health`, which asks no line
+
+    async def look(self) -> None:
+        while True:
+            began = time.perf_counter()
+            with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+                async with asyncio.timeout(20):
+                    reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                    writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+                    await status_of(reader)
+                    writer.close()
+            self.alive.append(time.perf_counter() - began)
+            await asyncio.sleep(0.05)
 
     async def run(self) -> None:
         kept: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
@@ -99,16 +112,18 @@ class Ordinary:
             await asyncio.sleep(0.02)
 
     def told(self) -> str:
-        ranked = sorted(self.seconds)
-        if not ranked:
-            return "nothing was asked"
-        p50, p99 = (ranked[min(len(ranked) - 1, int(share * len(ranked)))] * 1e3 for share in (0.5, 0.99))
         statuses = ", ".join(f"{status}: {count}" for status, count in self.statuses.items())
-        return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, longest {ranked[-1] * 1e3:.0f} ms; {statuses}"
+        return f"{spread(self.seconds)}; {statuses}\n  /health: {spread(self.alive)}"
 
     @property
     def failed(self) -> bool:
         return set(self.statuses) != {"200"}
+
+
+def spread(seconds: list[float]) -> str:
+    ranked = sorted(seconds) or [0.0]
+    p50, p99 = (ranked[min(len(ranked) - 1, int(share * len(ranked)))] * 1e3 for share in (0.5, 0.99))
+    return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, longest {ranked[-1] * 1e3:.0f} ms"
 
 
 def framed(body: bytes) -> bytes:
@@ -271,13 +286,14 @@ ATTACKS: dict[str, tuple[Attack, int]] = {
 async def during(gateway: Gateway, name: str, work: Awaitable[None], counts: Counter[str]) -> bool:
     """Runs an attack beside the ordinary client and prints both; whether all went well."""
     ordinary = Ordinary(gateway.port)
-    asking = asyncio.create_task(ordinary.run())
+    asking, looking = asyncio.create_task(ordinary.run()), asyncio.create_task(ordinary.look())
     began = time.monotonic()
     before = gateway.rss()
     try:
         await work
     finally:
         asking.cancel()
+        looking.cancel()
     after = gateway.rss()
     print(f"{name}: {time.monotonic() - began:.0f} s, resident {before} -> {after} MiB")
     print(f"  came back: {', '.join(f'{what}: {count}' for what, count in counts.items())}")

@@ -179,6 +179,7 @@ def test_a_line_without_room_is_up(place: Place) -> None:
     waiting.start()
     line = until(full)
     assert line["ready"] and line["circuit"] == "closed"
+    assert place.gateway.ask("/health").json()["status"] == "ok"
     metrics = place.gateway.ask("/api/metrics").text
     assert f'twinline_gateway_line_up{{line="a",model="{MODEL}"}} 1.0' in metrics
     assert f'twinline_gateway_queued_requests{{model="{MODEL}"}} 1.0' in metrics

@@ -100,7 +100,8 @@ def test_metered_tokens_are_the_engines_own(tmp_path: Path) -> None:
 
         async with running(tmp_path) as (gateway, workers):
             loading = [asyncio.create_task(work(gateway)) for _ in range(24)]
-            await asyncio.sleep(0.4)
+            while (await fetch(f"http://127.0.0.1:{workers[0].relay.target}", "/health"))["running"] < 8:
+                await asyncio.sleep(0.01)
             await workers[0].kill()
             await workers[0].start()
             await asyncio.gather(*loading)
@@ -111,9 +112,9 @@ def test_metered_tokens_are_the_engines_own(tmp_path: Path) -> None:
             found = compare(asked, records(tmp_path), [worker.relay for worker in workers], generated)
         assert not found.wrong, found.wrong[:5]
         assert found.requests["finished"] > 180 and found.requests["left"] > 5, found.requests
-        assert found.moved > 2 and found.waste > 30 and found.owed.behind_stop > 10
-        # The clock decides to a token or two what had come before a client left.
-        assert abs(found.metered - found.owed.tokens) <= 3 * found.requests["left"]
+        assert found.moved >= 1 and found.waste > 10 and found.owed.behind_stop > 10
+        # What came while the gateway had not yet seen that a client was gone may count, and what came just before not.
+        assert -3 * found.requests["left"] <= found.metered - found.owed.tokens <= found.owed.after_leaving
         metered, sent = found.plain
         assert metered == sent > 5000
         # An engine that was killed is not asked what it had made and not sent.

@@ -6,7 +6,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.gateway.harness import MODEL, Gateway
 from tests.lines.line_double import Script
 
-
 LONG = list(range(10, 30))
 
 

@@ -58,6 +58,9 @@ def text(said: Json, now: float) -> str:
             parts.append(f"{door['name']} is {door['state']}: {why}")
     parts += ["", aligned(_models(said)), "", aligned(_lines(said, gateway.currency, now))]
     parts += [f"{line['name']}: {line['reason']}" for line in said["lines"] if line["state"] != "serving"]
+    serving = [line for line in said["lines"] if line["state"] in ("serving", "degraded")]
+    shut = [line for line in serving if line["live"].get("circuit", "closed") != "closed"]
+    parts += [f"{line['name']} is not asked: {line['live'].get('circuit_reason')}" for line in shut]
     parts += [f"{name} is left out: {why}" for name, why in said["left_out"].items()]
     return "\n".join(parts)
 

@@ -122,6 +122,8 @@ class Worker:
             raise wire.BadRequest(f"request_id {request_id!r} is in use", "request_id", 409)
         vocab = self.built.spec.vocab
         request = wire.to_request(asked, request_id, vocab=vocab, eos=self.eos, seed=secrets.randbits(63))
+        carried = len(asked.output_prefix_ids)
+        log.debug("request %s: %d prompt tokens, %d to go on from", request_id, len(asked.prompt), carried)
         queue = self.streams[request_id] = asyncio.Queue()
         live = False
         try:

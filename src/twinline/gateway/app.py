@@ -23,11 +23,13 @@ from twinline.gateway.chat import Chat
 from twinline.gateway.completions import Completions
 from twinline.gateway.door import Door, Endpoint
 from twinline.gateway.errors import ApiError, model_not_found
+from twinline.gateway.gauges import line_up
 from twinline.gateway.management import Management
 from twinline.gateway.passed import metrics_text, of_all
 from twinline.gateway.served import ServedModel
 from twinline.gateway.supply import Supply
 from twinline.lines.client import LineClient
+from twinline.lines.state import LineState
 from twinline.store.keys import Key
 
 
@@ -118,10 +120,12 @@ class _Rest:
         status = "ok"
         for served in self._door.models:
             supply = served.supply
-            models[served.name] = {"status": "ok" if supply.ready else "unavailable", "lines": told(supply)}
-            if not supply.ready:
+            up = [line for line in supply.lines.values() if line_up(supply, line)]
+            models[served.name] = {"status": "ok" if up else "unavailable", "lines": told(supply)}
+            less = len(up) < len(supply.lines) or any(line.state is LineState.DEGRADED for line in up)
+            if not up:
                 status = "unavailable"
-            elif len(supply.ready) < len(supply.lines) and status == "ok":
+            elif status == "ok" and less:
                 status = "degraded"
         body: dict[str, Any] = {"status": status}
         if self._may_look(request):

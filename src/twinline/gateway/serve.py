@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from twinline.gateway import tracing
 from twinline.gateway.app import App
 from twinline.gateway.door import Door
 from twinline.gateway.listening import Server, Stopping, bound, url_of
@@ -54,6 +55,9 @@ async def serve(what: Serving, line: NativeLine, ready: Callable[[str], None]) -
             supply = Supply(what.name, Policy("fastest"), ModelMeter(meters, what.name))
             supply.add(line)
             door = Door([ServedModel(what.name, text, supply, what.label)], meters=meters)
+            traces = tracing.set_up(0)
+            if traces is not None:
+                door.access.observers.append(traces.observer)
             server = Server(App(door), lambda: ready(url_of(listener)))
             keeping = asyncio.create_task(keep_alive(line, what.start_seconds))
             keeping.add_done_callback(lambda _: stopping.ask())
@@ -63,6 +67,8 @@ async def serve(what: Serving, line: NativeLine, ready: Callable[[str], None]) -
             finally:
                 keeping.cancel()
                 await asyncio.wait((keeping,))
+                if traces is not None:
+                    await asyncio.to_thread(traces.close)
             if not keeping.cancelled():
                 keeping.result()  # raises why it gave up
         finally:

@@ -363,7 +363,7 @@ class Supply:
     def ended(self, choice: Choice, segment: Segment, ok: bool) -> None:
         if ok and segment.tokens:
             self._mean_output += OUTPUT_RATE * (segment.tokens - self._mean_output)
-        if self._room and segment.last and self._room.ended(segment.line.name):
+        if self._room and segment.left != "full" and self._room.ended(segment.line.name):
             self._refresh()
         self.meter.ended(segment)
         if self._heads or len(self._queue) or self._resuming:

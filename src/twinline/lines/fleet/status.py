@@ -22,6 +22,7 @@ from twinline.lines.roster import Entry
 
 ASK_SECONDS = 3.0
 # Summed over the gateways; of everything else that they learnt, the one that has seen most says it.
+CIRCUIT = ("circuit", "circuit_reason")
 SUMMED = frozenset({"in_flight", "queue", "requests", "answers_learnt", "decoding", "prefill_queue_tokens"})
 
 
@@ -151,7 +152,10 @@ def _together(answers: list[Said]) -> dict[str, dict[str, Any]]:
             known = live.setdefault(name, {})
             requests = int(line.get("requests") or 0)
             for field, value in line.items():
-                if field in SUMMED:
+                if field in CIRCUIT:  # one gateway that does not ask a line is news, the others that do are not
+                    if known.get("circuit", "closed") == "closed" or line.get("circuit") != "closed":
+                        known[field] = value
+                elif field in SUMMED:
                     known[field] = known.get(field, 0) + (value or 0)
                 elif field != "name" and (known.get(field) is None or requests > seen.get(name, -1)):
                     known[field] = value
