@@ -112,7 +112,7 @@ def test_metered_tokens_are_the_engines_own(tmp_path: Path) -> None:
             found = compare(asked, records(tmp_path), [worker.relay for worker in workers], generated)
         assert not found.wrong, found.wrong[:5]
         assert found.requests["finished"] > 180 and found.requests["left"] > 5, found.requests
-        assert found.moved >= 1 and found.waste > 10 and found.owed.behind_stop > 10
+        assert found.moved >= 1 and found.waste > 10
         # What came while the gateway had not yet seen that a client was gone may count, and what came just before not.
         assert -3 * found.requests["left"] <= found.metered - found.owed.tokens <= found.owed.after_leaving
         metered, sent = found.plain

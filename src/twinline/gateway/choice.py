@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOVES = 3  # after a break; a drain does not count
+MOVES = 3  # after breaks with less than GETS_ON tokens between them; a drain does not count
+GETS_ON = 32
 REFUSALS = 8  # lines that may refuse before the client is told
 
 
@@ -311,7 +312,8 @@ class Choice:
         told = from_line(error)
         self._reported = told
         if counted:
-            self._moves += 1
+            # One that gets on is no request that breaks every line: its breaks are counted anew.
+            self._moves = 1 if self.segments[-1].tokens >= GETS_ON else self._moves + 1
             if self._moves > self._supply.moves:
                 self._fail(cannot_continue(f"it broke {self._moves} times, {told.message}") if self.begun else told)
                 return

@@ -98,12 +98,13 @@ def written(directory: Path, text: Path, url: str, **gateway: Any) -> None:
 
 
 def started(directory: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "twinline.gateway.process", "--run", str(directory)],
-        env={**os.environ, **SECRETS},
-        stdout=subprocess.PIPE,
-        stderr=(directory / "log").open("wb"),
-    )
+    with (directory / "log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "twinline.gateway.process", "--run", str(directory)],
+            env={**os.environ, **SECRETS},
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
 
 
 @contextmanager
@@ -135,6 +136,7 @@ def line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     asyncio.run_coroutine_threadsafe(double.stop(), loop).result(5)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(5)
+    loop.close()
 
 
 def test_it_ends_with_one_clear_line(tmp_path: Path, tiny_folder: Path, line: str) -> None:
