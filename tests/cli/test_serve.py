@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from twinline.cli import build_parser, main
-from twinline.cli.serve import worker_flags
+from twinline.cli.parser import CliError
+from twinline.cli.serve import keys_needed, worker_flags
 from twinline.gateway.serve import Serving
 from twinline.lines.native import NativeLine
 
@@ -111,3 +112,24 @@ def test_a_port_in_use_is_refused(folder: Path, served: list[Serving], capsys: p
         assert main(["serve", str(folder), "--port", str(port)]) == 1
     assert f"port {port} on 127.0.0.1 is in use" in capsys.readouterr().err
     assert not served
+
+
+@pytest.mark.parametrize(
+    ("host", "asked", "needed"),
+    [
+        ("127.0.0.1", None, False),
+        ("localhost", None, False),
+        ("::1", None, False),
+        ("127.0.0.1", "required", True),
+        ("0.0.0.0", None, True),
+        ("::", None, True),
+        ("0.0.0.0", "required", True),
+    ],
+)
+def test_keys_are_needed_wherever_others_can_come(host: str, asked: str | None, needed: bool) -> None:
+    assert keys_needed(host, asked) is needed
+
+
+def test_a_door_open_to_everybody_is_refused() -> None:
+    with pytest.raises(CliError, match="lets everybody in"):
+        keys_needed("0.0.0.0", "off")

@@ -69,9 +69,12 @@ def run(
     **how: Any,
 ) -> None:  # fmt: skip
     async def main() -> None:
-        async with asyncio.timeout(30), store(directory) as made:
-            async with several(folder, lines, access=made.access, **how) as gateway:
-                await test(gateway, made)
+        async with (
+            asyncio.timeout(30),
+            store(directory) as made,
+            several(folder, lines, access=made.access, **how) as gateway,
+        ):
+            await test(gateway, made)
 
     uvloop.run(main())
 

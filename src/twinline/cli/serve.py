@@ -43,6 +43,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", type=integer(0, 65535), default=8000, metavar="P", help="0 takes a free one; default: %(default)s"
     )
+    parser.add_argument(
+        "--keys",
+        choices=("off", "required"),
+        help="whether a key of `twinline keys` is needed; off only where no other machine can reach it (default: so)",
+    )
     for name, text in WORKER.items():
         flag = "--" + name.replace("_", "-")
         if name == "dtype":
@@ -62,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     folder: Path = (args.dir or embedded()).resolve()
     spec_from_config(read_config(folder))
     check_port(args.host, args.port)
+    keys = keys_needed(args.host, args.keys)
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     import uvloop
@@ -71,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
     name = args.name or folder.name
     line = NativeLine(folder, name, worker_flags(args))
-    what = Serving(folder, name, args.host, args.port, label=None if args.dir else DEMONSTRATION)
+    what = Serving(folder, name, args.host, args.port, None if args.dir else DEMONSTRATION, keys)
     uvloop.run(serve(what, line, lambda url: print(ready_text(url, name, what.label, line.facts), flush=True)))
     return 0
 
@@ -97,6 +103,18 @@ def check_port(host: str, port: int) -> None:
         if exc.errno == errno.EADDRINUSE:
             raise CliError(f"port {port} on {host} is in use: choose another with --port") from None
         raise CliError(f"cannot listen on {host} port {port}: {exc.strerror or exc}") from None
+
+
+def keys_needed(host: str, asked: str | None) -> bool:
+    """Raises CliError for a door that would be open to everybody."""
+    from twinline.gateway.listening import loopback
+
+    inside = loopback(host)
+    if asked == "off" and not inside:
+        raise CliError(
+            f"--keys off at {host} lets everybody in: bind to 127.0.0.1, or make keys with `twinline keys`", 2
+        )
+    return asked == "required" or (asked is None and not inside)
 
 
 def ready_text(url: str, name: str, label: str | None, facts: Mapping[str, Any]) -> str:

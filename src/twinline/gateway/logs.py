@@ -31,7 +31,7 @@ def set_up_logs(form: str, level: str) -> None:
     if form == "json":
         handler.setFormatter(_Json())
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(_Text("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
     ACCESS.setLevel(logging.INFO)  # it was asked for: a quieter log keeps it
@@ -42,6 +42,18 @@ def set_up_logs(form: str, level: str) -> None:
 def _ended(kind: type[BaseException], error: BaseException | None, where: TracebackType | None) -> None:
     if error is not None:
         _log.critical("%s ends", threading.current_thread().name, exc_info=(kind, error, where))
+
+
+class _Text(logging.Formatter):
+    """Lines for people. What others said cannot begin a line of its own nor speak to a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        line = super().formatMessage(record)
+        return line if line.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in line)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 class _Json(logging.Formatter):

@@ -32,19 +32,13 @@ from twinline.gateway.door import Door
 from twinline.gateway.following import Following
 from twinline.gateway.listening import Server, Stopping, Tls, bound, loopback, url_of
 from twinline.gateway.logs import AccessLog, set_up_logs
+from twinline.gateway.opened import opened
 from twinline.gateway.supply import Bounds
 from twinline.lines import roster
 from twinline.lines.client import LineClient
 from twinline.lines.line import Line
 from twinline.lines.protocol import LineError
 from twinline.lines.roster import GatewaySpec
-from twinline.store.database import Database
-from twinline.store.folder import keep_folding
-from twinline.store.home import journal_directory
-from twinline.store.journal import Journal
-from twinline.store.keys import Keys
-from twinline.store.limits import Limits
-from twinline.store.ring import KeyRing
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +58,7 @@ async def serve(directory: Path, index: int) -> None:
     control = f"unix://{directory / CONTROL}"
     teller = _Teller(control)
     with contextlib.closing(bound(settings.host, settings.port, shared=True)) as listener, stopping.on_signals():
-        async with _store(settings, index) as access, _traced(access, index):
+        async with _access(settings, index) as access, _traced(access, index):
             if settings.access_log:
                 access.observers.append(AccessLog(settings.log_prompts))
             door = Door(access=access, max_body_bytes=settings.max_body_bytes)
@@ -109,30 +103,9 @@ def check(settings: GatewaySpec) -> None:
         Tls(settings.tls_certificate, settings.tls_key).check()
 
 
-@contextlib.asynccontextmanager
-async def _store(settings: GatewaySpec, index: int) -> AsyncIterator[Access]:
-    """Keys, limits and the journal, with what keeps them fresh. Usage is recorded with keys or without."""
-    database = await asyncio.to_thread(Database)
-    journal = Journal(journal_directory())
-    ring: KeyRing | None = None
-    limits: Limits | None = None
-    tasks: list[asyncio.Task[None]] = []
-    if settings.keys == "required":
-        ring = KeyRing(Keys(database))
-        limits = Limits(database)
-        await asyncio.to_thread(ring.refresh)
-        tasks += [asyncio.create_task(ring.run()), asyncio.create_task(limits.run())]
-    if index == 0:
-        tasks.append(asyncio.create_task(keep_folding(database, journal_directory())))
+def _access(settings: GatewaySpec, index: int) -> contextlib.AbstractAsyncContextManager[Access]:
     admin = os.environ.get(settings.admin_key_env) if settings.admin_key_env else None
-    try:
-        yield Access(ring, limits, journal, admin, settings.currency)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        journal.close()
-        database.close()
+    return opened(keys=settings.keys == "required", fold=index == 0, admin=admin, currency=settings.currency)
 
 
 @contextlib.asynccontextmanager

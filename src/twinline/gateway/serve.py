@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twinline.gateway import tracing
+from twinline.gateway.access import Access
 from twinline.gateway.app import App
 from twinline.gateway.door import Door
 from twinline.gateway.listening import Server, Stopping, bound, url_of
 from twinline.gateway.meters import Meters, ModelMeter
+from twinline.gateway.opened import opened
 from twinline.gateway.routing import Policy
 from twinline.gateway.served import ModelText, ServedModel
 from twinline.gateway.supply import Supply
@@ -28,13 +30,15 @@ STOP_SECONDS = 4.0  # with the drain, inside the ten seconds that container runt
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What to serve and where; port 0 is a free one. `label` marks a demonstration model."""
+    """What to serve and where; port 0 is a free one. `label` marks a demonstration model. `keys`: a key of the store is
+    needed (`twinline keys`), as it must be wherever others can reach the address."""
 
     model_dir: Path
     name: str
     host: str = "127.0.0.1"
     port: int = 8000
     label: str | None = None
+    keys: bool = False
     start_seconds: float = START_SECONDS
 
 
@@ -46,15 +50,18 @@ async def serve(what: Serving, line: NativeLine, ready: Callable[[str], None]) -
     start, at first or ever again.
     """
     stopping = Stopping()
-    with contextlib.closing(bound(what.host, what.port)) as listener, stopping.on_signals():
+    async with contextlib.AsyncExitStack() as stack:
+        listener = stack.enter_context(contextlib.closing(bound(what.host, what.port)))
+        stack.enter_context(stopping.on_signals())
         text = await asyncio.to_thread(ModelText.load, what.model_dir)
+        access = await stack.enter_async_context(opened(keys=True, fold=True)) if what.keys else Access()
         try:
             if not await stopping.unless_asked(line.start(what.start_seconds)):
                 return
             meters = Meters()
             supply = Supply(what.name, Policy("fastest"), ModelMeter(meters, what.name))
             supply.add(line)
-            door = Door([ServedModel(what.name, text, supply, what.label)], meters=meters)
+            door = Door([ServedModel(what.name, text, supply, what.label)], access, meters)
             traces = tracing.set_up(0)
             if traces is not None:
                 door.access.observers.append(traces.observer)

@@ -51,6 +51,8 @@ class Target:
         parts = urlsplit(url)
         if parts.scheme == "unix" and parts.path:
             return cls(host="localhost", unix=parts.path)
+        if parts.username or parts.password:
+            raise ValueError("a name or password in an address is a secret in a file: give the key by api_key_env")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"a line's address must be http://host:port or unix:///path, not {url!r}")
         tls = parts.scheme == "https"

@@ -51,7 +51,7 @@ class GatewaySpec(msgspec.Struct, frozen=True, kw_only=True):
     admin_key_env: str | None = None
     tls_certificate: str | None = None
     tls_key: str | None = None
-    max_body_bytes: int = 64 << 20
+    max_body_bytes: int = 16 << 20
     queue_requests: int = 1024
     queue_seconds: float = 60.0
     access_log: bool = False

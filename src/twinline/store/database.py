@@ -96,7 +96,9 @@ class Database:
             if self.url.database in (None, "", ":memory:"):
                 raise StoreError("SQLite in memory cannot be shared by processes; name a file: sqlite:////path/to.db")
             try:
-                Path(self.url.database or "").parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                file = Path(self.url.database or "")
+                file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                file.touch(mode=0o600)  # SQLite would make it as the process's umask says
             except OSError as error:
                 raise StoreError(f"cannot make the directory of {self.shown}: {error.strerror}") from error
         try:

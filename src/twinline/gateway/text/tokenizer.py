@@ -118,7 +118,9 @@ class Tokenizer:
         """The token's exact bytes; empty for an id outside the vocabulary (models pad theirs)."""
         data = self._bytes.get(token)
         if data is None:
-            data = self._bytes[token] = self._rule.to_bytes(self.token(token), token in self._literal)
+            data = self._rule.to_bytes(self.token(token), token in self._literal)
+            if 0 <= token < self.vocab_size:  # a line may send any number: what is no token is not kept
+                self._bytes[token] = data
         return data
 
     def whole_text(self, token: int) -> str | None:
@@ -132,7 +134,8 @@ class Tokenizer:
             text = self.token_bytes(token).decode("utf-8")
         except UnicodeDecodeError:
             text = None
-        self._texts[token] = text
+        if 0 <= token < self.vocab_size:
+            self._texts[token] = text
         return text
 
     def opening_bytes(self, token: int) -> bytes:

@@ -93,10 +93,14 @@ class Engine:
         port: int,
         spec_hash: str,
         clean_up: Sequence[str] = (),
+        ours: bool = False,
     ) -> Engine:
-        """Starts it; `env` is added to ours. Raises EngineFailed."""
+        """Starts it; `env` is added to our environment, of which only what is `ours` gets the variables that begin with
+        TWINLINE_: they hold secrets of the control side and the gateways. Raises EngineFailed.
+        """
         log = home.log_file(directory, name)
         offset = _rotated(log)
+        inherited = {key: value for key, value in os.environ.items() if ours or not key.startswith("TWINLINE_")}
         try:
             with log.open("ab") as out:
                 child = subprocess.Popen(
@@ -104,7 +108,7 @@ class Engine:
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=out,
-                    env={**os.environ, **env},
+                    env=inherited | dict(env),
                     start_new_session=True,
                 )
         except (OSError, ValueError) as error:

@@ -137,7 +137,7 @@ class Gateway:
             await stray.stop(self._pace.grace)
         gateway_socket(self._directory, self.index).unlink(missing_ok=True)
         self.engine = Engine.start(
-            self._directory, self.name, self._argv, {}, port=self.spec.port, spec_hash=self._hash
+            self._directory, self.name, self._argv, {}, port=self.spec.port, spec_hash=self._hash, ours=True
         )
         self._to("starting", f"process {self.engine.pid} is starting")
 
