@@ -12,7 +12,6 @@ from twinline.lines.protocol import LineRefused, TokenRequest
 from twinline.lines.spec import LineSpec
 from twinline.lines.state import NEXT, IllegalTransition, Life, LineState
 
-
 SPEC = LineSpec(name="a", model="m", engine="native", weights="somewhere")
 
 

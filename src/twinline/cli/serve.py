@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     name = args.name or folder.name
     line = NativeLine(folder, name, worker_flags(args))
     what = Serving(folder, name, args.host, args.port, None if args.dir else DEMONSTRATION, keys)
-    uvloop.run(serve(what, line, lambda url: print(ready_text(url, name, what.label, line.facts), flush=True)))
+    uvloop.run(serve(what, line, lambda url: print(ready_text(url, name, what.label, line.facts, keys), flush=True)))
     return 0
 
 
@@ -117,12 +117,13 @@ def keys_needed(host: str, asked: str | None) -> bool:
     return asked == "required" or (asked is None and not inside)
 
 
-def ready_text(url: str, name: str, label: str | None, facts: Mapping[str, Any]) -> str:
+def ready_text(url: str, name: str, label: str | None, facts: Mapping[str, Any], keys: bool = False) -> str:
     """What a person reads when the model can answer: endpoint, model, device and dtype, one line to try."""
     title = f"{name} ({label})" if label else name
     ran = ", ".join(str(facts[field]) for field in ("device", "dtype") if field in facts)
+    key = "-H 'Authorization: Bearer KEY' " if keys else ""  # `twinline keys create NAME` makes one
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "What is 17+25?"}]}, ensure_ascii=False)
     return (
         f"{title}{' on ' + ran if ran else ''} is ready at {url}/v1\n"
-        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+        f"  curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d {shlex.quote(body)}"
     )

@@ -128,9 +128,7 @@ class Meters:
 
         self.requests = counter("requests", "Finished requests.", ["endpoint", "status"])
         self.running = gauge("requests_running", "Requests under way.", ["endpoint"])
-        self.whole = histogram(
-            "request_seconds", "From a request's head to its answer's end.", _WHOLE, ["endpoint"]
-        )
+        self.whole = histogram("request_seconds", "From a request's head to its answer's end.", _WHOLE, ["endpoint"])
         self.first_token = histogram(
             "time_to_first_token_seconds", "From a choice's dispatch to a line to its first token.", _TTFT, by_line
         )
@@ -166,7 +164,6 @@ class Meters:
             "queue_seconds", "Wait in the gateway before the first line, of answers that got a token.", _TTFT, ["model"]
         )
         self.faults = counter("line_faults", "Requests that a line failed by its own doing.", by_line)
-
 
     def key_refused(self, key: str, reason: str) -> None:
         self.key_refusals.labels(key, reason).inc()
