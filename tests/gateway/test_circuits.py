@@ -8,13 +8,14 @@ import pytest
 from tests.gateway.several import MODEL, Several, run
 from tests.lines.line_double import Script
 
-from twinline.lines import circuit
+from twinline.lines import circuit, client
 from twinline.lines.circuit import IN_A_ROW
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(circuit, "FIRST_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(client, "DEADLINE_GRACE_SECONDS", 0.05)
 
 
 def failing(made: Several, *names: str, status: int = 500) -> None:
