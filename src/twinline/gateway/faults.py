@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from twinline.lines.protocol import LineBroken, LineError, LineRefused
 
-NOBODYS = ("deadline", "moved", "gone", "tokens_left_out")  # why a stream broke without its line being at fault
+# Why a stream broke without its line being at fault. One that is silent while its line answers others may only wait its
+# turn there; a line that is silent as a whole is put out of service by `watch.py` itself.
+NOBODYS = ("deadline", "moved", "gone", "stalled", "tokens_left_out")
 
 
 def is_fault(error: LineError) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from twinline.gateway.routing import Ask, Placement
+from twinline.gateway.routing import Ask, Placement, Station
 from twinline.lines.line import Line
 from twinline.lines.protocol import TokenRequest
 
@@ -54,19 +54,23 @@ class Segment:
     def close(self, made: int, prompt_tokens: int) -> None:
         """Reckons what it took when it is over: `made` tokens, after a prompt that counts here or is 0.
 
-        The cost is the line's price for the time that the tokens took of it, at the speeds it has shown: prefill alone,
-        a decode step shared by the streams in it; or its price per token. What was prefilled again costs the tenant
-        nothing.
+        What was prefilled again costs the tenant nothing.
         """
         self.seconds = time.monotonic() - self.began
         self.tokens, self.prompt_tokens = made, prompt_tokens
-        station = self.placement.station
-        traits = station.traits
-        fresh = max(0, prompt_tokens - (self.cached or 0))
-        streams = max(1, station.decoding)
-        busy = fresh * station.seconds_per_token + made * station.step.at(streams) / streams
-        self.cost = busy * traits.price_per_hour / 3600
-        self.cost += (prompt_tokens * traits.price_per_million_input + made * traits.price_per_million_output) / 1e6
+        self.cost = cost_of(self.placement.station, prompt_tokens, made, self.cached or 0)
+
+
+def cost_of(station: Station, prompt_tokens: int, output_tokens: int, cached_tokens: int = 0) -> float:
+    """The line's price for the time that the tokens take of it, at the speeds it has shown: prefill alone, a decode
+    step shared by the streams in it; and its price per token, if it has one.
+    """
+    traits = station.traits
+    fresh = max(0, prompt_tokens - cached_tokens)
+    streams = max(1, station.decoding)
+    busy = fresh * station.prefill.slope + output_tokens * station.step.at(streams) / streams
+    tokens = prompt_tokens * traits.price_per_million_input + output_tokens * traits.price_per_million_output
+    return busy * traits.price_per_hour / 3600 + tokens / 1e6
 
 
 def asked_of(

@@ -18,7 +18,7 @@ from twinline.gateway.judging import able, named, traits_of, unfit_for, why_not
 from twinline.gateway.meters import ModelMeter
 from twinline.gateway.room import Room
 from twinline.gateway.routing import Budget, FairQueue, Placement, Policy, Refused, Router, Wait, block_keys
-from twinline.gateway.segment import Segment
+from twinline.gateway.segment import Segment, cost_of
 from twinline.lines.circuit import Circuit
 from twinline.lines.line import Line
 from twinline.lines.protocol import LineBroken
@@ -26,7 +26,6 @@ from twinline.lines.state import LineState
 
 EXPECTED_OUTPUT = 256.0  # tokens, before any answer has ended
 OUTPUT_RATE = 0.02
-RESUME_SHARE = 1.0  # of the lines' prefill speed that may go to streams that broke
 RESUME_BURST_SECONDS = 2.0
 RESUME_LEAST, RESUME_LEAST_BURST = 2048.0, 16384.0  # tokens a second, tokens: what is no storm is not held up
 MOST_HEADS = 64
@@ -127,7 +126,7 @@ class Supply:
             if line.state.takes_requests and self.circuits[name].closed and not self._room.lacks(name)
         )
         rate = sum(1.0 / self.router.station(name).prefill.slope for name in self._ready)
-        self._budget.rate = max(rate * RESUME_SHARE, RESUME_LEAST)
+        self._budget.rate = max(rate, RESUME_LEAST)  # all of the lines' prefill
         self._budget.burst = max(self._budget.rate * RESUME_BURST_SECONDS, RESUME_LEAST_BURST)
 
     @property
@@ -149,16 +148,8 @@ class Supply:
 
     def expected_cost(self, prompt_tokens: int, output_tokens: int) -> float:
         """What a request may cost at most, by the dearest line that is up; 0 where no price is given."""
-        most = 0.0
-        for name in self._ready:
-            station = self.router.station(name)
-            traits = station.traits
-            streams = max(1, station.decoding)
-            busy = prompt_tokens * station.seconds_per_token + output_tokens * station.step.at(streams) / streams
-            cost = busy * traits.price_per_hour / 3600
-            tokens = prompt_tokens * traits.price_per_million_input + output_tokens * traits.price_per_million_output
-            most = max(most, cost + tokens / 1e6)
-        return most
+        stations = map(self.router.station, self._ready)
+        return max((cost_of(station, prompt_tokens, output_tokens) for station in stations), default=0.0)
 
     # Requests.
 
@@ -384,7 +375,9 @@ class Supply:
         circuit = self.circuits.get(line.name)
         if circuit is None or not circuit.closed:
             return
-        circuit.open(self._clock(), reason)
+        now = self._clock()
+        circuit.open(now, reason)
+        self.router.station(line.name).fault(now)
         self._refresh()
         self.on_trip(line, reason)
 
