@@ -92,14 +92,12 @@ class Order:
 
 def needs_of(fields: Mapping[str, Any]) -> frozenset[str]:
     """Features (`lines/drivers/driver.py`) that a line must have for a request with these fields."""
-    picks = fields["top_k"] or fields["min_p"] or fields["min_tokens"] or fields["repetition_penalty"] != 1
     logprobs, prompt_logprobs = fields["logprobs"], fields["prompt_logprobs"]
-    if logprobs is None and prompt_logprobs is None and not fields["logit_bias"] and not picks:
+    if logprobs is None and prompt_logprobs is None and not fields["logit_bias"]:
         return NOTHING
     asked = {
         "logprobs": logprobs is not None,
         "prompt_logprobs": prompt_logprobs is not None,
         "logit_bias": bool(fields["logit_bias"]),
-        "sampling": bool(picks),
     }
     return frozenset(feature for feature, is_asked in asked.items() if is_asked)

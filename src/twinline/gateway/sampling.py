@@ -30,8 +30,7 @@ LONGEST_TOKEN_CHARACTERS = 512  # no published vocabulary has a longer token (De
 class Plan:
     """What every choice of a request shares; `for_choice` makes the line's request from it.
 
-    `fields` are TokenRequest's but for the prompt. `passed_on`: features that only lines have which read the client's
-    own words.
+    `fields` are TokenRequest's but for the prompt. `passed_on`: features that the client's own words ask for.
     """
 
     __slots__ = ("fields", "max_tokens", "min_tokens", "passed_on", "priority", "request_id", "rules", "seed")
@@ -105,8 +104,13 @@ def plan(
 
 
 def _passed_on(request: Common) -> frozenset[str]:
-    """Tools and structured output are the engine's affair as yet: a line that takes text may have them."""
+    """What the client's own words ask for. A model folder's defaults ask for nothing: a remote has its own.
+
+    Tools and structured output are the engine's affair as yet: a line that takes text may have them.
+    """
     features = set()
+    if request.top_k or request.min_p or request.min_tokens or request.repetition_penalty not in (None, 1):
+        features.add("sampling")
     if getattr(request, "tools", None) or getattr(request, "tool_choice", None) not in (None, "none", "auto"):
         features.add("tools")
     format_ = request.response_format

@@ -1,0 +1,42 @@
+"""What a request needs of a line: what its client asked for, not what a model folder sets by default."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tests.gateway.harness import SPEC, served
+
+from twinline.gateway.api_types import CompletionRequest
+from twinline.gateway.meters import Meters
+from twinline.gateway.order import needs_of
+from twinline.gateway.sampling import plan
+from twinline.gateway.served import Defaults, ModelText
+from twinline.lines.line import Line
+
+FOLDER_DEFAULTS = Defaults(temperature=0.6, top_p=0.95, top_k=20, repetition_penalty=1.05)
+
+
+@pytest.mark.parametrize(
+    ("asked", "needs"),
+    [
+        ({}, set()),
+        ({"temperature": 0.2, "top_p": 0.5, "stop": "x", "seed": 3}, set()),
+        ({"top_k": 5}, {"sampling"}),
+        ({"min_tokens": 2}, {"sampling"}),
+        ({"repetition_penalty": 1.1}, {"sampling"}),
+        ({"repetition_penalty": 1.0, "top_k": 0}, set()),
+        ({"logit_bias": {"5": 1}}, {"logit_bias"}),
+        ({"response_format": {"type": "json_object"}}, {"grammar"}),
+    ],
+)
+def test_needs(tiny_folder: Path, asked: dict[str, Any], needs: set[str]) -> None:
+    text = replace(ModelText.load(tiny_folder), defaults=FOLDER_DEFAULTS)
+    model = served("m", text, [Line("l", SPEC)], Meters())
+    request = msgspec.convert({"model": "m", "prompt": "x", **asked}, CompletionRequest)
+    made = plan(request, model, request_id="r", max_tokens=8, logprobs=None)
+    assert needs_of(made.fields) | made.passed_on == needs
+    assert made.fields["top_k"] == asked.get("top_k", 20)
