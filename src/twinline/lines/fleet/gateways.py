@@ -26,13 +26,6 @@ from twinline.lines.roster import GatewaySpec
 log = logging.getLogger(__name__)
 
 
-class InFlight(msgspec.Struct, frozen=True):
-    """What one gateway says of one line, as far as the control side reads it."""
-
-    name: str
-    in_flight: int = 0
-
-
 class Said(msgspec.Struct, frozen=True):
     """The answer to `/api/lines`. `generation` is the roster's that the gateway works by."""
 
