@@ -489,7 +489,7 @@ def compare(
         found.prompt += record.prompt
         found.waste += record.waste
         found.cost += record.cost
-        found.moved += record.waste > 0
+        found.moved += len(record.lines) > 1
         if one.finished:
             if record.status != "finished":
                 found.wrong.append(f"{what}: booked as {record.status}")

@@ -87,6 +87,13 @@ async def running(home: Path) -> AsyncIterator[tuple[Running, list[Worker]]]:
         await asyncio.gather(*(worker.end() for worker in workers))
 
 
+def midway(asked: list[Asked], worker: Worker) -> list[str]:
+    """Requests that stay, and of which the worker has given some tokens and has many still to give."""
+    stays = {one.name: one.body["max_tokens"] for one in asked if one.leave is None and one.body.get("ignore_eos")}
+    given = {name.partition("-")[0]: len(attempt.ids) for name, attempt in worker.relay.attempts.items()}
+    return [name for name, most in stays.items() if 2 <= given.get(name, 0) <= most - 20]
+
+
 def test_metered_tokens_are_the_engines_own(tmp_path: Path) -> None:
     async def main() -> None:
         lot = random.Random(5)
@@ -100,8 +107,8 @@ def test_metered_tokens_are_the_engines_own(tmp_path: Path) -> None:
 
         async with running(tmp_path) as (gateway, workers):
             loading = [asyncio.create_task(work(gateway)) for _ in range(24)]
-            while (await fetch(f"http://127.0.0.1:{workers[0].relay.target}", "/health"))["running"] < 8:
-                await asyncio.sleep(0.01)
+            while len(midway(asked, workers[0])) < 5:
+                await asyncio.sleep(0.005)
             await workers[0].kill()
             await workers[0].start()
             await asyncio.gather(*loading)
@@ -112,7 +119,7 @@ def test_metered_tokens_are_the_engines_own(tmp_path: Path) -> None:
             found = compare(asked, records(tmp_path), [worker.relay for worker in workers], generated)
         assert not found.wrong, found.wrong[:5]
         assert found.requests["finished"] > 180 and found.requests["left"] > 5, found.requests
-        assert found.moved >= 1 and found.waste > 10
+        assert found.moved >= 1  # of five in mid-answer, some clients may leave before they go on
         # What came while the gateway had not yet seen that a client was gone may count, and what came just before not.
         assert -3 * found.requests["left"] <= found.metered - found.owed.tokens <= found.owed.after_leaving
         metered, sent = found.plain

@@ -28,6 +28,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "chat": ("twinline.cli.chat", "talk to a model that is served"),
     "models": ("twinline.cli.models", "list the models that a server offers"),
     "bench": ("twinline.cli.bench", "measure an endpoint under load"),
+    "chips": ("twinline.cli.chips", "show what is known of a chip, or compare several"),
+    "fit": ("twinline.cli.fit", "say whether a model fits, and what would make it fit"),
     "keys": ("twinline.cli.keys", "say who may use the gateway, and how much"),
     "usage": ("twinline.cli.usage", "show who used what, where, and what it cost"),
 }

@@ -1,0 +1,70 @@
+"""ERNIE 4.5: dense, and with experts from some layer on, two shared experts merged into one.
+
+Checkpoints with experts may hold a block that drafts tokens (`num_nextn_predict_layers`). Public sources disagree on
+whether it has experts; it is not counted, and the anatomy says so.
+"""
+
+from __future__ import annotations
+
+from twinline.facts.families import parts
+from twinline.facts.models import UnsupportedModel
+from twinline.facts.tensors import Anatomy, Config, Mixture, Tensor
+
+
+def anatomy(config: Config, architecture: str) -> Anatomy:
+    known = parts.common({"tie_word_embeddings": True} | config)
+    hidden, inner = known["hidden"], parts.need(config, "intermediate_size")
+    heads, kv_heads, size = parts.head_sizes(config)
+    number = parts.layer_count(config, "num_hidden_layers")
+    layers = tuple(range(number))
+    biased = bool(config.get("use_bias", False))
+    mixture, sparse, shared = _mixture(config, layers) if architecture == "Ernie4_5_MoeForCausalLM" else (None, (), 0)
+    dense = tuple(i for i in layers if i not in sparse)
+    if biased and mixture:
+        raise UnsupportedModel("config.json: use_bias with experts is not known of any published checkpoint")
+    at = "model.layers.{layer}.mlp"
+    tensors: list[Tensor] = [*parts.ends(config, hidden, known["vocab"], known["tied"])]
+    tensors += parts.grouped_query(layers, hidden, heads, kv_heads, size, qkv_bias=biased, out_bias=biased)
+    if dense:
+        tensors += parts.gated(at, hidden, inner, dense)
+        tensors += parts.gated_biases(at, hidden, inner, dense) if biased else ()
+    if mixture:
+        tensors.append(parts.router(f"{at}.gate", mixture.count, hidden, sparse))
+        tensors.append(
+            Tensor(
+                name=f"{at}.moe_statics.e_score_correction_bias",
+                shape=(1, mixture.count),
+                part="router",
+                dtype="F32",
+                layers=sparse,
+            )
+        )
+        tensors += parts.gated(
+            at + ".experts.{expert}", hidden, mixture.inner, sparse, "experts", experts=mixture.count
+        )
+        if shared:
+            tensors += parts.gated(f"{at}.shared_experts", hidden, shared, sparse)
+    tensors += parts.two_norms(layers, hidden)
+    drafts = parts.count(config, 0, "num_nextn_predict_layers")
+    notes = (f"the {drafts} drafting block(s) that the checkpoint may hold are not counted",) if drafts else ()
+    return Anatomy(
+        architecture=architecture, layers=number, context=parts.need(config, "max_position_embeddings"), heads=heads,
+        kv_heads=kv_heads, head_size=size, inner=inner if dense else 0, shared_inner=shared, mixture=mixture,
+        tensors=tuple(tensors), notes=notes, **known,
+    )  # fmt: skip
+
+
+def _mixture(config: Config, layers: tuple[int, ...]) -> tuple[Mixture, tuple[int, ...], int]:
+    """The experts, the layers that have them, and the width of the shared ones."""
+    inner = parts.need(config, "moe_intermediate_size")
+    mixture = Mixture(
+        parts.need(config, "moe_num_experts", "num_experts", "num_local_experts"),
+        parts.need(config, "moe_k", "num_experts_per_tok"),
+        inner,
+    )
+    start = parts.count(config, 0, "moe_layer_start_index")
+    end = config.get("moe_layer_end_index")
+    end = len(layers) - 1 if end is None or end == -1 else parts.need(config, "moe_layer_end_index", least=0)
+    every = parts.count(config, 1, "moe_layer_interval", least=1)
+    sparse = tuple(i for i in layers if start <= i <= end and (i + 1) % every == 0)
+    return mixture, sparse, inner * parts.count(config, 0, "moe_num_shared_experts")
