@@ -27,6 +27,7 @@ class Scripted:
     def __init__(self, outputs: tuple[Output, ...] = (), refusal: Exception | None = None) -> None:
         self.outputs, self.refusal = outputs, refusal
         self.failure = str(refusal) if isinstance(refusal, RuntimeError) else None
+        self.failure_code = "line_failed"
         self.counters = Counters()
         self.scheduler = SimpleNamespace(running=0, waiting=0)
         self.deliver: Callable[[list[Output]], None]

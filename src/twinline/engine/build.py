@@ -6,9 +6,10 @@ Owns the sizes that are derived when nobody gave them. The only place that knows
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -24,6 +25,7 @@ from twinline.engine.sampler import Sampler
 from twinline.engine.scheduler import Scheduler
 from twinline.engine.sizes import cache_tokens, weight_bytes
 from twinline.facts.models import GroupedQuery, ModelSpec, read_spec
+from twinline.facts.profiles import Profile, read_profile
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Options:
-    """How to run a model. 0 and "auto" mean: derived from the model and the device."""
+    """How to run a model. 0 and "auto" mean: derived from the model and the device. `profile` is a file that
+    `twinline adapt` wrote: providers that it refuses are passed over; a device of "auto" is then the profile's."""
 
     device: str = "auto"
     dtype: str = "auto"
@@ -48,6 +51,7 @@ class Options:
     threads: int = 0
     strict_ops: bool = False
     prefix_cache: bool = True
+    profile: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,10 @@ def build(
     Raises UnsupportedModel for a checkpoint that cannot be served, ValueError for options that cannot hold.
     """
     spec = read_spec(directory)
-    device = open_device(options.device)
+    profile = read_profile(Path(options.profile)) if options.profile else None
+    device = open_device(profile.device if profile and options.device == "auto" else options.device)
     dtype = _dtype(options.dtype, spec, device)
-    head_size = spec.attention.head_size if isinstance(spec.attention, GroupedQuery) else 0
-    ops = Ops(device.providers, StaticFacts(device.torch_device.type, dtype, head_size))
+    ops = ops_for(device, dtype, spec, _refused(profile, device, dtype))
     context = options.max_model_len or spec.context
     if context < 2:
         raise ValueError(f"max_model_len must be at least 2 (one token in, one out), not {context}")
@@ -88,6 +92,7 @@ def build(
             f"max_tokens_per_step {options.max_tokens_per_step} must exceed max_running {options.max_running}"
         )
     shape = Transformer(ops, spec)
+    ops.refuse_broken(shape.uses())
     weights = weight_bytes(shape)
     if threads := options.threads or (1 if weights < SMALL_WEIGHTS else 0):
         device.set_threads(threads)
@@ -118,6 +123,32 @@ def build(
     log.info("ops:\n%s", ops.explain(model.uses()))
     log.info("decode graphs: %s", runner.graphs.why_not or "recorded as they are needed")
     return Built(engine, spec, device, dtype, ops, scheduler.max_model_len, pages * page_size)
+
+
+def ops_for(
+    device: Device, dtype: torch.dtype, spec: ModelSpec, refused: Mapping[tuple[str, str], str] = MappingProxyType({})
+) -> Ops:
+    """The ops that serve a model on a device. `refused` is (op, provider) to reason."""
+    head_size = spec.attention.head_size if isinstance(spec.attention, GroupedQuery) else 0
+    return Ops(device.providers, StaticFacts(device.torch_device.type, dtype, head_size), refused)
+
+
+def _refused(profile: Profile | None, device: Device, dtype: torch.dtype) -> dict[tuple[str, str], str]:
+    """What the profile refuses here. Raises ValueError for one of another device, or one that allows no serving."""
+    if profile is None:
+        return {}
+    if profile.device_name != device.name:
+        raise ValueError(f"the profile is of {profile.device_name}, and the device is {device.name}: adapt this one")
+    if profile.grade == "unfit":
+        raise ValueError(f"{device.name} is unfit by its profile of {profile.date}: {profile.rule}")
+    name = str(dtype).removeprefix("torch.")
+    if name not in profile.dtypes:
+        raise ValueError(f"the profile says nothing of {name} on {device.name} (it was tried in "
+                         f"{', '.join(profile.dtypes)}): adapt with --dtype {name}")  # fmt: skip
+    if profile.versions.get("torch", torch.__version__) != torch.__version__:
+        log.warning("the profile was made with torch %s, and this is %s: adapt again", profile.versions["torch"],
+                    torch.__version__)  # fmt: skip
+    return profile.refusals(name)
 
 
 def _dtype(name: str, spec: ModelSpec, device: Device) -> torch.dtype:

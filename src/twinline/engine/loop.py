@@ -1,7 +1,8 @@
 """The engine's loop: schedule, run, sample, hand out; submit, abort and deadlines between steps.
 
-Owns the order of things and the one thread that runs them. `submit` and `abort` may be called from any thread; outputs
-are handed to `deliver`, once per step, on the loop's thread. Knows no HTTP and no text.
+Owns the order of things and the one thread that runs them, and a second one that watches whether a step ever ends.
+`submit` and `abort` may be called from any thread; outputs are handed to `deliver`, once per step, on the loop's
+thread, or on the watch's when the loop is stuck. Knows no HTTP and no text.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -24,7 +25,10 @@ from twinline.engine.scheduler import Scheduler, Step
 
 log = logging.getLogger(__name__)
 
+FailureCode = Literal["line_failed", "device_lost", "device_hung"]
+
 FATAL_FAILURES = 3  # steps in a row that raise, before the engine says it is dead
+LOOK_SECONDS = 0.2  # between two looks at whether the step is over
 PROMPT_LOGPROB_ROWS = 64  # logits of a whole vocabulary at a time
 
 
@@ -48,27 +52,38 @@ class Engine:
         deliver: Callable[[Sequence[Output]], None],
         observe: Callable[[Request, float], None] = lambda request, now: None,
     ):
-        """`observe` is called with each request that ends, and the time, for metrics."""
+        """`observe` is called with each request that ends, and the time, for metrics.
+
+        `failure` is why the engine has stopped for good, None while it has not; `failure_code` is its kind.
+        """
         self.runner, self.pool, self.scheduler, self.sampler = runner, pool, scheduler, sampler
         self.deliver, self.observe = deliver, observe
         self.counters = Counters()
         self.failure: str | None = None
+        self.failure_code: FailureCode = "line_failed"
+        self._step = 0  # the number of the one that runs, 0 between steps
+        self._begun = 0
         self._lock = threading.Condition()
         self._aborts: list[str] = []
         self._stopping = False
         self._failures = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._over = threading.Event()
 
     def start(self) -> None:
         self._thread.start()
+        threading.Thread(target=self._watch, name="engine-watch", daemon=True).start()
 
     def stop(self) -> None:
-        """Ends the loop after the step it is in."""
+        """Ends the loop after the step it is in, and waits for that; not for a step that hangs."""
         with self._lock:
             self._stopping = True
             self._lock.notify()
-        if self._thread.is_alive():
-            self._thread.join()
+        while self._thread.is_alive():
+            self._thread.join(LOOK_SECONDS)
+            if self.failure_code == "device_hung":
+                break
+        self._over.set()
 
     def submit(self, request: Request) -> None:
         """Queues a request. Raises ValueError if it can never be served, QueueFull if too many wait."""
@@ -85,6 +100,29 @@ class Engine:
             self._aborts.append(request_id)
             self._lock.notify()
 
+    def _watch(self) -> None:
+        """Ends every request when the loop is stuck in a step, which may never return."""
+        device = self.runner.device
+        seen, waited = 0, 0.0
+        while not self._over.wait(LOOK_SECONDS):
+            if self._step != seen or not seen:
+                seen, waited = self._step, 0.0
+                continue
+            waited += LOOK_SECONDS  # not by the clock: it goes on while a process is stopped
+            if waited > device.step_seconds:
+                reason = (
+                    f"device hangs: {device.name} has not ended a step within {device.step_seconds:g} s, "
+                    f"which no step takes"
+                )
+                self._failed(reason, "device_hung")
+                self._give_up(reason)
+                return
+
+    def _failed(self, reason: str, code: FailureCode = "line_failed") -> None:
+        """The first reason stands: what comes after follows from it."""
+        if self.failure is None:
+            self.failure_code, self.failure = code, reason
+
     def _run(self) -> None:
         try:
             self.runner.device.prepare_thread()
@@ -92,7 +130,8 @@ class Engine:
                 self.step()
         except Exception as error:
             log.exception("the loop broke")
-            self.failure = f"the engine's loop broke: {type(error).__name__}: {error}"
+            self._failed(f"the engine's loop broke: {type(error).__name__}: {error}")
+        self._over.set()
         if self.failure:
             self._give_up(self.failure)
 
@@ -121,13 +160,32 @@ class Engine:
             outputs = self._end_aborted_and_late()
             step = self.scheduler.schedule()
         if step.work:
+            self._begun += 1
+            self._step = self._begun
             try:
                 outputs += self._execute(step)
             except Exception as error:
                 log.exception("a step failed for %s", ", ".join(w.request.id for w in step.work))
-                outputs += self._fail(step, f"the engine failed: {type(error).__name__}: {error}")
-        if outputs:
+                outputs += self._fail(step, self._reason(error))
+            finally:
+                self._step = 0
+        if outputs and self.failure_code != "device_hung":  # else all have been told already
             self.deliver(outputs)
+
+    def _reason(self, error: Exception) -> str:
+        """Why a step failed, in words. A device that does not answer any more is lost, and the engine with it."""
+        text = f"{type(error).__name__}: {error}"
+        device = self.runner.device
+        try:
+            torch.ones(1, device=device.torch_device).add_(1)
+            device.synchronize()
+        except (NotImplementedError, torch.OutOfMemoryError):
+            pass  # an answer
+        except Exception as silence:
+            log.error("device %s does not answer: %s", device.name, silence)
+            self._failed(f"device lost: {device.name} does not answer any more ({text})", "device_lost")
+            return str(self.failure)
+        return f"the engine failed: {text}"
 
     def _end_aborted_and_late(self) -> list[Output]:
         now, ended = time.monotonic(), []
@@ -160,6 +218,8 @@ class Engine:
             sampling = {r: row for r, row in sampling.items() if r.id not in error.request_ids}
             result = self._sample(hidden, sampling)
         with self._lock:
+            if self.failure:  # the step came back after all, when its requests had been given up
+                return []
             self.scheduler.commit(step)
             self.counters.steps += 1
             self.counters.generated_tokens += len(result.tokens)
@@ -226,7 +286,7 @@ class Engine:
         """
         self._failures += 1
         if self._failures >= FATAL_FAILURES:
-            self.failure = f"{FATAL_FAILURES} steps in a row failed; the last: {message}"
+            self._failed(f"{FATAL_FAILURES} steps in a row failed; the last: {message}")
         with self._lock:
             now, outputs = time.monotonic(), []
             pages = dict.fromkeys(page for w in step.work for page in w.request.pages)
@@ -235,9 +295,11 @@ class Engine:
                     self.scheduler.finish(request)
                     outputs.append(self._ended(request, "error", now, message))
             self.pool.reset_prefix_cache()
+        if self.failure_code != "line_failed":
+            return outputs
         try:
             self.runner.scrub([page for page in pages if self.pool.unheld([page])])
         except Exception as error:
             log.exception("the cache cannot be cleaned")
-            self.failure = f"{message}; the cache cannot be cleaned: {type(error).__name__}: {error}"
+            self._failed(f"{message}; the cache cannot be cleaned: {type(error).__name__}: {error}")
         return outputs

@@ -41,7 +41,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 JSON_TYPE = (b"content-type", b"application/json")
 BODY_LIMIT = 64 * 2**20
-FAILURE_CHECK_SECONDS = 1.0
+FAILURE_CHECK_SECONDS = 0.25
 GRACE_SECONDS = 5  # for requests that still run when the process is told to end
 
 
@@ -101,6 +101,7 @@ class Worker:
         body = {
             "status": "error" if engine.failure else "ok",
             "reason": engine.failure,
+            "code": engine.failure_code if engine.failure else None,
             "steps": engine.counters.steps,
             "tokens_generated": engine.counters.generated_tokens,
             "running": engine.scheduler.running,
@@ -146,10 +147,13 @@ class Worker:
         except ValueError as error:
             raise wire.BadRequest(str(error), "prompt") from None
         except RuntimeError as error:
-            raise wire.BadRequest(str(error), status=503, code="line_failed") from None
+            raise wire.BadRequest(str(error), status=503, code=self.built.engine.failure_code) from None
 
     def _envelope(self, request: Request) -> dict[str, Any]:
         return {"id": request.id, "object": "text_completion", "created": int(time.time()), "model": self.name}
+
+    def _error(self, message: str) -> bytes:
+        return wire.error_body(message, "server_error", code=self.built.engine.failure_code)
 
     async def _stream(
         self, asked: wire.CompletionRequest, request: Request, queue: asyncio.Queue[Output], send: Send
@@ -170,7 +174,7 @@ class Worker:
                 count, cached = count + len(output.tokens), output.cached_tokens
                 events.append(b"data: " + wire.encode(envelope | {"choices": [chosen]}) + b"\n\n")
                 if output.error:
-                    events[-1] = b"data: " + wire.error_body(output.error, "server_error", code="line_failed") + b"\n\n"
+                    events[-1] = b"data: " + self._error(output.error) + b"\n\n"
             last = outputs[-1]
             if last.finish and not last.error:
                 if asked.stream_options and asked.stream_options.include_usage:
@@ -189,7 +193,7 @@ class Worker:
             outputs.append(await queue.get())
         last = outputs[-1]
         if last.error:
-            await _reply(send, 500, wire.error_body(last.error, "server_error", code="line_failed"))
+            await _reply(send, 500, self._error(last.error))
             return
         joined = dataclasses.replace(
             last,
@@ -312,6 +316,7 @@ async def _serve(worker: Worker, sock: socket.socket, options: argparse.Namespac
         "vocab_size": built.spec.vocab,
         "device": built.device.name,
         "dtype": str(built.dtype).removeprefix("torch."),
+        "simulated": built.device.simulated,
         "kv_tokens": built.kv_tokens,
         "providers": sorted({c.provider for c in built.ops.choices}),
     }
@@ -324,6 +329,10 @@ async def _serve(worker: Worker, sock: socket.socket, options: argparse.Namespac
             server.should_exit = True
     await serving
     built.engine.stop()
+    if built.engine.failure_code == "device_hung":
+        # The engine's thread will not end, and what a driver does at exit may wait for the device too.
+        logging.shutdown()
+        os._exit(1)
     return 1 if built.engine.failure else 0
 
 

@@ -16,6 +16,8 @@ class Cpu:
     page_size = 16
     cache_share = 0.25  # other programs live here too
     captures = False
+    step_seconds = 300.0  # a chunk of prefill of a 70B model takes minutes
+    simulated = False
 
     def __init__(self, device: torch.device):
         self.torch_device = device

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 
 class Device(Protocol):
-    """Thirteen members. `providers` is the order in which op providers are tried; `cache_share` is the part of the
-    free memory that a cache may take when nobody says; `free_memory` is in bytes, None where the device cannot tell;
-    `zeros` may give memory that is only taken when it is written; the thread that computes calls `prepare_thread`
-    first; `capture`, where `captures` is true, returns a callable that replays what `step` did on the same tensors,
-    else None."""
+    """Fifteen members. `providers` is the order in which op providers are tried; `cache_share` is the part of the
+    free memory that a cache may take when nobody says; a step that takes longer than `step_seconds` counts as hung;
+    `simulated`: no silicon, and always said so; `free_memory` is in bytes, None where the device cannot tell; `zeros`
+    may give memory that is only taken when it is written; the thread that computes calls `prepare_thread` first;
+    `capture`, where `captures` is true, returns a callable that replays what `step` did on the same tensors, else None.
+    """
 
     name: str
     torch_device: torch.device
@@ -26,6 +27,8 @@ class Device(Protocol):
     page_size: int
     cache_share: float
     captures: bool
+    step_seconds: float
+    simulated: bool
 
     def supports(self, dtype: torch.dtype) -> bool: ...
     def free_memory(self) -> int | None: ...
@@ -39,27 +42,36 @@ class Device(Protocol):
 DEVICES: dict[str, str] = {
     "cpu": "twinline.engine.devices.cpu:Cpu",
     "cuda": "twinline.engine.devices.cuda:Cuda",
+    "simchip": "twinline.engine.devices.simulated.device:Simulated",
 }
 GENERIC = "twinline.engine.devices.accelerator:Accelerator"
 
 
 def open_device(name: str = "auto") -> Device:
-    """The device called `name` (`cpu`, or a PyTorch device type, with an index if wanted).
+    """The device called `name`: `cpu`, or a PyTorch device type, with an index if wanted, or a simulated chip.
 
-    `auto` takes the accelerator that PyTorch reports, else the CPU. Raises ValueError if it is not there.
+    `auto` takes the accelerator that PyTorch reports, else the CPU; never a simulated one. Raises ValueError if it is
+    not there.
     """
     if name == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        name = found.type if found is not None else "cpu"
+        name = found.type if found is not None and not hasattr(_class(found.type), "named") else "cpu"
+    kind = name.partition(":")[0]
+    if hasattr(_class(kind), "named"):  # it has names of its own, and PyTorch knows it only once it is opened
+        return _class(kind).named(name)
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device {name!r} is not known to PyTorch: {str(error).splitlines()[0]}") from None
     if device.type != "cpu":
-        module = getattr(torch, device.type, None)
+        module = getattr(torch, kind, None)
         if module is None or not module.is_available():
             raise ValueError(f"device {name!r} is not available on this machine")
         if device.index is not None and device.index >= module.device_count():
             raise ValueError(f"device {name!r} is not there: this machine has {module.device_count()} of them")
-    module_name, _, class_name = DEVICES.get(device.type, GENERIC).partition(":")
-    return getattr(importlib.import_module(module_name), class_name)(device)
+    return _class(kind)(device)
+
+
+def _class(kind: str) -> Any:
+    module, _, name = DEVICES.get(kind, GENERIC).partition(":")
+    return getattr(importlib.import_module(module), name)

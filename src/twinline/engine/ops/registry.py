@@ -4,14 +4,15 @@ Owns the table of providers and the choosing. Knows no op's mathematics and no d
 
 An op is its reference function. A provider is a module that implements some ops, each with a condition on static facts
 (dtype, device type), never on values or the environment. A device lists its providers in order; the first whose
-condition holds is bound. Nothing falls back at run time.
+condition holds, and that a profile of the device does not refuse, is bound. Nothing falls back at run time.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -93,6 +94,22 @@ class Choice:
     """Providers that came earlier in the device's order, each with the reason it was not taken."""
 
 
+def candidates(op: str, order: tuple[str, ...], facts: StaticFacts) -> Iterator[tuple[Implementation, str | None]]:
+    """Each provider in `order` with why it cannot serve `op` under these facts, None where it can. One that does not
+    implement it has no function."""
+    for provider in order:
+        importlib.import_module(PROVIDERS[provider])
+        found = _registered.get((op, provider))
+        if found is None:
+            yield Implementation(op, provider, None, lambda facts: None, False), "does not implement it"
+        else:
+            yield found, found.refuse(facts)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 class PackedOp(Protocol):
     """An op that owns its weights' layout: `pack` once at load, then call with the packed weights."""
 
@@ -118,23 +135,41 @@ class Ops:
     route: Callable[..., tuple[Tensor, Tensor]]
     experts: PackedOp
 
-    def __init__(self, order: tuple[str, ...], facts: StaticFacts):
-        """Binds every op to the first provider in `order` that serves it. ValueError if none does."""
-        for provider in order:
-            importlib.import_module(PROVIDERS[provider])
-        self.facts = facts
+    def __init__(
+        self,
+        order: tuple[str, ...],
+        facts: StaticFacts,
+        refused: Mapping[tuple[str, str], str] = MappingProxyType({}),
+    ):
+        """Binds every op to the first provider in `order` that serves it and is not in `refused`, (op, provider) to
+        reason. ValueError if none is left.
+
+        Where all that serve an op are refused the last of them is bound, if the model does not call it: see
+        `refuse_broken`.
+        """
+        self.facts, self.refused = facts, dict(refused)
         self.choices = tuple(self._bind(op, order) for op in OPS)
 
     def _bind(self, op: str, order: tuple[str, ...]) -> Choice:
         passed_over: list[tuple[str, str]] = []
-        for provider in order:
-            found = _registered.get((op, provider))
-            reason = "does not implement it" if found is None else found.refuse(self.facts)
-            if found is not None and reason is None:
+        last: Choice | None = None
+        for found, reason in candidates(op, order, self.facts):
+            bad = self.refused.get((op, found.provider))
+            if found.function is not None and reason is None:
+                last = Choice(op, found.provider, found.reads_values, tuple(passed_over))
                 setattr(self, op, found.function)
-                return Choice(op, provider, found.reads_values, tuple(passed_over))
-            passed_over.append((provider, str(reason)))
-        raise ValueError(f"no provider of {', '.join(order)} implements {op}")
+                if bad is None:
+                    return last
+            passed_over.append((found.provider, str(bad if reason is None else reason)))
+        if last is None:
+            raise ValueError(f"no provider of {', '.join(order)} implements {op}")
+        return last
+
+    def refuse_broken(self, used: frozenset[str]) -> None:
+        """Raises ValueError if an op in `used` has only providers that are refused."""
+        for c in self.choices:
+            if c.op in used and (why := self.refused.get((c.op, c.provider))) is not None:
+                raise ValueError(f"no provider of {c.op} is right on this device in {_short(self.facts.dtype)}: {why}")
 
     def refuse_reference(self, used: frozenset[str]) -> None:
         """Raises ValueError if the reference serves an op in `used`."""
