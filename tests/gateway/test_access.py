@@ -16,6 +16,7 @@ from tests.lines.line_double import Script
 
 from twinline.gateway.access import Access
 from twinline.gateway.supply import Bounds
+from twinline.lines.turn import Outlet
 from twinline.store.database import Database
 from twinline.store.fold import fold
 from twinline.store.journal import Journal
@@ -310,5 +311,29 @@ def test_the_management_api_is_for_its_key_and_for_administrators(tiny_folder: P
             assert (await made.client.get("/api/lines", headers=headers)).status_code == status
         wrong = await made.complete({"authorization": "Bearer the management key"})
         assert wrong.status_code == 401, "it is no key to models"
+
+    run(tiny_folder, tmp_path, test)
+
+
+def test_a_record_is_on_disk_before_the_last_byte_of_its_answer(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_disk: list[int] = []  # records, each time an answer goes out
+    flush = Outlet.flush
+
+    def flushed(outlet: Outlet) -> None:
+        if b'"usage":{' in b"".join(outlet._parts):
+            on_disk.append(sum(file.read_bytes().count(b"\n") for file in (tmp_path / "journal").iterdir()))
+        flush(outlet)
+
+    async def test(made: Several, store: Store) -> None:
+        made.says("words")
+        monkeypatch.setattr(Outlet, "flush", flushed)
+        alice = store.key("alice")
+        answers = await asyncio.gather(*(made.complete(alice) for _ in range(8)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert len(on_disk) == 8
+        assert all(records > before for before, records in enumerate(on_disk))
+        assert store.used("key")[("alice",)].requests == 8
 
     run(tiny_folder, tmp_path, test)

@@ -18,22 +18,38 @@ from tests.lines.line_double import LineDouble
 
 from twinline.gateway.app import App
 from twinline.gateway.door import Door
-from twinline.gateway.heads import CONNECTION
+from twinline.gateway.heads import CONNECTION, CYCLE
 from twinline.gateway.meters import Meters
 from twinline.gateway.served import ModelText, ServedModel
 from twinline.lines.line import Line
+from twinline.lines.turn import Turn
 
 
 class NoSocket:
-    """A connection that takes everything."""
+    """A connection that takes everything, and uvicorn's cycle of the one request on it; `written` is its answer."""
 
     watcher = None
     full = False
 
-    def __init__(self) -> None:
+    def __init__(self, body: bytes) -> None:
         self.loop = asyncio.get_running_loop()
+        self.turn = Turn.of(self.loop)
+        self.written = b""
+        self.transport = self.flow = self
+        self.body = bytearray(body)
+        self.more_body = self.disconnected = False
+        self.keep_alive = True
+        self.default_headers: list[tuple[bytes, bytes]] = []
+        self.message_event = asyncio.Event()
 
-    def join(self, scope: object) -> None: ...
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def close(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def on_response(self) -> None: ...
 
 
 def app_of(*models: ServedModel, meters: Meters | None = None) -> App:
@@ -52,8 +68,12 @@ async def request(app: ASGIApp, method: str, path: str, body: bytes = b"") -> tu
         sent.append(message)
 
     scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "headers": [], "root_path": ""}
-    scope |= {"query_string": b"", "http_version": "1.1", "scheme": "http", "server": ("x", 80), CONNECTION: NoSocket()}
-    await app(scope, receive, send)
+    socket = NoSocket(body)
+    scope |= {"query_string": b"", "http_version": "1.1", "scheme": "http", "server": ("x", 80)}
+    await app(scope | {CONNECTION: socket, CYCLE: socket}, receive, send)
+    if socket.written:
+        head, _, answer = socket.written.partition(b"\r\n\r\n")
+        return int(head.split()[1]), answer
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
 
 

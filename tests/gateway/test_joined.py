@@ -1,4 +1,4 @@
-"""The head and the first of the body of an answer leave in one write, and nothing else is held back."""
+"""What is sent in one turn of the event loop leaves in one write at its end; nothing is held back for longer."""
 
 from __future__ import annotations
 
@@ -51,15 +51,22 @@ async def _answers(request: bytes, app: Any) -> Wire:
     connection.data_received(request)
     while connection.tasks:
         await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the end of the turn
     connection.connection_lost(None)
     return wire
+
+
+async def turn() -> None:
+    """Until what was sent before is out."""
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 async def whole(scope: Scope, receive: Receive, send: Send) -> None:
-    Exchange(scope, receive, send).json(b"{}")
+    Exchange(scope, receive).json(b"{}")
 
 
 def test_a_whole_answer_is_one_write() -> None:
@@ -71,15 +78,27 @@ def test_a_whole_answer_is_one_write() -> None:
 
 def test_a_stream_begins_with_its_first_event_and_goes_on_event_by_event() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive)
         exchange.events(b"data: 1\n\n")
+        await turn()
         exchange.events(b"data: 2\n\n")
+        await turn()
         exchange.events(b"data: [DONE]\n\n", last=True)
 
     first, second, last = answers(GET, app).writes
     assert first.endswith(b"\r\n\r\n9\r\ndata: 1\n\n\r\n")
     assert second == b"9\r\ndata: 2\n\n\r\n"
     assert last == b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+
+
+def test_events_of_one_turn_are_one_write() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive)
+        exchange.events(b"data: 1\n\n")
+        exchange.events(b"data: 2\n\n", last=True)
+
+    (only,) = answers(GET, app).writes
+    assert only.endswith(b"\r\n\r\n9\r\ndata: 1\n\n\r\n9\r\ndata: 2\n\n\r\n0\r\n\r\n")
 
 
 def test_the_connection_is_closed_where_that_was_asked() -> None:
@@ -103,4 +122,4 @@ def test_other_applications_are_not_touched(parts: int) -> None:
             await send({"type": "http.response.body", "body": b"x", "more_body": number < parts - 1})
 
     wire = answers(GET, app)
-    assert wire.writes[1:] == [b"x"] * parts
+    assert b"".join(wire.writes).endswith(b"\r\n\r\n" + b"x" * parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.gateway.test_door import NoSocket
 
 from twinline.gateway.app import App
 from twinline.gateway.door import Door
-from twinline.gateway.heads import CONNECTION
+from twinline.gateway.heads import CONNECTION, CYCLE
 from twinline.gateway.meters import Meters
 from twinline.gateway.served import ModelText
 from twinline.gateway.spoken import Spoken
@@ -109,24 +110,21 @@ def test_an_answer_goes_from_one_remote_to_another_only_where_the_fleet_says_how
             assert (len(first.asked), len(second.asked)) == (1, 1)
 
     async def exchange(app: App, body: dict[str, Any]) -> list[dict[str, Any]]:
-        data = [json.dumps(body).encode()]
-        sent: list[bytes] = []
+        socket = NoSocket(json.dumps(body).encode())
 
-        async def receive() -> Any:
-            return {"type": "http.request", "body": data.pop()}
-
-        async def send(message: Any) -> None:
-            sent.append(message.get("body", b""))
+        async def unused(message: Any = None) -> Any:
+            raise AssertionError
 
         scope = {
             "type": "http",
             "method": "POST",
             "path": "/v1/chat/completions",
             "headers": [],
-            CONNECTION: NoSocket(),
+            CONNECTION: socket,
+            CYCLE: socket,
         }
-        await asyncio.wait_for(app(scope, receive, send), 10)
-        events = [line[6:] for line in b"".join(sent).split(b"\n\n") if line.startswith(b"data: ")]
+        await asyncio.wait_for(app(scope, unused, unused), 10)
+        events = re.findall(rb"^data: (.*)$", socket.written, re.MULTILINE)
         return [json.loads(event) for event in events if event != b"[DONE]"]
 
     asyncio.run(test())

@@ -240,3 +240,41 @@ def test_kill_9_of_writers_and_folders_loses_nothing_and_counts_nothing_twice(
         segments = connection.execute(select(func.count()).select_from(tables.segments)).scalar()
     assert segments == 2 * len(found)
     assert [path for path in directory.iterdir() if path.suffix == ".jsonl"] == []
+
+
+def test_what_is_added_is_on_disk_after_one_write(
+    database: Database, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(directory)
+    writes = []
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: writes.append(data) or real(file, data))
+    assert [journal.add(record(f"u{number}")) for number in range(3)] == [True, False, False]
+    assert not writes
+    journal.commit()
+    journal.commit()
+    assert len(writes) == 1
+    assert journal.add(record("u3"))
+    journal.close()
+    assert len(writes) == 2, "what was added last is written at the end"
+    fold(database, directory)
+    assert stored(database) == Counter(["u0", "u1", "u2", "u3"])
+
+
+def test_a_disk_that_fills_inside_several_records_keeps_those_before(
+    database: Database, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(directory)
+    for name in ("first", "second", "third"):
+        journal.add(record(name))
+    room = len(line_of(record("first"))) + 20
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:room]))
+    with pytest.raises(OSError, match=f"took {room} of 3 records'"):
+        journal.commit()
+    monkeypatch.setattr(os, "write", real)
+    journal.add(record("after"))
+    journal.commit()
+    journal.close()
+    fold(database, directory)
+    assert stored(database) == Counter(["first", "after"])

@@ -169,7 +169,7 @@ class Access:
         visit.admitted, visit.tokens_estimate, visit.cost_estimate, visit.settled = now, tokens, cost, False
 
     def book(self, visit: Visit, exchange: Exchange, model: str, choices: Sequence[Choice], status: Status) -> None:
-        """Writes what was used, before the client has its last byte, and settles the limits. Once per request.
+        """Records what was used, before the client has its last byte, and settles the limits. Once per request.
 
         A disk that takes no record is told in the log: the answer is there, and refusing it would help nobody.
         """
@@ -210,10 +210,16 @@ class Access:
             choices=len(choices),
             currency=self._currency,
         )
+        if self._journal.add(record):
+            exchange.turn.before(self._commit)
+
+    def _commit(self) -> None:
+        """All records of a turn of the event loop by one write, before the last bytes of their answers go out."""
+        assert self._journal is not None
         try:
-            self._journal.write(record)
+            self._journal.commit()
         except OSError as error:
-            log.error("usage of request %s is not recorded: %s", exchange.request_id, error)
+            log.error("usage is not recorded: %s", error)
 
 
 def secret_of(header: Callable[[str], str | None]) -> str | None:

@@ -101,7 +101,7 @@ class Endpoint(Generic[R]):
         self._counts: dict[int, Callable[[], None]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive)
         began = time.monotonic()
         self._running.inc()
         try:

@@ -1,8 +1,7 @@
-"""One HTTP exchange in raw ASGI: read a bounded body, answer with JSON or with server-sent events, notice who left.
+"""One HTTP exchange: read a bounded body, answer with JSON or with server-sent events, notice who left.
 
 Owns the wire towards the client. Must not know models, tokens or fields. What is sent comes from callbacks, a token at
-a time, and costs no task: `send` is driven by hand, which holds as long as it need not wait; while the client does not
-read, nothing is sent and the answer is told to pause.
+a time, and costs no task; while the client does not read, nothing is sent and the answer is told to pause.
 """
 
 from __future__ import annotations
@@ -16,10 +15,13 @@ from itertools import count
 from typing import Protocol, TypeVar
 
 import msgspec
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from twinline.gateway.errors import ApiError, bad_request
-from twinline.gateway.heads import CONNECTION, Connection
+from twinline.gateway.heads import CONNECTION, CYCLE, Connection
+from twinline.gateway.sending import CHUNKED, LAST_CHUNK, body_of, head, send
+from twinline.lines.turn import Turn
 
 T = TypeVar("T")
 
@@ -28,11 +30,10 @@ MAX_HELD_BYTES = 256 << 20  # of bodies, over all connections
 SMALL_BODY_BYTES = 64 << 10  # such a body is never refused for the sake of others
 MAX_VALUES = 2 << 20  # in one body; decoded, a value of two bytes becomes a hundred
 _PATH_IN_MESSAGE = re.compile(r" - at `(key in )?\$\.?(.*?)`$")
-_EVENT_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx would hold events back
-]
+_EVENTS = (
+    b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
+    b"x-accel-buffering: no\r\n"  # nginx would hold events back
+)
 CLIENT_LEFT = 499  # nginx's word for it; only metrics and the log see it
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _prefix = secrets.token_hex(11)
@@ -63,23 +64,24 @@ class Exchange:
 
     `request_id` is the client's `x-request-id` if that is a token of sane length, else ours; every answer carries it.
     `model` and `lines` are what the request is about, in the log's words. `body_bytes` is the size of the body once it
-    was read. `done` is set when the last byte was handed over or the client left.
+    was read. `done` is set when the last byte was handed over or the client left; what is sent goes out at the end of
+    its `turn`.
     """
 
     __slots__ = (
-        "_connection", "_headers", "_held", "_keep", "_kept", "_receive", "_scope", "_send", "_source", "body_bytes",
-        "cause", "done", "gone", "lines", "model", "request_id", "status", "streaming", "tenant",
+        "_connection", "_cycle", "_headers", "_held", "_keep", "_kept", "_receive", "_source", "body_bytes",
+        "cause", "done", "gone", "lines", "model", "request_id", "status", "streaming", "tenant", "turn",
     )  # fmt: skip
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive) -> None:
         self._receive = receive
-        self._send = send
         self._headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # of two of a name the first counts
-        self._scope = scope
         self._connection: Connection = scope[CONNECTION]
+        self._cycle: RequestResponseCycle = scope[CYCLE]
         self._connection.watcher = self
+        self.turn: Turn = self._connection.turn
         self._source: Source | None = None
-        self._held: list[Message] = []
+        self._held: list[tuple[bytes, bool]] = []
         self._keep: Held | None = None
         self._kept = 0
         self.status: int | None = None
@@ -106,7 +108,11 @@ class Exchange:
         A body that cannot be taken is read to four times the limit and dropped, so that the client, which is still
         writing, gets to read why.
         """
-        message = await self._receive()
+        here = body_of(self._cycle)
+        if here is not None and len(here) <= limit:
+            self.body_bytes = len(here)
+            return here
+        message: Message = {"type": "http.request", "body": here} if here is not None else await self._receive()
         if message["type"] == "http.disconnect":
             return None
         part: bytes = message.get("body", b"")
@@ -172,8 +178,8 @@ class Exchange:
 
     def free(self) -> None:
         held, self._held = self._held, []
-        for message in held:
-            self._out(message)
+        for data, last in held:
+            self._out(data, last)
         if self._source is not None and not self.done.done():
             self._source.resume()
 
@@ -181,20 +187,20 @@ class Exchange:
 
     def json(self, body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         self.status = status
-        sent = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), self._id_header()]
-        if headers:
-            sent += [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
-        self._out({"type": "http.response.start", "status": status, "headers": sent})
-        self._out({"type": "http.response.body", "body": body})
+        lines = b"content-type: application/json\r\ncontent-length: %d\r\n%b" % (len(body), self._id_line())
+        self._out(head(self._cycle, status, lines, headers) + body, True)
 
     def events(self, data: bytes, *, last: bool = False) -> None:
         """Sends finished events; the first call also begins the answer, `last` ends it."""
+        self.turn.events += 1
+        data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        if last:
+            data += LAST_CHUNK
         if not self.streaming:
             self.streaming = True
             self.status = 200
-            headers = [*_EVENT_HEADERS, self._id_header()]
-            self._out({"type": "http.response.start", "status": 200, "headers": headers})
-        self._out({"type": "http.response.body", "body": data, "more_body": not last})
+            data = head(self._cycle, 200, _EVENTS + self._id_line() + CHUNKED) + data
+        self._out(data, last)
 
     def error(self, error: ApiError) -> None:
         """An error answer or, once events have been sent, an in-band error event without `[DONE]`."""
@@ -207,24 +213,18 @@ class Exchange:
         self.events(b"data: " + error.body() + b"\n\n", last=True)
         self.status = error.status
 
-    def _id_header(self) -> tuple[bytes, bytes]:
-        return b"x-request-id", self.request_id.encode()
+    def _id_line(self) -> bytes:
+        return b"x-request-id: %b\r\n" % self.request_id.encode()
 
-    def _out(self, message: Message) -> None:
+    def _out(self, data: bytes, last: bool) -> None:
         if self.gone:
             return
         if self._held or self._connection.full:
-            self._held.append(message)
+            self._held.append((data, last))
             return
-        if message["type"] == "http.response.start":
-            self._connection.join(self._scope)
-        try:
-            self._send(message).send(None)  # type: ignore[attr-defined]  # a coroutine, driven by hand
-        except StopIteration:
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
-                self._finished()
-            return
-        raise RuntimeError("the server made an event wait, though its connection was free")
+        send(self._cycle, data, last)
+        if last:
+            self._finished()
 
     def _finished(self) -> None:
         if self._connection.watcher is self:

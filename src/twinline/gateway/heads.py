@@ -13,10 +13,10 @@ import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from twinline.gateway.errors import ApiError
+from twinline.lines.turn import Outlet, Turn
 
 MAX_HEAD_BYTES = 64 << 10  # an endless header would block the loop: the parser copies what it has for every read
 HEAD_SECONDS = 30.0
@@ -30,6 +30,7 @@ MOST_CONNECTIONS = 16_384  # at once, where the limit on open files allows it
 SWEEP_SHARE = 64  # the part of all connections that is closed at once when there are too many
 FULL_SECONDS = 0.25  # for how long it is believed that no connection is idle
 CONNECTION = "twinline.connection"  # where a scope names its connection
+CYCLE = "twinline.cycle"  # and uvicorn's book of the request and its answer
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
@@ -53,29 +54,6 @@ class Crowd:
     full_until: float = 0.0
 
 
-class _Joined:
-    """Stands in for an answer's transport until its body has begun: the head waits for it, and both go in one write."""
-
-    __slots__ = ("_cycle", "_head", "_transport")
-
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle, self._transport = cycle, cycle.transport
-        self._head = b""
-
-    def write(self, data: bytes) -> None:
-        if not self._head:
-            self._head = data
-            return
-        self._cycle.transport = self._transport
-        self._transport.write(self._head + data)
-
-    def close(self) -> None:
-        self._transport.close()
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-
 class Connection(HttpToolsProtocol):
     """One connection."""
 
@@ -92,9 +70,12 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._idle_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self.turn = Turn.of(self.loop)
+        outlet = Outlet(transport, self.turn)
+        super().connection_made(outlet)  # type: ignore[arg-type]  # all of a transport that is used
         if len(self.connections) > self._crowd.most and not self._make_room():
             full = {"retry-after": "1"}
             self._refuse(
@@ -129,15 +110,14 @@ class Connection(HttpToolsProtocol):
         """When it became idle, or the head began that is not whole yet (the loop's clock)."""
         if self._head_timer is not None:
             return self._head_timer.when() - HEAD_SECONDS
-        if self.timeout_keep_alive_task is not None:
-            return self.timeout_keep_alive_task.when() - self.timeout_keep_alive
-        return 0.0
+        return self._idle_since
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_ended()
         self._stop(self._body_timer)
         self._stop(self._write_timer)
-        self._body_timer = self._write_timer = None
+        self._stop(self.timeout_keep_alive_task)
+        self._body_timer = self._write_timer = self.timeout_keep_alive_task = None
         super().connection_lost(exc)
         if self.watcher is not None:
             watcher, self.watcher = self.watcher, None
@@ -147,11 +127,6 @@ class Connection(HttpToolsProtocol):
     def full(self) -> bool:
         """The client does not read."""
         return self.flow.write_paused
-
-    def join(self, scope: Scope) -> None:
-        """The head of the answer to `scope`, which comes next, is followed by its body at once."""
-        if self.cycle.scope is scope:  # else the client has asked again already
-            self.cycle.transport = _Joined(self.cycle)  # type: ignore[assignment]
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -215,6 +190,7 @@ class Connection(HttpToolsProtocol):
         self._body_bytes = self._sent_bytes = 0
         self._head_ended()
         super().on_headers_complete()
+        self.scope[CYCLE] = self.cycle  # type: ignore[literal-required]
         self.headers = []  # what follows a chunked body are trailers: nobody may take them for the request's headers
         if self.parser.should_upgrade():
             # The parser takes what comes now for another protocol, then for requests; a body may look like one.
@@ -236,14 +212,36 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        """As in uvicorn, but that the timer of an idle connection is not stopped and made anew by every request."""
+        self.server_state.total_requests += 1
         if self.transport.is_closing():
             self._close()
-        elif self.expect_100_continue and not self._in_head and not self.pipeline:
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._look_again(self.timeout_keep_alive)
+        if self.expect_100_continue and not self._in_head:
             self._close()  # the body was not asked for: what comes next may be it, or another request
 
+    def _look_again(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def _unset_keepalive_if_required(self) -> None:
+        """It goes on: its handler looks whether the connection was idle."""
+
     def timeout_keep_alive_handler(self) -> None:
-        self._close()
+        self.timeout_keep_alive_task = None
+        if not self.idle or self._head_timer is not None:
+            return  # the end of the next answer sets it again
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._look_again(left)
+        else:
+            self._close()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(ApiError(400, msg, code="invalid_http"))

@@ -10,18 +10,22 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from twinline.lines.drivers.driver import Dialect
 from twinline.lines.drivers.native import Protocol as LineProtocol
 from twinline.lines.drivers.native import read_chunk, read_plain
+from twinline.lines.events import COMPILED, delta_of, read_answer, read_chunks
 from twinline.lines.gathered import Queue, Whole
 from twinline.lines.http import Connection, ConnectionBroken, Pool, Target
 from twinline.lines.protocol import LineBroken, LineError, LineRefused, TextSource, TokenRequest
 from twinline.lines.traced import traced
 from twinline.lines.wire import Delta, EventLines, merge
+
+if TYPE_CHECKING:
+    from twinline.lines._events import Read
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +72,8 @@ class Call:
 
     __slots__ = (
         "_bytes", "_client", "_connection", "_deadline", "_events", "_finish_timer", "_finished", "_headers",
-        "_longest", "_over", "_paused", "_reader", "_refused", "_sink", "_status", "_task", "_usage_after", "last",
-        "started", "tokens",
+        "_longest", "_over", "_paused", "_plain_events", "_reader", "_refused", "_sink", "_status", "_task",
+        "_usage_after", "last", "plain", "started", "tokens",
     )  # fmt: skip
 
     def __init__(self, client: LineClient, request: TokenRequest, text: TextSource | None, sink: Sink) -> None:
@@ -81,6 +85,7 @@ class Call:
         self._reader = client.dialect.reader(request)
         self._usage_after = client.dialect.usage_after_finish
         self._events = EventLines(client.dialect.framing == "sse")
+        self.plain = self._plain_events = COMPILED and self._reader is read_chunk
         scored = request.prompt_logprobs is not None
         self._longest = LONGEST_SCORED_EVENT_BYTES if scored else LONGEST_EVENT_BYTES
         self._connection: Connection | None = None
@@ -182,6 +187,7 @@ class Call:
         self._status, self._headers = status, headers
         if status != 200:
             self._refused = []
+            self.plain = self._plain_events = False
 
     def data(self, data: bytes) -> None:
         if self._over:
@@ -191,28 +197,40 @@ class Call:
             if sum(map(len, self._refused)) > LONGEST_REFUSAL_BYTES:
                 self._fail(_refused(self._status, b"".join(self._refused), self._headers))
             return
+        merged, failure, done = self._parsed(data)
+        self.plain = self._plain_events and not self._events.pending
+        if self._events.pending > self._longest:
+            failure = LineBroken(f"an event longer than {self._longest >> 20} MiB")
+        self._came(merged, failure, done)
+
+    def _parsed(self, data: bytes) -> tuple[Delta | None, LineBroken | None, bool]:
+        """What the events in it come to, what is wrong with the first that is, and whether `[DONE]` was there."""
         merged: Delta | None = None
-        failure: LineBroken | None = None
-        done = False
         payloads = self._events.feed(data)
         if len(payloads) > FEW_EVENTS and self._reader is read_chunk:
             merged, payloads = read_plain(payloads)
         for payload in payloads:
             if payload == _DONE:
-                done = True
-                break
+                return merged, None, True
             try:
                 delta = self._reader(payload)
             except LineBroken as error:
-                failure = error
-                break
+                return merged, error, False
             except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError) as error:
-                failure = LineBroken(f"an event that is not the protocol's: {error}")
-                break
+                return merged, LineBroken(f"an event that is not the protocol's: {error}"), False
             if delta is not None:
                 merged = delta if merged is None else merge(merged, delta)
-        if self._events.pending > self._longest:
-            failure = LineBroken(f"an event longer than {self._longest >> 20} MiB")
+        return merged, None, False
+
+    read_answer = staticmethod(read_answer)
+    read_chunks = staticmethod(read_chunks)
+
+    def take(self, read: Read) -> None:
+        if not self._over:
+            self._came(delta_of(read), None, read[-2])
+
+    def _came(self, merged: Delta | None, failure: LineBroken | None, done: bool) -> None:
+        """Goes on with a network read: what it said, then what is wrong with it, if anything is."""
         if merged is not None:
             if merged.tokens or merged.text or merged.reasoning or merged.prompt_logprobs is not None:
                 self.last = time.monotonic()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
-from twinline.lines.http import ConnectionBroken
+from twinline.lines.http import ConnectionBroken, cannot_read
 from twinline.lines.protocol import LineError
 from twinline.lines.wire import Delta
 
@@ -33,11 +33,16 @@ class Queue:
 class Whole:
     """An answer that is read whole."""
 
+    plain = False
+    read_answer = read_chunks = staticmethod(cannot_read)
+
     def __init__(self) -> None:
         self.result: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
         self.ended = False
         self._status = self._size = 0
         self._parts: list[bytes] = []
+
+    def take(self, read: object) -> None: ...
 
     def head(self, status: int, headers: dict[bytes, bytes]) -> None:
         self._status = status

@@ -10,16 +10,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
+
+from twinline.lines.turn import Outlet, Turn
 
 CONNECT_SECONDS = 5.0
 LEFT_SECONDS = 2.0  # how long the end of a body may take that nobody waits for
 MOST_IDLE = 256  # connections that a pool keeps
 LONGEST_HEAD_BYTES = 256 << 10  # of an answer
 MOST_HEADERS = 1000  # of an answer, its trailers among them
+LAST_CHUNK = b"0\r\n\r\n"
 
 
 class ConnectionBroken(Exception):
@@ -64,8 +67,27 @@ class Target:
         return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"  # some keep a secret in the path
 
 
+def cannot_read(data: bytes, /) -> tuple[Any, ...] | None:
+    """Of an answer that is never plain."""
+    return None
+
+
 class Answer(Protocol):
-    """Who asked. Called from the event loop, in this order; `broken` or `complete` is the last."""
+    """Who asked. Called from the event loop, in this order; `broken` or `complete` is the last.
+
+    `plain`: the next bytes may be tried as they come from the socket, without a parser of HTTP. `read_answer` then gets
+    what may be a whole answer with its head, `read_chunks` what may be whole chunks of a body. They return None for
+    bytes that they do not know, or a tuple for `take`, whose last item is whether the end of the body was there.
+    """
+
+    plain: bool
+
+    def read_answer(self, data: bytes, /) -> tuple[Any, ...] | None: ...
+
+    def read_chunks(self, data: bytes, /) -> tuple[Any, ...] | None: ...
+
+    def take(self, read: Any) -> None:
+        """Goes on with what was read."""
 
     def head(self, status: int, headers: dict[bytes, bytes]) -> None:
         """The answer's status and headers; names are in lower case."""
@@ -80,6 +102,11 @@ class Answer(Protocol):
 
 class _Nobody:
     """Whom the rest of an answer goes to when its asker needs no more of it."""
+
+    plain = False
+    read_answer = read_chunks = staticmethod(cannot_read)
+
+    def take(self, read: object) -> None: ...
 
     def head(self, status: int, headers: dict[bytes, bytes]) -> None: ...
 
@@ -97,20 +124,22 @@ class Connection(asyncio.Protocol):
     """One connection. Between answers it lies in its pool."""
 
     __slots__ = (
-        "_answer", "_body", "_closed", "_complete", "_head_bytes", "_headed", "_headers", "_keep", "_parser",
-        "_paused", "_pool", "_timer", "_transport", "served",
+        "_answer", "_between", "_body", "_chunk_over", "_closed", "_complete", "_head_bytes", "_headed", "_headers",
+        "_keep", "_parser", "_paused", "_pool", "_timer", "_transport", "served",
     )  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._parser = httptools.HttpResponseParser(self)
-        self._transport: asyncio.Transport | None = None
+        self._transport: Outlet | None = None
         self._answer: Answer | None = None
         self._body: list[bytes] = []
         self._headers: dict[bytes, bytes] = {}
         self._headed = False
         self._head_bytes = 0  # that came without any of the body among them
         self._complete = False
+        self._between = True  # the parser waits for an answer, or for the next chunk of one
+        self._chunk_over = False
         self._keep = False
         self._timer: asyncio.TimerHandle | None = None
         self._paused = False
@@ -123,7 +152,8 @@ class Connection(asyncio.Protocol):
         """Sends a whole request; its answer goes to `answer`."""
         assert self._transport is not None and self._answer is None
         self._answer = answer
-        self._headed = self._complete = False
+        self._headed = self._complete = self._chunk_over = False
+        self._between = True
         self._head_bytes = 0
         self._transport.write(request)
 
@@ -158,12 +188,22 @@ class Connection(asyncio.Protocol):
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        # uvloop's is a transport in all but name.
+        self._transport = Outlet(cast(asyncio.Transport, transport), Turn.of(asyncio.get_running_loop()))
 
     def data_received(self, data: bytes) -> None:
-        if self._answer is None:
+        answer = self._answer
+        if answer is None:
             self.close()  # nobody asked
             return
+        if answer.plain and self._between:
+            read = answer.read_chunks(data) if self._headed else answer.read_answer(data)
+            if read is not None:
+                if read[-1]:
+                    self._last_of(answer, read)
+                else:
+                    answer.take(read)
+                return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -177,9 +217,20 @@ class Connection(asyncio.Protocol):
             if self._head_bytes > LONGEST_HEAD_BYTES:
                 self._break(ConnectionBroken(f"a head, or what follows the body, of {LONGEST_HEAD_BYTES >> 10} KiB"))
                 return
+        # The line of a chunk's size may have begun; then the bytes do not end with one that is over.
+        self._between = self._chunk_over and data.endswith(b"\r\n")
         self._deliver()
         if self._complete:
             self._end()
+
+    def _last_of(self, answer: Answer, read: tuple[Any, ...]) -> None:
+        """The rest was read without the parser, which stands where it stood: before the answer or between chunks."""
+        if self._headed:
+            self._parser.feed_data(LAST_CHUNK)
+        else:
+            self._headed = self._complete = self._keep = True
+        answer.take(read)
+        self._end()
 
     def _deliver(self) -> None:
         body = self._body
@@ -239,14 +290,22 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._headed = True
+        self._chunk_over = self._headers.get(b"transfer-encoding") == b"chunked"
         if self._answer is not None:
             self._answer.head(self._parser.get_status_code(), self._headers)
+
+    def on_chunk_header(self) -> None:
+        self._chunk_over = False
 
     def on_body(self, data: bytes) -> None:
         self._body.append(data)
 
+    def on_chunk_complete(self) -> None:
+        self._chunk_over = True
+
     def on_message_complete(self) -> None:
         self._complete = True
+        self._chunk_over = False
         self._keep = self._parser.should_keep_alive()  # it forgets with the end of the message
 
 

@@ -27,10 +27,11 @@ _log = logging.getLogger(__name__)
 
 
 class Journal:
-    """This process's journal. `write` belongs to one thread; a thread of its own syncs and prepares the next file.
+    """This process's journal. `write`, `add` and `commit` belong to one thread; a thread of its own syncs and prepares
+    the next file.
 
-    A record that `write` has returned from survives the death of the process at once, and a loss of power after
-    `FSYNC_SECONDS` more. Raises OSError if the directory cannot be written to.
+    A record that `write` or `commit` has returned from survives the death of the process at once, and a loss of power
+    after `FSYNC_SECONDS` more. Raises OSError if the directory cannot be written to.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Journal:
         self._size = 0
         self._torn = False
         self._dirty = False
+        self._added: list[bytes] = []  # not yet on disk, by `write`'s thread alone
         # Handed over by single assignments and list operations, which the interpreter makes whole.
         self._spare: int | None = None
         self._full: list[int] = []
@@ -58,14 +60,30 @@ class Journal:
 
     def write(self, record: Usage) -> None:
         """Appends the record by one system call. Raises OSError (a full disk): the record is not written then."""
-        line = line_of(record)
+        self.add(record)
+        self.commit()
+
+    def add(self, record: Usage) -> bool:
+        """Keeps the record for the next `commit`, which must come before the client has its last byte. Whether it is
+        the first since the one before."""
+        self._added.append(line_of(record))
+        return len(self._added) == 1
+
+    def commit(self) -> None:
+        """Appends what was added, by one system call. Raises OSError: what did not fit is not written then."""
+        if not self._added:
+            return
+        count = len(self._added)
+        data = b"".join(self._added)
+        self._added.clear()
         if self._torn:
-            line = b"\n" + line  # ends what an earlier failed write left behind
-        written = os.write(self._file, line)
+            data = b"\n" + data  # ends what an earlier failed write left behind
+        written = os.write(self._file, data)
         self._dirty = True
-        if written != len(line):
+        if written != len(data):
             self._torn = True
-            raise OSError(f"the journal took {written} of a record's {len(line)} bytes; its disk is full")
+            what = "a record's" if count == 1 else f"{count} records'"
+            raise OSError(f"the journal took {written} of {what} {len(data)} bytes; its disk is full")
         self._torn = False
         self._size += written
         if self._size >= self._rotate_bytes and self._spare is not None:
@@ -78,6 +96,10 @@ class Journal:
             return
         self._closed.set()
         self._thread.join()
+        try:
+            self.commit()
+        except OSError as error:
+            _log.error("the last usage is not recorded: %s", error)
         for file in (*self._full, self._file):
             os.fsync(file)
             os.close(file)

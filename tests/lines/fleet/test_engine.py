@@ -48,9 +48,7 @@ def test_it_is_found_by_its_state_file_and_ended_with_all_that_it_started(direct
         found = Engine.find(directory, "a")
         assert found is not None and found.standing == engine.standing and not found.ours
         assert os.getsid(engine.pid) == engine.pid  # Ctrl-C at our terminal does not reach it
-        began = time.monotonic()
-        await found.stop(5)
-        assert time.monotonic() - began < 4  # SIGTERM was enough
+        await found.stop(60)  # SIGTERM is enough: see the last line
         await until(lambda: not lives(child))
         assert not lives(engine.pid)
         assert Engine.find(directory, "a") is None

@@ -7,9 +7,10 @@ whether it is healthy: the caller names the lines that may be asked now.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from twinline.gateway.routing.ask import NOTHING, Ask, Traits
 from twinline.gateway.routing.placement import MIN_PREFILL, Placement, Wait
@@ -32,7 +33,21 @@ HOLDER = 0.15
 HOLDER_LATE = 8.0  # beyond, no prefix is worth the queue
 
 CHEAPEST, FASTEST, PREFER, WEIGHTED = range(4)
+# Place in the list of lines, tokens that it holds, its lateness and seconds to the first token, the least lateness.
+Found = tuple[int, int, float, float, float]
 _RULES = {"cheapest": CHEAPEST, "fastest": FASTEST, "prefer": PREFER, "weighted": WEIGHTED}
+
+
+def _declines(*_: Any) -> Found | None:
+    return None
+
+
+best_compiled: Callable[..., Found | None] = _declines
+with contextlib.suppress(ImportError):
+    from twinline.gateway.routing._placement import best as best_compiled
+    from twinline.gateway.routing._placement import bind
+
+    bind(Station, MIN_PREFILL, DETECTION_SECONDS, HOLDER, HOLDER_LATE)
 
 
 class Router:
@@ -155,15 +170,29 @@ class Router:
         return able
 
     def _best(
-        self, ask: Ask, lines: Sequence[Station], held: list[tuple[int, int]], now: float, may_wait: bool
+        self, ask: Ask, lines: list[Station], held: list[tuple[int, int]], now: float, may_wait: bool
     ) -> Placement | Wait | None:
-        rule = self._rule
         policy = self.policy
-        prompt, output, movable = ask.prompt_tokens, ask.output_tokens, ask.movable
-        sticky = rule == CHEAPEST and policy.sticky
+        sticky = self._rule == CHEAPEST and policy.sticky
         per_ttft = 1.0 / policy.ttft_seconds
-        holders: list[tuple[float, float, float, int, Station]] = []
-        best: Station | None = None
+        found = best_compiled(
+            lines, held, ask.prompt_tokens, ask.output_tokens, ask.movable, sticky, per_ttft, now, self._rule,
+            self._mean_price,
+        )  # fmt: skip
+        at, has, late, ttft, least_late = found or self._best_of(ask, lines, held, now, sticky, per_ttft)
+        best = lines[at]
+        if may_wait and least_late > SATURATED_LATE:
+            return Wait(best.name, tier_of(least_late), least_late, least_late * policy.ttft_seconds)
+        return Placement(best, self.index, ask.keys, ask.prompt_tokens, has, late, ttft, now)
+
+    def _best_of(
+        self, ask: Ask, lines: Sequence[Station], held: list[tuple[int, int]], now: float, sticky: bool, per_ttft: float
+    ) -> Found:
+        """The rule. csrc/placement.cpp is the same, to the last bit."""
+        rule = self._rule
+        prompt, output, movable = ask.prompt_tokens, ask.output_tokens, ask.movable
+        holders: list[tuple[float, float, float, int, int]] = []
+        best = -1
         best_tier, best_score = 9, 0.0
         best_late = best_ttft = 0.0
         best_held = 0
@@ -171,7 +200,7 @@ class Router:
         tokens: float = prompt
         has = 0
         holds = False
-        for station in lines:
+        for at, station in enumerate(lines):
             if held:
                 tokens, has, holds = prompt, 0, False
                 bit = station.bit
@@ -208,22 +237,19 @@ class Router:
                 tier = tier - 1 if tier else 0
                 score = station.rank
             if holds and sticky:
-                holders.append((late, score, ttft, has, station))
+                holders.append((late, score, ttft, has, at))
             if tier < best_tier or (tier == best_tier and score < best_score):
-                best, best_tier, best_score = station, tier, score
+                best, best_tier, best_score = at, tier, score
                 best_late, best_ttft, best_held = late, ttft, has
-        assert best is not None
-        if may_wait and least_late > SATURATED_LATE:
-            return Wait(best.name, tier_of(least_late), least_late, least_late * policy.ttft_seconds)
         if holders and best_tier > 0:
-            for late, score, ttft, has, station in holders:
+            for late, score, ttft, has, at in holders:
                 if late > HOLDER_LATE:
                     continue
                 tier = tier_of(HOLDER * late)
                 if tier < best_tier or (tier == best_tier and score < best_score):
-                    best, best_tier, best_score = station, tier, score
+                    best, best_tier, best_score = at, tier, score
                     best_late, best_ttft, best_held = late, ttft, has
-        return Placement(best, self.index, ask.keys, prompt, best_held, best_late, best_ttft, now)
+        return best, best_held, best_late, best_ttft, least_late
 
     def _weighted(
         self, ask: Ask, lines: Sequence[Station], held: list[tuple[int, int]], now: float, may_wait: bool

@@ -46,7 +46,7 @@ def read_chunk(payload: bytes) -> Delta:
 def read_plain(payloads: list[bytes]) -> tuple[Delta | None, list[bytes]]:
     """Many events as one Delta, and the payloads that are left: `[DONE]`, or all of them if any is not plain.
 
-    Plain are tokens, a finish reason and usage. The others are for `read_chunk`, one by one.
+    Plain are tokens, those of the prompt, a finish reason and usage. The others are for `read_chunk`, one by one.
     """
     left = payloads[-1:] if payloads[-1] == DONE else []
     plain = payloads[:-1] if left else payloads
@@ -57,22 +57,24 @@ def read_plain(payloads: list[bytes]) -> tuple[Delta | None, list[bytes]]:
     if len(chunks) != len(plain):  # two broken events that make a whole one
         return None, payloads
     tokens: list[int] = []
-    finish = stop = usage = None
+    prompt = finish = stop = usage = None
     for chunk in chunks:
         if chunk.error is not None or len(chunk.choices) > 1:
             return None, payloads
         if chunk.usage is not None:
             usage = to_usage(chunk.usage)
         for choice in chunk.choices:
-            if choice.logprobs is not None or choice.prompt_token_ids is not None or choice.prompt_logprobs is not None:
+            if choice.logprobs is not None or choice.prompt_logprobs is not None:
                 return None, payloads
+            if prompt is None:
+                prompt = choice.prompt_token_ids
             if choice.token_ids:
                 tokens += choice.token_ids
             if choice.finish_reason is not None:
                 finish = choice.finish_reason
             if choice.stop_reason is not None:
                 stop = choice.stop_reason
-    return Delta(tokens, None, None, None, finish, stop, usage), left
+    return Delta(tokens, None, prompt, None, finish, stop, usage), left
 
 
 class Protocol:
