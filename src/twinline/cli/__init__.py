@@ -29,7 +29,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "models": ("twinline.cli.models", "list the models that a server offers"),
     "bench": ("twinline.cli.bench", "measure an endpoint under load"),
     "chips": ("twinline.cli.chips", "show what is known of a chip, or compare several"),
+    "devices": ("twinline.cli.devices", "show the cards of this machine and their health"),
     "fit": ("twinline.cli.fit", "say whether a model fits, and what would make it fit"),
+    "adapt": ("twinline.cli.adapt", "try a chip with a model, level by level, and grade it"),
     "keys": ("twinline.cli.keys", "say who may use the gateway, and how much"),
     "usage": ("twinline.cli.usage", "show who used what, where, and what it cost"),
 }

@@ -19,6 +19,7 @@ from typing import Any
 from twinline.cli.folder import embedded, read_config
 from twinline.cli.parser import CliError, integer
 from twinline.facts.models import spec_from_config
+from twinline.facts.profiles import read_profile
 
 DEMONSTRATION = "demonstration model"
 # options that are the engine's own, handed on when given
@@ -32,6 +33,7 @@ WORKER = {
     "page_size": "tokens in a page of the KV cache",
     "threads": "CPU threads of the engine",
     "device": "where the model runs: cpu, cuda, cuda:1, ...; the machine's accelerator by default",
+    "profile": "what `twinline adapt` found out: providers that it refuses are passed over",
     "strict_ops": "refuse to start when an op has no provider but the reference",
 }
 
@@ -54,6 +56,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(flag, choices=("auto", "float32", "bfloat16", "float16"), help=text)
         elif name == "device":
             parser.add_argument(flag, metavar="D", help=text)
+        elif name == "profile":
+            parser.add_argument(flag, type=Path, metavar="FILE", help=text)
         elif name == "strict_ops":
             parser.add_argument(flag, action="store_true", default=None, help=text)
         else:
@@ -66,6 +70,9 @@ def run(args: argparse.Namespace) -> int:
     """Serves until SIGINT or SIGTERM; checks first what can be checked in milliseconds."""
     folder: Path = (args.dir or embedded()).resolve()
     spec_from_config(read_config(folder))
+    if args.profile:
+        args.profile = args.profile.resolve()
+        read_profile(args.profile)
     check_port(args.host, args.port)
     keys = keys_needed(args.host, args.keys)
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")

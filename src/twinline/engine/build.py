@@ -141,6 +141,8 @@ def _refused(profile: Profile | None, device: Device, dtype: torch.dtype) -> dic
         raise ValueError(f"the profile is of {profile.device_name}, and the device is {device.name}: adapt this one")
     if profile.grade == "unfit":
         raise ValueError(f"{device.name} is unfit by its profile of {profile.date}: {profile.rule}")
+    if not profile.complete:
+        raise ValueError(f"the profile of {profile.date} is not of the whole ladder: adapt without --only")
     name = str(dtype).removeprefix("torch.")
     if name not in profile.dtypes:
         raise ValueError(f"the profile says nothing of {name} on {device.name} (it was tried in "

@@ -9,7 +9,6 @@ It ends when its standard input does, with a last fold: also when the gateway is
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import select
@@ -56,19 +55,10 @@ async def _end(child: asyncio.subprocess.Process) -> None:
         await child.wait()
 
 
-def _yield() -> None:
-    """Takes only what the streams leave of a core. A lower priority alone would not do: a gateway that wakes for a
-    token waits then until this process has had its slice, three milliseconds and more."""
-    os.nice(10)
-    if hasattr(os, "SCHED_IDLE"):
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-
-
 def main(directory: Path, seconds: float) -> int:
     """Folds every `seconds` until standard input ends. What fails is tried again; nothing is lost meanwhile."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the gateway's to handle
-    _yield()
+    os.nice(10)
     database: Database | None = None
     failing = ended = False
     while True:
