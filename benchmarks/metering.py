@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/metering.py --requests 0 --kills 50  # only the kills
 
 A fleet of two lines by `twinline up`, keys with limits. Requests of every form: streamed or whole, chat or completion,
-up to four choices, stop strings; some clients leave at random moments; lines are killed -9 and stopped while they
-answer. Then three counts are compared, in all and request by request: what the engines say they made, what their
+up to four choices, stop strings; some clients leave in the midst of an answer; lines are killed -9 and stopped while
+they answer. Then three counts are compared, in all and request by request: what the engines say they made, what their
 connections carried (by relays), what `twinline usage` says.
 
 What an engine made that no tenant is counted for is the operator's: tokens made after a client had left, behind a stop
@@ -151,11 +151,14 @@ async def counted(given: argparse.Namespace, kind: str) -> bool:
             waiting = iter(asked)
             under_way = 0
 
+            def sent(name: str) -> int:
+                return sum(worker.relay.sent(name) for worker in lines)
+
             async def work() -> None:
                 nonlocal under_way
                 for one in waiting:
                     under_way += 1
-                    await ask(fleet.url, one, fleet.secrets[one.key])
+                    await ask(fleet.url, one, fleet.secrets[one.key], sent)
 
             breaking = asyncio.create_task(breaks(fleet, lines, lot, given.breaks, lambda: under_way / given.requests))
             await asyncio.gather(*(work() for _ in range(given.at_once)))

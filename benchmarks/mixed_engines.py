@@ -7,7 +7,7 @@ Both engines hold one checkpoint in float32. Every question (English, Chinese, e
 unbroken on the native line, and then while lines are drained and killed -9 by turns, so that most answers cross over
 several times. A greedy answer should equal the unbroken one; every stream must be whole for the client: one id, one
 role, no broken character, a finish reason, usage as booked. For sampled ones the share of right answers is given, moved
-and unbroken. Engines are slowed by relays, so that there is time to move.
+and unbroken. Relays let each answer go a few events far and then hold it until it is moved.
 """
 
 from __future__ import annotations

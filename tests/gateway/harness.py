@@ -63,7 +63,7 @@ class Gateway:
         return self.double.requests[-1]
 
     def until(self, what: Callable[[], bool]) -> None:
-        limit = time.monotonic() + 5
+        limit = time.monotonic() + 60
         while not what():
             assert time.monotonic() < limit
             time.sleep(0.005)

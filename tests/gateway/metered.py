@@ -34,6 +34,10 @@ MODEL = "tiny-r1"
 OURS = "verify-"  # how the house's own test requests are called
 _TOKENS = re.compile(rb'"token_ids":\[([0-9,]*)\]')
 _ID = re.compile(rb'^data: \{"id":"([^"]*)"')
+_PIECE = re.compile(rb'"(?:text|content|reasoning_content)":"[^"]')
+_FINISH = re.compile(rb'"finish_reason":"')
+PATIENT_SECONDS = 90.0  # for anything to happen; only to fail with words instead of hanging
+CHARACTER_TOKENS = 4  # a whole character is in so many tokens: a byte each, at most
 WORDS = ("What is 12 + 30?", "12加30等于多少？", "Count from 7.", "👋 hello", "Is 4 greater than 9?")
 STOPS = ("=", "\n", "0", "</think>")
 
@@ -44,13 +48,32 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+async def until(what: Callable[[], object]) -> None:
+    """Until `what` is true. Looked at so often that little happens between."""
+    end = time.monotonic() + PATIENT_SECONDS
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        await asyncio.sleep(0.005)
+
+
 @dataclass
 class Attempt:
-    """One request at a line: what it was to go on after, and what the line sent, with the times of sending."""
+    """One request at a line: what it was to go on after, and what the line sent, with the times of sending.
+
+    `over`: it was sent to its finish, or the connection is no more.
+    """
 
     prefix: list[int]
+    name: str = ""
+    most: int = 0
     ids: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    finished: bool = False
+    over: bool = False
+
+    def midway(self, more: int) -> bool:
+        """Some characters were sent, and `more` tokens have to come unless it ends by itself."""
+        return not self.over and len(self.ids) >= CHARACTER_TOKENS and self.most - len(self.ids) >= more
 
     def until(self, moment: float | None) -> int:
         return len(self.ids) if moment is None else sum(at <= moment for at in self.times)
@@ -62,6 +85,7 @@ class Relay:
     def __init__(self) -> None:
         self.port, self.target = free_port(), 0
         self.attempts: dict[str, Attempt] = {}
+        self.by_client: dict[str, list[Attempt]] = defaultdict(list)  # by the name that the client gave
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -69,9 +93,16 @@ class Relay:
     def carried(self) -> int:
         return sum(len(attempt.ids) for attempt in self.attempts.values())
 
-    def asked(self, body: bytes) -> None:
+    def sent(self, client: str) -> int:
+        """Tokens that came from here for one request, all its choices together."""
+        return sum(len(attempt.ids) for attempt in self.by_client.get(client, ()))
+
+    def asked(self, body: bytes) -> Attempt:
         request = json.loads(body)
-        self.attempts[request["request_id"]] = Attempt(request.get("output_prefix_ids") or [])
+        name, prefix = request["request_id"], request.get("output_prefix_ids") or []
+        attempt = self.attempts[name] = Attempt(prefix, name, request["max_tokens"] - len(prefix))
+        self.by_client[name.partition("-")[0]].append(attempt)
+        return attempt
 
     async def open(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1024)
@@ -88,9 +119,13 @@ class Relay:
         assert task is not None
         self._tasks.add(task)
         inner: asyncio.StreamWriter | None = None
+        mine: list[Attempt] = []
         try:
             back, inner = await asyncio.open_connection("127.0.0.1", self.target)
-            ways = [asyncio.ensure_future(self._forth(reader, inner)), asyncio.ensure_future(self._back(back, writer))]
+            ways = [
+                asyncio.ensure_future(self._forth(reader, inner, mine)),
+                asyncio.ensure_future(self._back(back, writer)),
+            ]
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -101,12 +136,20 @@ class Relay:
             pass
         finally:
             self._tasks.discard(task)
+            for attempt in mine:
+                attempt.over = True
             for each in (writer, inner):
                 if each is not None:
                     each.transport.abort()
 
-    async def _forth(self, reader: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
-        bodies = _Bodies(self.asked)
+    async def drained(self) -> None:
+        """Until what the connections that are open now still hold was read; the engine behind them must be gone."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=PATIENT_SECONDS)
+            assert not late, "a connection to a dead engine does not end"
+
+    async def _forth(self, reader: asyncio.StreamReader, to: asyncio.StreamWriter, mine: list[Attempt]) -> None:
+        bodies = _Bodies(lambda body: mine.append(self.asked(body)))
         parser = httptools.HttpRequestParser(bodies)
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
@@ -126,6 +169,8 @@ class Relay:
                         attempt = self.attempts[name.group(1).decode()]
                         attempt.ids += ids
                         attempt.times += [time.monotonic()] * len(ids)
+                        if _FINISH.search(line) is not None:
+                            attempt.finished = attempt.over = True
                 to.write(data)
 
 
@@ -182,21 +227,26 @@ class Worker:
         if self.relay._server is None:
             await self.relay.open()
 
-    async def kill(self) -> None:
-        """kill -9. What this life has counted dies with it; what its connections had carried by then stands for it."""
+    async def kill(self) -> list[str]:
+        """kill -9. What this life has counted dies with it; what its connections had carried by then stands for it.
+
+        Returns the names, at the line, of the answers that it broke off for certain in their midst.
+        """
         assert self._process is not None
+        begun = [attempt for attempt in self.relay.attempts.values() if attempt.midway(1)]
         self._process.kill()
         await self._process.wait()
-        await asyncio.sleep(0.1)  # for what lies in the relay's sockets
+        await self.relay.drained()
         self._lost = self.relay.carried
+        return [attempt.name for attempt in begun if not attempt.finished and len(attempt.ids) < attempt.most]
 
     async def generated(self) -> int:
         """Tokens made: by this life's own count, and before it by the connections of those that were killed."""
         told = await fetch(f"http://127.0.0.1:{self.relay.target}", "/health")
         return int(told["tokens_generated"]) + self._lost
 
-    async def idle(self, seconds: float = 20.0) -> None:
-        end = time.monotonic() + seconds
+    async def idle(self) -> None:
+        end = time.monotonic() + PATIENT_SECONDS
         while (await fetch(f"http://127.0.0.1:{self.relay.target}", "/health"))["running"]:
             assert time.monotonic() < end, "the engine does not come to rest"
             await asyncio.sleep(0.05)
@@ -214,7 +264,7 @@ async def fetch(url: str, path: str) -> Any:
     reader, writer = await asyncio.open_connection(target.host, target.port)
     try:
         writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
-        data = await asyncio.wait_for(reader.read(-1), 20)
+        data = await asyncio.wait_for(reader.read(-1), PATIENT_SECONDS)
     finally:
         writer.close()
     return json.loads(data.partition(b"\r\n\r\n")[2])
@@ -222,13 +272,15 @@ async def fetch(url: str, path: str) -> Any:
 
 @dataclass
 class Asked:
-    """One request and what its client saw of it. `ended`: [DONE], or a whole body."""
+    """One request and what its client saw of it. `ended`: [DONE], or a whole body. `came`: pieces of text so far."""
 
     name: str
     form: str
     key: str
-    leave: float | None  # seconds after which the client goes
+    leave: int | None  # tokens after which the client goes
     body: dict[str, Any]
+    came: int = 0
+    over: bool = False
     status: int = 0
     ended: bool = False
     left: bool = False
@@ -237,17 +289,28 @@ class Asked:
     usage: dict[str, Any] | None = None
 
     @property
+    def stays(self) -> bool:
+        """It has as many tokens as it may, each for its client."""
+        return self.leave is None and "stop" not in self.body and bool(self.body.get("ignore_eos"))
+
+    @property
     def finished(self) -> bool:
         return self.ended and self.status == 200 and self.error is None
 
 
 @dataclass
 class _Read:
+    asked: Asked
     body: bytearray = field(default_factory=bytearray)
     whole: bool = False
+    looked: int = 0  # bytes of whole events
 
     def on_body(self, data: bytes) -> None:
         self.body += data
+        if self.asked.body["stream"] and (end := self.body.rfind(b"\n\n")) > self.looked:
+            events = bytes(self.body[self.looked : end]).split(b"\n\n")
+            self.asked.came += sum(_PIECE.search(event) is not None for event in events)
+            self.looked = end
 
     def on_message_complete(self) -> None:
         self.whole = True
@@ -255,13 +318,13 @@ class _Read:
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of what requests are like. `leave` seconds is the latest moment at which a client goes."""
+    """Shares of what requests are like. `leave` is the most tokens after which a client goes."""
 
     left: float = 0.04
     streamed: float = 0.7
     several: float = 0.1
     stops: float = 0.15
-    leave: float = 0.5
+    leave: int = 48
     tokens: tuple[int, int] = (8, 64)
 
 
@@ -286,36 +349,57 @@ def draw(lot: random.Random, number: int, keys: Sequence[str], mix: Mix) -> Aske
         body["ignore_eos"] = lot.random() < 0.7
     if streamed:
         body["stream_options"] = {"include_usage": True}
-    leave = lot.uniform(0, mix.leave) if lot.random() < mix.left else None
+    leave = lot.randint(1, mix.leave) if lot.random() < mix.left else None
+    if leave is not None:  # else it might have come to its end before
+        body["max_tokens"] = leave + 4 * mix.tokens[1]
     return Asked(f"m{number}", form, lot.choice(list(keys)), leave, body)
 
 
-async def ask(url: str, asked: Asked, secret: str | None, seconds: float = 60.0) -> None:
-    """Puts it to the gateway and reads to the end, unless the client leaves before. Connection errors are its fate."""
-    target = Target.parse(url)
-    parser_of = _Read()
+async def ask(
+    url: str, asked: Asked, secret: str | None, sent: Callable[[str], int] | None = None, seconds: float = 120.0
+) -> None:
+    """Puts it to the gateway and reads to the end, unless the client leaves before. Connection errors are its fate.
+
+    `sent` tells how many tokens the lines have given for a request; else it is taken by what has come to the client,
+    which sees nothing of an answer that is not streamed.
+    """
+    parser_of = _Read(asked)
     parser = httptools.HttpResponseParser(parser_of)
+    reading = asyncio.create_task(_exchange(url, asked, secret, parser, parser_of))
+    end = time.monotonic() + seconds
+    while not reading.done() and time.monotonic() < end:
+        if asked.leave is None:
+            await asyncio.wait((reading,), timeout=seconds)
+            continue
+        if (asked.came if sent is None else sent(asked.name)) >= asked.leave:
+            asked.left = True
+            break
+        await asyncio.wait((reading,), timeout=0.005)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    if asked.left:
+        asked.left_at = time.monotonic()
+    asked.over = True
+    _judge(asked, parser, parser_of)
+
+
+async def _exchange(url: str, asked: Asked, secret: str | None, parser: Any, got: _Read) -> None:
+    target = Target.parse(url)
     writer: asyncio.StreamWriter | None = None
     path = "/v1/chat/completions" if "messages" in asked.body else "/v1/completions"
     data = json.dumps(asked.body).encode()
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nx-request-id: {asked.name}\r\n"
     head += f"authorization: Bearer {secret}\r\n" if secret else ""
     try:
-        async with asyncio.timeout(seconds if asked.leave is None else asked.leave):
-            reader, writer = await asyncio.open_connection(target.host, target.port)
-            writer.write(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
-            while not parser_of.whole and (read := await reader.read(1 << 16)):
-                parser.feed_data(read)
-    except TimeoutError:
-        asked.left = asked.leave is not None
+        reader, writer = await asyncio.open_connection(target.host, target.port)
+        writer.write(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+        while not got.whole and (read := await reader.read(1 << 16)):
+            parser.feed_data(read)
     except (OSError, httptools.HttpParserError):
         pass
     finally:
         if writer is not None:
             writer.transport.abort()
-        if asked.left:
-            asked.left_at = time.monotonic()
-    _judge(asked, parser, parser_of)
 
 
 def _judge(asked: Asked, parser: Any, got: _Read) -> None:
@@ -483,13 +567,15 @@ def compare(
         if not mine:
             if one.finished:
                 found.wrong.append(f"{what}: its client saw its end, and no record")
+            elif one.came:
+                found.wrong.append(f"{what}: its client saw {one.came} pieces of it, and no record")
             continue
         record = mine[0]
         found.metered += record.completion
         found.prompt += record.prompt
         found.waste += record.waste
         found.cost += record.cost
-        found.moved += len(record.lines) > 1
+        found.moved += record.waste > 0  # several lines may be those of several choices
         if one.finished:
             if record.status != "finished":
                 found.wrong.append(f"{what}: booked as {record.status}")
@@ -502,6 +588,9 @@ def compare(
             if owed.behind_stop == owed.behind_cut == 0:
                 plain[0] += record.completion
                 plain[1] += owed.sent - owed.after_leaving
+        # A token that ends the reasoning may bring two pieces, once in each choice.
+        if one.left and record.completion < one.came - one.body.get("n", 1):
+            found.wrong.append(f"{what}: metered {record.completion}, its client saw {one.came} pieces")
         if record.completion > owed.sent:
             found.wrong.append(f"{what}: metered {record.completion}, the lines sent {owed.sent}")
         if record.waste and len(record.lines) < 2:

@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,24 @@ from twinline.lines.state import LineState
 from twinline.verify.problems import Problem, examination
 
 START_SECONDS = 240.0
+PATIENT_SECONDS = 90.0  # for anything that a gateway or a stream is to do; only to fail with words instead of hanging
 MOST_MOVES = 24  # in one turn
+MOST_KILLS = 3  # in one turn: the gateway gives a stream up that broke more often with few tokens between
+LEASH = 6  # events that a stream may go beyond what is waited for: some show nothing, as parts of a character do
+HELD_SECONDS = 1.0  # from event to event beyond the leash: the gateway does not take the line for dead
 QUESTIONS = ("👋 你好！12加30等于多少？", "🙂🙃 What is 14 times 6?", "Count the letter a in 字banana字. 🍌")
 
 
 class Relay:
-    """A port before an engine that lets one event pass each `pace` seconds, and can be cut."""
+    """A port before an engine that lets one event pass each `pace` seconds, and can be cut.
+
+    Of each request so many events as `leash` says; further ones only now and then, so that an answer is still under way
+    when it is to be moved, however fast the machine is. None: all of them.
+    """
 
     def __init__(self, target: int, pace: float) -> None:
         self.port, self.pace, self._target = free_port(), pace, target
+        self.leash: int | None = None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -63,7 +72,11 @@ class Relay:
         inner: asyncio.StreamWriter | None = None
         try:
             back, inner = await asyncio.open_connection("127.0.0.1", self._target)
-            ways = [asyncio.ensure_future(_pass(reader, inner)), asyncio.ensure_future(self._paced(back, writer))]
+            passed = _Passed()
+            ways = [
+                asyncio.ensure_future(_pass(reader, inner, passed)),
+                asyncio.ensure_future(self._paced(back, writer, passed)),
+            ]
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -78,19 +91,29 @@ class Relay:
                 if each is not None:
                     each.transport.abort()
 
-    async def _paced(self, reader: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+    async def _paced(self, reader: asyncio.StreamReader, to: asyncio.StreamWriter, passed: _Passed) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
                 *events, rest = data.split(b"\n\n")
                 for event in events:
                     to.write(event + b"\n\n")
-                    await asyncio.sleep(self.pace)
+                    passed.events += 1
+                    held = self.leash is not None and passed.events >= self.leash
+                    await asyncio.sleep(HELD_SECONDS if held else self.pace)
                 to.write(rest)
 
 
-async def _pass(reader: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+@dataclass
+class _Passed:
+    """Events of the request that is under way on a connection."""
+
+    events: int = 0
+
+
+async def _pass(reader: asyncio.StreamReader, to: asyncio.StreamWriter, passed: _Passed) -> None:
     with contextlib.suppress(OSError):
         while data := await reader.read(1 << 16):
+            passed.events = 0  # nothing but a new request comes from this side
             to.write(data)
 
 
@@ -172,20 +195,41 @@ class Mixed:
             )
             for name, engine in self.engines.items()
         )  # fmt: skip
-        model = roster.ModelSpec(name=self.model, text=str(self.text), policy="prefer", order=tuple(order))
+        model = roster.ModelSpec(
+            name=self.model, text=str(self.text), policy="prefer", order=tuple(order),
+            goals=roster.Goals(ttft_seconds=3600, inter_token_seconds=3600),  # never late, however a relay holds it
+        )  # fmt: skip
         spec = roster.GatewaySpec(port=self.port)
         told = roster.Roster(
             fleet="mixed", generation=self.generation, gateway=spec, models=(model,), entries=entries
         )  # fmt: skip
         roster.write(self.home, told)
 
+    def leash(self, events: int | None) -> None:
+        """How far each stream may go on the line that it comes to next; None: to its end."""
+        for engine in self.engines.values():
+            engine.relay.leash = events
+
+    async def only(self, name: str, order: Sequence[str]) -> None:
+        """The other lines drain: new streams can begin on no line but `name`."""
+        for other, engine in self.engines.items():
+            engine.state = LineState.SERVING if other == name else LineState.DRAINING
+        self.write(order)
+        await self.heard()
+
+    async def all(self, order: Sequence[str]) -> None:
+        """Every line serves."""
+        for engine in self.engines.values():
+            engine.state = LineState.SERVING
+        self.write(order)
+        await self.heard()
+
     async def drain(self, name: str, order: Sequence[str]) -> None:
         """As `twinline drain` does, but that the engine goes on; then it serves again, preferred as `order` says."""
         self.engines[name].state = LineState.DRAINING
         self.write(order)
-        await self.empty(name)
-        self.engines[name].state = LineState.SERVING
-        self.write(order)
+        await self.heard(empty=name)
+        await self.all(order)
 
     async def kill(self, name: str, order: Sequence[str]) -> None:
         """kill -9, and a new engine at the same port."""
@@ -193,19 +237,24 @@ class Mixed:
         await self.engines[name].kill()
         self.write(order)
         await self.engines[name].start()
-        self.engines[name].state = LineState.SERVING
-        self.write(order)
+        await self.all(order)
 
-    async def empty(self, name: str, seconds: float = 20.0) -> None:
-        end = time.monotonic() + seconds
+    async def heard(self, empty: str | None = None) -> None:
+        """Until the gateway works by the roster that was written last, and nothing is under way on line `empty`."""
+        end = time.monotonic() + PATIENT_SECONDS
         while True:
-            said = await said_by(self.home, 0, 5.0)
-            if said.generation == self.generation and not any(
-                line["in_flight"] for line in said.lines if line["name"] == name
-            ):
+            said = await said_by(self.home, 0, PATIENT_SECONDS)
+            flying = [line for line in said.lines if line["name"] == empty and line["in_flight"]]
+            if said.generation == self.generation and not flying:
                 return
-            assert time.monotonic() < end, f"{name} keeps its streams"
+            assert time.monotonic() < end, f"the gateway is at {said.generation}, not {self.generation}: {flying}"
             await asyncio.sleep(0.05)
+
+    async def shut(self) -> None:
+        """The gateway ends in order: what it has to book is booked."""
+        assert self.process is not None
+        self.process.terminate()
+        await asyncio.wait_for(self.process.wait(), PATIENT_SECONDS)
 
     def booked(self) -> dict[str, list[Booked]]:
         return records(self.home)
@@ -244,11 +293,22 @@ class Read:
     ids: set[str] = field(default_factory=set)
     roles: int = 0
     chunks: int = 0
+    over: bool = False
     faults: list[str] = field(default_factory=list)
 
     @property
     def text(self) -> tuple[str, str]:
         return self.reasoning, self.content
+
+    @property
+    def shown(self) -> int:
+        """Characters."""
+        return len(self.reasoning) + len(self.content)
+
+    @property
+    def under_way(self) -> bool:
+        """Its client has some of it, and more has to come."""
+        return self.shown > 0 and self.finish is None and not self.over
 
 
 async def read(url: str, model: str, one: Read, **fields: Any) -> Read:
@@ -272,6 +332,7 @@ async def read(url: str, model: str, one: Read, **fields: Any) -> Read:
                     _take(one, choice)
         except openai.OpenAIError as error:
             one.faults.append(f"{type(error).__name__}: {error}")
+    one.over = True
     if len(one.ids) != 1 or one.roles != 1:
         one.faults.append(f"{len(one.ids)} ids, {one.roles} roles")
     if one.finish not in ("stop", "length") or one.usage is None:
@@ -294,11 +355,15 @@ def _take(one: Read, choice: Any) -> None:
 
 @dataclass
 class Outcome:
-    """`reads` under moves, `plain` the same ones unbroken on the first line. `ways` counts the lines they went over."""
+    """`reads` under moves, `plain` the same ones unbroken on the first line. `ways` counts the lines they went over.
+
+    `moves` counts, for each kind of move of each line, the streams that were under way there.
+    """
 
     plain: list[Read] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     ways: Counter[str] = field(default_factory=Counter)
+    moves: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     equal: int = 0
     greedy: int = 0
@@ -316,7 +381,10 @@ def exam(count: int) -> list[Problem]:
 
 
 async def moved_about(run: Mixed, problems: Sequence[Problem], rounds: int, seed: int, kills: bool) -> Outcome:
-    """Every question greedy and sampled: first unbroken, then while lines are drained and killed by turns."""
+    """Every question greedy and sampled: first unbroken, then while lines are drained and killed by turns.
+
+    A turn begins on each line in its turn, and every second one is with kills. Does not read clocks: see `_turn`.
+    """
     lot = random.Random(seed)
     first, second = run.engines
     out = Outcome()
@@ -326,24 +394,57 @@ async def moved_about(run: Mixed, problems: Sequence[Problem], rounds: int, seed
         out.plain.append(Read(f"plain{number}", question, greedy))
     await asyncio.gather(*(read(run.url, f"{run.model}@{first}", one) for one in out.plain))
     for turn in range(rounds):
-        reads = [replace(one, name=f"turn{turn}-{number}", reasoning="", content="", finish=None, usage=None, roles=0,
-                         chunks=0, ids=set(), faults=[]) for number, one in enumerate(out.plain)]  # fmt: skip
+        reads = [Read(f"turn{turn}-{number}", one.question, one.greedy) for number, one in enumerate(out.plain)]
         start, other = (first, second) if turn % 2 == 0 else (second, first)
-        run.write([start, other])
-        await asyncio.sleep(0.3)
-        streaming = asyncio.gather(*(read(run.url, run.model, one) for one in reads))
-        here, there = start, other
-        deadly = kills and turn % 2 == 1
-        for _ in range(MOST_MOVES):
-            await asyncio.sleep(lot.uniform(0.25, 0.6))
-            if streaming.done():
-                break
-            move = run.kill if deadly and lot.random() < 0.5 else run.drain
-            await move(here, [there, here])
-            here, there = there, here
-        await streaming
+        out.moves += await _turn(run, reads, (start, other), lot, deadly=kills and turn % 2 == 1)
         out.reads += reads
-    await asyncio.sleep(0.3)
+    await run.shut()
+    _judge(run, problems, out)
+    return out
+
+
+async def _turn(
+    run: Mixed, reads: Sequence[Read], lines: tuple[str, str], lot: random.Random, deadly: bool
+) -> Counter[str]:
+    """All begin on the first of `lines`. They are moved when each that has not ended has shown some more to its client,
+    and they can go little farther than that before they are moved. A deadly turn begins with a kill of each line.
+    """
+    here, there = lines
+    moves: Counter[str] = Counter()
+    await run.only(here, lines)
+    steps = lot.randint(2, 5)
+    run.leash(steps + LEASH)
+    streaming = asyncio.gather(*(read(run.url, run.model, one) for one in reads))
+    killed = 0
+    for number in range(MOST_MOVES):
+        await _shown(reads, steps)
+        if not any(one.under_way for one in reads):
+            break
+        if not number:
+            await run.all(lines)
+        steps = lot.randint(2, 5)
+        run.leash(steps + LEASH)
+        kill = deadly and killed < MOST_KILLS and (number < 2 or lot.random() < 0.5)
+        killed += kill
+        moves[f"{'kill' if kill else 'drain'} {here}"] += sum(one.under_way for one in reads)
+        await (run.kill if kill else run.drain)(here, [there, here])
+        here, there = there, here
+    run.leash(None)
+    await streaming
+    return moves
+
+
+async def _shown(reads: Sequence[Read], steps: int) -> None:
+    """Until each of them has shown `steps` characters more, or has ended."""
+    goals = [one.shown + steps for one in reads]
+    end = time.monotonic() + PATIENT_SECONDS
+    while waits := [one.name for one, goal in zip(reads, goals) if not one.over and one.shown < goal]:
+        assert time.monotonic() < end, f"nothing more of {waits}"
+        await asyncio.sleep(0.01)
+
+
+def _judge(run: Mixed, problems: Sequence[Problem], out: Outcome) -> None:
+    """Fills `out` in, by what the clients saw and what was booked."""
     booked = run.booked()
     told = {problem.question: problem for problem in problems}
     for kind, reads in (("unbroken", out.plain), ("moved", out.reads)):
@@ -367,4 +468,3 @@ async def moved_about(run: Mixed, problems: Sequence[Problem], rounds: int, seed
             out.greedy += 1
             same = (one.text, one.finish, one.usage) == (before.text, before.finish, before.usage)
             out.equal += same
-    return out

@@ -75,7 +75,16 @@ class Several:
     def to(self, name: str, state: LineState, reason: str = "the test says so") -> None:
         self.line(name).life.told(state, reason)
 
-    async def until(self, what: Callable[[], object], seconds: float = 5.0) -> None:
+    async def given(self, count: int, *names: str) -> None:
+        """Until `count` streams are under way on these lines and each has some of its tokens."""
+        await self.until(
+            lambda: (
+                len(calls := [call for name in names for call in self.line(name).calls]) == count
+                and all(call.tokens for call in calls)
+            )
+        )
+
+    async def until(self, what: Callable[[], object], seconds: float = 60.0) -> None:
         end = asyncio.get_running_loop().time() + seconds
         while not what():
             assert asyncio.get_running_loop().time() < end, "waited in vain"
@@ -127,7 +136,7 @@ async def several(
             await ready.wait()
             url = url_of(listener)
             try:
-                async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
+                async with httpx.AsyncClient(base_url=url, timeout=90, trust_env=False) as client:
                     yield Several(url, supply, doubles, text.tokenizer, client)
             finally:
                 server.should_exit = server.force_exit = True

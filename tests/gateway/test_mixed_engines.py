@@ -25,11 +25,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def crossings(way: str) -> list[str]:
-    lines = way.split(">")
-    return [f"{left}>{taken}" for left, taken in zip(lines, lines[1:])]
-
-
+@pytest.mark.timeout(600)  # engines are started again and again; nothing in it is a matter of time
 def test_streams_cross_over_by_drain_and_by_kill_and_come_back(tmp_path: Path) -> None:
     async def main() -> None:
         native = LineSpec(
@@ -46,8 +42,9 @@ def test_streams_cross_over_by_drain_and_by_kill_and_come_back(tmp_path: Path) -
         assert not found.wrong, "\n".join(found.wrong[:5])
         assert found.equal == found.greedy == 14
         assert found.moved > 20, found.ways
-        # Where a stream began is the router's to say; that it left and came back is what is shown.
-        assert {"native>llamacpp", "llamacpp>native"} <= {a_to_b for way in found.ways for a_to_b in crossings(way)}
-        assert any(way.count(">") >= 2 for way in found.ways), found.ways
+        for there, back in (("native", "llamacpp"), ("llamacpp", "native")):  # a turn began on each
+            assert any(way.startswith(f"{there}>{back}>{there}") for way in found.ways), found.ways
+        for move in ("drain native", "drain llamacpp", "kill native", "kill llamacpp"):
+            assert found.moves[move] > 5, found.moves
 
     uvloop.run(main())

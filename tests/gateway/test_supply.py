@@ -230,8 +230,7 @@ def test_a_storm_is_resumed_by_priority(tiny_folder: Path) -> None:
         low = [asyncio.create_task(made.chat(stream=True, priority=3)) for _ in range(4)]
         await made.until(lambda: len(made.asked("a")) == 4)
         high = [asyncio.create_task(made.chat(stream=True, priority=-3)) for _ in range(4)]
-        await made.until(lambda: len(made.asked("a")) == 8)
-        await asyncio.sleep(0.15)
+        await made.given(8, "a")
         made.to("a", LineState.STOPPED)
         await made.until(lambda: made.supply.waiting == 8)
         made.to("b", LineState.SERVING)
@@ -251,8 +250,7 @@ def test_a_broken_stream_whose_lines_are_all_down_keeps_no_other_waiting(tiny_fo
         made.says("It goes on and on, for long.\n</think>\n\nSo it is.", delay=0.03)
         stuck = asyncio.create_task(made.chat(model=f"{MODEL}@a", stream=True, priority=-9))
         other = asyncio.create_task(made.chat(model=f"{MODEL}@b", stream=True))
-        await made.until(lambda: made.line("a").calls and made.line("b").calls)
-        await asyncio.sleep(0.2)
+        await made.given(2, "a", "b")
         made.to("a", LineState.STOPPED)
         await made.until(lambda: made.supply.waiting == 1)
         made.to("b", LineState.STOPPED)

@@ -21,7 +21,7 @@ from twinline.gateway import exchange, heads
 STREAM = json.dumps({"model": MODEL, "prompt": "Hi", "max_tokens": 900_000, "stream": True}).encode()
 
 
-def until(what: object, seconds: float = 20.0) -> None:
+def until(what: object, seconds: float = 60.0) -> None:
     assert callable(what)
     end = time.monotonic() + seconds
     while not what():

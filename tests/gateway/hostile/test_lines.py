@@ -181,7 +181,7 @@ def test_a_lines_words_make_no_line_of_the_log(attacked: Attacked, caplog: pytes
     with caplog.at_level(logging.INFO, "twinline.gateway.door"):
         answer = attacked.complete(max_tokens=3)
         in_shape(answer.json()["error"])
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while not any("stolen" in record.getMessage() for record in caplog.records):
             assert time.monotonic() < end
             time.sleep(0.01)

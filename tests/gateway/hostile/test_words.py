@@ -45,7 +45,7 @@ def test_a_strange_model_is_not_found_and_makes_one_line_of_the_log(
 ) -> None:
     with caplog.at_level(logging.INFO, "twinline"):
         answer = attacked.client.post("/v1/completions", json={"model": model, "prompt": "Hi"})
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while not any(record.name == "twinline.gateway.door" for record in caplog.records):
             assert time.monotonic() < end
             time.sleep(0.01)

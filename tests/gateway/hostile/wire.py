@@ -57,7 +57,8 @@ def connected(address: tuple[str, int], receive_buffer: int | None = None) -> It
 def rest(client: socket.socket, quiet: float | None = None, expect: int | None = None) -> tuple[bytes, bool]:
     """What comes until the server closes, or until it is `quiet` for so long; whether it closed.
 
-    After `expect` whole answers a shorter silence is enough: nothing more should come.
+    After `expect` whole answers a shorter silence is enough: nothing more should come, unless the last of them says
+    that the connection will be closed.
     """
     data = b""
     if quiet is not None:
@@ -65,7 +66,8 @@ def rest(client: socket.socket, quiet: float | None = None, expect: int | None =
     try:
         while part := client.recv(1 << 16):
             data += part
-            if expect is not None and whole(data) >= expect:
+            over = expect is not None and whole(data) >= expect
+            if over and answers(data)[-1].headers.get("connection") != "close":
                 client.settimeout(0.03)
     except TimeoutError:
         return data, False
@@ -106,7 +108,7 @@ def whole(data: bytes) -> int:
         return 0
 
 
-def said(address: tuple[str, int], *parts: bytes, quiet: float = 2.0, expect: int = 1) -> tuple[list[Answer], bool]:
+def said(address: tuple[str, int], *parts: bytes, quiet: float = 20.0, expect: int = 1) -> tuple[list[Answer], bool]:
     """What a server answers to bytes, sent in pieces; whether it closed."""
     with connected(address) as client:
         try:
