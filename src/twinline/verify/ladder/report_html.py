@@ -42,7 +42,7 @@ pre{margin:8px 0 0;background:var(--ground);border-radius:6px;padding:8px 12px;w
 overflow-wrap:anywhere}
 .dim{color:var(--dim)}.text{overflow-wrap:anywhere}
 .bar{display:inline-block;height:8px;border-radius:4px;background:var(--pass);vertical-align:middle;min-width:2px}
-.bar.over{background:var(--fail)}
+.share{white-space:nowrap}.bar.over{background:var(--fail)}
 details>summary{cursor:pointer;padding:8px 0;font-weight:600}
 footer{margin-top:40px;color:var(--dim);font-size:13px}
 """
@@ -126,7 +126,8 @@ def _ranks(r: Report) -> Iterator[str]:
     yield "<h2>Ops, the worst first</h2>"
     yield _table(("op", "dtype", "provider", "", "of what is allowed", "worst case"), (
         f"<tr><td><code>{escape(rank.op)}</code></td><td>{rank.dtype}</td><td>{escape(rank.provider)}</td>"
-        f"<td>{_verdict(rank.verdict)}</td><td>{_bar(rank.excess)}</td><td class=text>{escape(rank.text)}</td></tr>"
+        f"<td>{_verdict(rank.verdict)}</td><td class=share>{_bar(rank.excess)}</td>"
+        f"<td class=text>{escape(rank.text)}</td></tr>"
         for rank in r.ranks))  # fmt: skip
 
 
