@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from html import escape
 
 from twinline.verify.ladder.finding import Finding
-from twinline.verify.ladder.report import Report, named
+from twinline.verify.ladder.report import OpRank, Report, named
 
 STYLE = """
 :root{--ink:#1c2330;--dim:#667085;--line:#e3e7ee;--paper:#fff;--ground:#f5f6f9;--pass:#15803d;--limit:#b45309;
@@ -126,15 +126,17 @@ def _ranks(r: Report) -> Iterator[str]:
     yield "<h2>Ops, the worst first</h2>"
     yield _table(("op", "dtype", "provider", "", "of what is allowed", "worst case"), (
         f"<tr><td><code>{escape(rank.op)}</code></td><td>{rank.dtype}</td><td>{escape(rank.provider)}</td>"
-        f"<td>{_verdict(rank.verdict)}</td><td class=share>{_bar(rank.excess)}</td>"
+        f"<td>{_verdict(rank.verdict)}</td><td class=share>{_bar(rank)}</td>"
         f"<td class=text>{escape(rank.text)}</td></tr>"
         for rank in r.ranks))  # fmt: skip
 
 
-def _bar(excess: float) -> str:
-    over = " over" if excess > 1 else ""
-    share = f"{excess:.2g}x" if excess < 1e29 else "wrong"
-    return f"<span class='bar{over}' style='width:{max(2, min(BAR, BAR * excess)):.0f}px'></span> {share}"
+def _bar(rank: OpRank) -> str:
+    if rank.verdict == "limit":
+        return "not there"
+    over = " over" if rank.excess > 1 else ""
+    share = f"{rank.excess:.2g}x" if rank.excess < 1e29 else "wrong"
+    return f"<span class='bar{over}' style='width:{max(2, min(BAR, BAR * rank.excess)):.0f}px'></span> {share}"
 
 
 def _speed(r: Report) -> Iterator[str]:

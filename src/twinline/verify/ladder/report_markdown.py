@@ -55,7 +55,7 @@ def _lines(r: Report) -> Iterator[str]:
     yield "| op | dtype | provider | verdict | of what is allowed | |"
     yield "|---|---|---|---|---|---|"
     for rank in r.ranks:
-        share = f"{rank.excess:.2g}x" if rank.excess < 1e29 else "wrong"
+        share = "not there" if rank.verdict == "limit" else f"{rank.excess:.2g}x" if rank.excess < 1e29 else "wrong"
         yield f"| {rank.op} | {rank.dtype} | {rank.provider} | {rank.verdict} | {share} | {cell(rank.text)} |"
 
 
