@@ -32,7 +32,7 @@ from twinline.verify.problems import Problem, examination
 START_SECONDS = 240.0
 PATIENT_SECONDS = 90.0  # for anything that a gateway or a stream is to do; only to fail with words instead of hanging
 MOST_MOVES = 24  # in one turn
-MOST_KILLS = 3  # in one turn: the gateway gives a stream up that broke more often with few tokens between
+MOST_KILLS = 1  # in one turn: a kill may count as two breaks (the cut, and the dead port), and a stream has three
 LEASH = 6  # events that a stream may go beyond what is waited for: some show nothing, as parts of a character do
 HELD_SECONDS = 1.0  # from event to event beyond the leash: the gateway does not take the line for dead
 QUESTIONS = ("👋 你好！12加30等于多少？", "🙂🙃 What is 14 times 6?", "Count the letter a in 字banana字. 🍌")
@@ -396,7 +396,7 @@ async def moved_about(run: Mixed, problems: Sequence[Problem], rounds: int, seed
     for turn in range(rounds):
         reads = [Read(f"turn{turn}-{number}", one.question, one.greedy) for number, one in enumerate(out.plain)]
         start, other = (first, second) if turn % 2 == 0 else (second, first)
-        out.moves += await _turn(run, reads, (start, other), lot, deadly=kills and turn % 2 == 1)
+        out.moves += await _turn(run, reads, (start, other), lot, deadly=kills)
         out.reads += reads
     await run.shut()
     _judge(run, problems, out)
