@@ -32,7 +32,9 @@ from twinline.verify.problems import Problem, examination
 START_SECONDS = 240.0
 PATIENT_SECONDS = 90.0  # for anything that a gateway or a stream is to do; only to fail with words instead of hanging
 MOST_MOVES = 24  # in one turn
-MOST_KILLS = 1  # in one turn: a kill may count as two breaks (the cut, and the dead port), and a stream has three
+# In one turn. A kill may count as two breaks of the three that a stream has with few tokens between: the cut, and the
+# relay that still accepts before the dead engine.
+MOST_KILLS = 1
 LEASH = 6  # events that a stream may go beyond what is waited for: some show nothing, as parts of a character do
 HELD_SECONDS = 1.0  # from event to event beyond the leash: the gateway does not take the line for dead
 QUESTIONS = ("👋 你好！12加30等于多少？", "🙂🙃 What is 14 times 6?", "Count the letter a in 字banana字. 🍌")

@@ -337,3 +337,24 @@ def test_a_record_is_on_disk_before_the_last_byte_of_its_answer(
         assert store.used("key")[("alice",)].requests == 8
 
     run(tiny_folder, tmp_path, test)
+
+
+def test_a_full_disk_is_told_with_the_requests_that_it_cost(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(journal: Journal) -> None:
+        raise OSError("no space left on device")
+
+    async def test(made: Several, store: Store) -> None:
+        made.says("words")
+        monkeypatch.setattr(Journal, "commit", full)
+        alice = store.key("alice")
+        names = [f"costly-{number}" for number in range(3)]
+        answers = await asyncio.gather(*(made.complete(alice | {"x-request-id": name}) for name in names))
+        assert {answer.status_code for answer in answers} == {200}
+        monkeypatch.undo()
+        told = [record.getMessage() for record in caplog.records if "not recorded" in record.getMessage()]
+        assert all("no space left" in text for text in told)
+        assert all(sum(name in text for text in told) == 1 for name in names), told
+
+    run(tiny_folder, tmp_path, test)

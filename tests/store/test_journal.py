@@ -249,12 +249,13 @@ def test_what_is_added_is_on_disk_after_one_write(
     writes = []
     real = os.write
     monkeypatch.setattr(os, "write", lambda file, data: writes.append(data) or real(file, data))
-    assert [journal.add(record(f"u{number}")) for number in range(3)] == [True, False, False]
+    for number in range(3):
+        journal.add(record(f"u{number}"))
     assert not writes
     journal.commit()
     journal.commit()
     assert len(writes) == 1
-    assert journal.add(record("u3"))
+    journal.add(record("u3"))
     journal.close()
     assert len(writes) == 2, "what was added last is written at the end"
     fold(database, directory)

@@ -32,7 +32,7 @@ WORKER = {
     "kv_tokens": "capacity of the KV cache, in tokens",
     "page_size": "tokens in a page of the KV cache",
     "threads": "CPU threads of the engine",
-    "device": "where the model runs: cpu, cuda, cuda:1, ...; the machine's accelerator by default",
+    "device": "where the model runs: cpu, cuda, cuda:1, simchip, ...; the machine's accelerator by default",
     "profile": "what `twinline adapt` found out: providers that it refuses are passed over",
     "strict_ops": "refuse to start when an op has no provider but the reference",
 }

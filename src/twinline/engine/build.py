@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 import torch
 
-from twinline.engine.devices.device import Device, open_device
+from twinline.engine.devices.device import Device, dtype_name, open_device
 from twinline.engine.loop import Engine
 from twinline.engine.models.loader import load
 from twinline.engine.models.transformer import Transformer
@@ -143,7 +143,7 @@ def _refused(profile: Profile | None, device: Device, dtype: torch.dtype) -> dic
         raise ValueError(f"{device.name} is unfit by its profile of {profile.date}: {profile.rule}")
     if not profile.complete:
         raise ValueError(f"the profile of {profile.date} is not of the whole ladder: adapt without --only")
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     if name not in profile.dtypes:
         raise ValueError(f"the profile says nothing of {name} on {device.name} (it was tried in "
                          f"{', '.join(profile.dtypes)}): adapt with --dtype {name}")  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 import torch
 
 from twinline.engine import batch as batches
+from twinline.engine.devices.device import silence
 from twinline.engine.pages import PagePool
 from twinline.engine.request import FinishReason, Output, Request, TokenLogprob
 from twinline.engine.runner import Runner
@@ -176,13 +177,8 @@ class Engine:
         """Why a step failed, in words. A device that does not answer any more is lost, and the engine with it."""
         text = f"{type(error).__name__}: {error}"
         device = self.runner.device
-        try:
-            torch.ones(1, device=device.torch_device).add_(1)
-            device.synchronize()
-        except (NotImplementedError, torch.OutOfMemoryError):
-            pass  # an answer
-        except Exception as silence:
-            log.error("device %s does not answer: %s", device.name, silence)
+        if (said := silence(device)) is not None:
+            log.error("device %s does not answer: %s", device.name, said)
             self._failed(f"device lost: {device.name} does not answer any more ({text})", "device_lost")
             return str(self.failure)
         return f"the engine failed: {text}"

@@ -29,6 +29,7 @@ import uvicorn
 
 from twinline.engine import wire
 from twinline.engine.build import Built, Options, build
+from twinline.engine.devices.device import dtype_name
 from twinline.engine.metrics import Metrics
 from twinline.engine.request import Output, Request
 from twinline.engine.scheduler import IdInUse, QueueFull, TooLong
@@ -315,7 +316,7 @@ async def _serve(worker: Worker, sock: socket.socket, options: argparse.Namespac
         "max_model_len": built.max_model_len,
         "vocab_size": built.spec.vocab,
         "device": built.device.name,
-        "dtype": str(built.dtype).removeprefix("torch."),
+        "dtype": dtype_name(built.dtype),
         "simulated": built.device.simulated,
         "kv_tokens": built.kv_tokens,
         "providers": sorted({c.provider for c in built.ops.choices}),

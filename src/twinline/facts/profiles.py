@@ -1,7 +1,7 @@
 """What was found out about a device by trying it (`twinline adapt`): its grade, who serves each op, how fast.
 
-Owns the shape of a profile and its file. The engine takes from it which providers not to use; `plan` takes what was
-measured. Knows no torch, and not how anything is found out.
+Owns the shape of a profile and its file. The engine takes from it which providers not to use; what was
+measured stands there for planning. Knows no torch, and not how anything is found out.
 """
 
 from __future__ import annotations

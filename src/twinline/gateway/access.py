@@ -86,6 +86,7 @@ class Access:
         self._ring, self._limits, self._journal = ring, limits, journal
         self._admin = sha256(admin.encode()).digest() if admin else None  # an empty key would be everybody's
         self._currency = currency
+        self._booked: list[str] = []  # requests whose records this turn of the loop will write
         self.observers: list[Observer] = []
         self.on_refusal: Callable[[str, str], None] = lambda key, reason: None
 
@@ -210,16 +211,19 @@ class Access:
             choices=len(choices),
             currency=self._currency,
         )
-        if self._journal.add(record):
+        self._journal.add(record)
+        if not self._booked:
             exchange.turn.before(self._commit)
+        self._booked.append(exchange.request_id)
 
     def _commit(self) -> None:
         """All records of a turn of the event loop by one write, before the last bytes of their answers go out."""
         assert self._journal is not None
+        booked, self._booked = self._booked, []
         try:
             self._journal.commit()
         except OSError as error:
-            log.error("usage is not recorded: %s", error)
+            log.error("usage is not recorded, of some or all of requests %s: %s", ", ".join(booked), error)
 
 
 def secret_of(header: Callable[[str], str | None]) -> str | None:

@@ -63,11 +63,9 @@ class Journal:
         self.add(record)
         self.commit()
 
-    def add(self, record: Usage) -> bool:
-        """Keeps the record for the next `commit`, which must come before the client has its last byte. Whether it is
-        the first since the one before."""
+    def add(self, record: Usage) -> None:
+        """Keeps the record for the next `commit`, which must come before the client has its last byte."""
         self._added.append(line_of(record))
-        return len(self._added) == 1
 
     def commit(self) -> None:
         """Appends what was added, by one system call. Raises OSError: what did not fit is not written then."""

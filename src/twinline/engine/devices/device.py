@@ -75,3 +75,21 @@ def open_device(name: str = "auto") -> Device:
 def _class(kind: str) -> Any:
     module, _, name = DEVICES.get(kind, GENERIC).partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def silence(device: Device) -> Exception | None:
+    """What comes instead of an answer from a device that is asked for an addition; None where it answers. That it lacks
+    memory, or the addition, is an answer."""
+    try:
+        torch.ones(1, device=device.torch_device).add_(1)
+        device.synchronize()
+    except (NotImplementedError, torch.OutOfMemoryError):
+        return None
+    except Exception as error:
+        return error
+    return None
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32`, as checkpoints, options and reports say it."""
+    return str(dtype).removeprefix("torch.")

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from twinline.engine.devices.device import dtype_name
+
 PROVIDERS: dict[str, str] = {
     "reference": "twinline.engine.ops.reference",
     "batched": "twinline.engine.ops.batched",
@@ -106,10 +108,6 @@ def candidates(op: str, order: tuple[str, ...], facts: StaticFacts) -> Iterator[
             yield found, found.refuse(facts)
 
 
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 class PackedOp(Protocol):
     """An op that owns its weights' layout: `pack` once at load, then call with the packed weights."""
 
@@ -169,7 +167,9 @@ class Ops:
         """Raises ValueError if an op in `used` has only providers that are refused."""
         for c in self.choices:
             if c.op in used and (why := self.refused.get((c.op, c.provider))) is not None:
-                raise ValueError(f"no provider of {c.op} is right on this device in {_short(self.facts.dtype)}: {why}")
+                raise ValueError(
+                    f"no provider of {c.op} is right on this device in {dtype_name(self.facts.dtype)}: {why}"
+                )
 
     def refuse_reference(self, used: frozenset[str]) -> None:
         """Raises ValueError if the reference serves an op in `used`."""

@@ -56,16 +56,12 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0][:300] if text else ""
 
 
-class _Pulse:
-    check, told = "", 0.0
-
-
 SIGN_SECONDS = 2.0
 
 
 def begin(bench: Bench, check: str) -> None:
     """Tells what is being done from now on."""
-    _Pulse.check, _Pulse.told = check, time.monotonic()
+    bench.check, bench.told = check, time.monotonic()
     bench.doing(check)
 
 
@@ -73,9 +69,9 @@ def alive(bench: Bench) -> None:
     """Called between the steps of a long check: tells again, every few seconds, what is being done. What hangs says
     nothing more."""
     now = time.monotonic()
-    if _Pulse.check and now - _Pulse.told > SIGN_SECONDS:
-        _Pulse.told = now
-        bench.doing(_Pulse.check)
+    if bench.check and now - bench.told > SIGN_SECONDS:
+        bench.told = now
+        bench.doing(bench.check)
 
 
 def attempt(

@@ -7,15 +7,19 @@ so that later levels try the chip as it would serve. Judges nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 
-from twinline.engine.devices.device import Device, open_device
+from twinline.engine.devices.device import Device, dtype_name, open_device
 from twinline.facts.models import ModelSpec, read_spec
 from twinline.verify.ladder.finding import Trial
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Bench:
@@ -23,8 +27,14 @@ class Bench:
 
     def __init__(self, trial: Trial, doing: Callable[[str], None] = lambda check: None):
         self.trial, self.doing = trial, doing
+        self.check, self.told = "", 0.0
+        """What is being done, and when that was told last (monotonic seconds)."""
+        self.model_is_wrong = False
+        """It is known already: nothing long is needed to show it again."""
         self.refused: dict[tuple[str, str, str], str] = {}
         """(op, provider, dtype) to what it did wrongly."""
+        self.made: dict[tuple[Any, ...], Any] = {}
+        """What `once` has made."""
         self._supports: dict[torch.dtype, bool] = {}
 
     @cached_property
@@ -50,7 +60,7 @@ class Bench:
 
     def refusals(self, dtype: torch.dtype) -> dict[tuple[str, str], str]:
         """(op, provider) to reason, of what must not serve in a dtype."""
-        name = str(dtype).removeprefix("torch.")
+        name = dtype_name(dtype)
         return {(op, provider): why for (op, provider, of), why in self.refused.items() if of == name}
 
     def generator(self, *names: str | int) -> np.random.Generator:
@@ -60,3 +70,17 @@ class Bench:
 
     def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device.torch_device)
+
+
+def once(make: Callable[Concatenate[Bench, P], T]) -> Callable[Concatenate[Bench, P], T]:
+    """Called once for each bench and further arguments; what it returns lives as long as the bench."""
+
+    @wraps(make)
+    def made(bench: Bench, *args: P.args, **kwargs: P.kwargs) -> T:
+        key = (make, *args, *sorted(kwargs.items()))
+        if key not in bench.made:
+            bench.made[key] = make(bench, *args, **kwargs)
+        found: T = bench.made[key]
+        return found
+
+    return made

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from twinline.engine.ops.plan import Plan
 from twinline.verify.ladder import prompts
 from twinline.verify.ladder.attempt import Where, alive
-from twinline.verify.ladder.bench import Bench
+from twinline.verify.ladder.bench import Bench, once
 from twinline.verify.ladder.subject import Subject, subjects
 from twinline.verify.ladder.taps import Call, placed, tapped
 from twinline.verify.ladder.trace import lay_out
@@ -42,7 +41,7 @@ class Kept:
         return "x".join(str(n) for a in self.call.args[:1] if isinstance(a, Tensor) for n in a.shape)
 
 
-@cache
+@once
 def kept(bench: Bench) -> list[Kept]:
     """Raises what the chip raises, with `at`, the place."""
     subject, where = subjects(bench).chip, Where()

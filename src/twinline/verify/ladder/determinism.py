@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from twinline.engine.devices.device import dtype_name
 from twinline.verify.ladder import pace, prompts
 from twinline.verify.ladder.attempt import Where, alive, attempt
 from twinline.verify.ladder.bench import Bench
@@ -55,7 +56,7 @@ def _ops(bench: Bench, where: Where) -> Iterator[Finding]:
     where.is_(op="", provider="", place="")
     for op, (call, one, differ) in unsteady.items():
         yield Finding(check="determinism.ops", verdict="limit", rule=rule, op=op, provider=call.provider,
-                      shape=one.shape, dtype=str(subjects(bench).dtype).removeprefix("torch."),
+                      shape=one.shape, dtype=dtype_name(subjects(bench).dtype),
                       text=f"{op} ({call.provider}), called {OP_TIMES} times with the same arguments, gave other bits "
                            f"{differ} times ({one.phase}, {call.place})",
                       figures={"times": OP_TIMES, "differ": differ})  # fmt: skip

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twinline.engine.devices.device import dtype_name
 from twinline.engine.models.moe import MoE
 from twinline.engine.models.transformer import Layer
 from twinline.facts.models import Latent
@@ -83,7 +84,7 @@ def _on(subject: Subject, x: Tensor) -> Tensor:
 
 def _judged(bench: Bench, check: str, three: Three, said: str, op: str = "", more: dict[str, Figure] | None = None
             ) -> Finding:  # fmt: skip
-    name = str(subjects(bench).dtype).removeprefix("torch.")
+    name = dtype_name(subjects(bench).dtype)
     anything = Golden(three.golden, np.full(three.golden.shape, np.inf), 1)
     with np.errstate(all="ignore"):
         judged = rules.judge(
@@ -190,7 +191,7 @@ def _forms(bench: Bench, where: Where) -> Iterator[Finding]:
     def apart(three_a: np.ndarray, three_b: np.ndarray) -> float:
         return float(np.sqrt(((three_a - three_b)[-DECODES:] ** 2).mean()))
 
-    name = str(subjects(bench).dtype).removeprefix("torch.")
+    name = dtype_name(subjects(bench).dtype)
     seen, near = apart(prefilled.chip, decoded.chip), apart(prefilled.reference, decoded.reference)
     size = float(np.sqrt((prefilled.golden[-DECODES:] ** 2).mean()))
     floor = (8 if name == "float32" else 1) * rules.PRECISIONS[name].unit * size

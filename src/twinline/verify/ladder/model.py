@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 
+from twinline.engine.devices.device import dtype_name
 from twinline.verify.ladder import pace, prompts, sampling, trace
 from twinline.verify.ladder.attempt import Where, attempt
-from twinline.verify.ladder.bench import Bench
+from twinline.verify.ladder.bench import Bench, once
 from twinline.verify.ladder.closeness import distance, judge
 from twinline.verify.ladder.finding import Finding
 from twinline.verify.ladder.subject import (
@@ -60,11 +61,7 @@ def _load(bench: Bench) -> Iterator[Finding]:
     if (share := pace.share(bench)) < 1:
         text += f", so that the long checks are cut to {share:.0%} of their length"
     yield Finding(check="model.load", verdict="pass", text=f"the weights are on the chip; {text}", rule="it loads",
-                  dtype=_short(chip.dtype))  # fmt: skip
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+                  dtype=dtype_name(chip.dtype))  # fmt: skip
 
 
 # Log-probabilities over the length ladder.
@@ -102,7 +99,7 @@ def _same_experts(a: Told, b: Told) -> bool:
     return torch.equal(a.chosen_MTK.sort(-1).values, b.chosen_MTK.sort(-1).values)
 
 
-@cache
+@once
 def _on_host(bench: Bench, length: int, count: int) -> tuple[list[list[int]], list[Told], list[Told], list[Told]]:
     """Sequences, golden and reference runs, and the golden run along the reference's routing."""
     sequences = prompts.sequences(bench, "model", count, length)
@@ -112,7 +109,7 @@ def _on_host(bench: Bench, length: int, count: int) -> tuple[list[list[int]], li
     return sequences, golden, reference, golden_along(bench, sequences, reference, golden)
 
 
-@cache
+@once
 def forced(bench: Bench, length: int) -> Forced:
     """Raises whatever the chip raises."""
     sequences, golden, reference, along = _on_host(bench, length, pace.some(bench, COUNTS.get(length, 2), 2))
@@ -127,10 +124,10 @@ def _logprobs(bench: Bench, length: int, where: Where) -> Iterator[Finding]:
                    subjects(bench).dtype)  # fmt: skip
     text = f"{len(run.sequences)} prompts of {length}, {judged.text}"
     if not judged.passed:
-        pace.wrong(bench)
+        bench.model_is_wrong = True
         text += f"; {first_parting(bench, run.sequences[:1], alone([length]))}"
     yield Finding(check=check, verdict="pass" if judged.passed else "fail", text=text, rule=judged.rule,
-                  figures=judged.figures, dtype=_short(subjects(bench).dtype))  # fmt: skip
+                  figures=judged.figures, dtype=dtype_name(subjects(bench).dtype))  # fmt: skip
 
 
 # Arms: the same tokens in other steps.
@@ -183,10 +180,10 @@ def _arm(bench: Bench, name: str, where: Where) -> Iterator[Finding]:
     judged = judge(seen, near, three.dtype)
     text = f"{ARM_TITLES[name]}: {judged.text}"
     if not judged.passed:
-        pace.wrong(bench)
+        bench.model_is_wrong = True
         text += f"; {first_parting(bench, sequences, steps)}"
     yield Finding(check=check, verdict="pass" if judged.passed else "fail", text=text, rule=judged.rule,
-                  figures=judged.figures, dtype=_short(three.dtype))  # fmt: skip
+                  figures=judged.figures, dtype=dtype_name(three.dtype))  # fmt: skip
 
 
 # In place: every op with the model's own values.
@@ -199,7 +196,7 @@ TRACE_STEPS: Steps = [  # prompts, prompts beside decodes, decodes, a chunk on a
 ]
 
 
-@cache
+@once
 def traced(bench: Bench) -> list[trace.Verdict]:
     where = Where()
     try:
@@ -233,14 +230,14 @@ def _trace(bench: Bench, where: Where) -> Iterator[Finding]:
                 f"{'the first op to err' if number == 0 else 'first'} in {first.call.layer} ({first.call.place}): "
                 f"{first.error:.1e} of its largest value, allowed {first.allowed:.1e}; {first.where}")  # fmt: skip
         yield Finding(check="model.trace", verdict="fail", text=text, rule=rule, op=op, provider=first.call.provider,
-                      dtype=_short(subjects(bench).dtype), figures=_figures(first))  # fmt: skip
+                      dtype=dtype_name(subjects(bench).dtype), figures=_figures(first))  # fmt: skip
     if not wrong:
         closest = max(verdicts, key=lambda v: v.error / max(v.allowed, 1e-300))
         text = (f"{len(verdicts)} calls of {len({v.call.op for v in verdicts})} ops in place are sound; the closest "
                 f"to its limit is {closest.call.op} in {closest.call.layer}, "
                 f"{closest.error / max(closest.allowed, 1e-300):.0%} of it")  # fmt: skip
         yield Finding(check="model.trace", verdict="pass", text=text, rule=rule, figures=_figures(closest),
-                      dtype=_short(subjects(bench).dtype))  # fmt: skip
+                      dtype=dtype_name(subjects(bench).dtype))  # fmt: skip
 
 
 def _figures(verdict: trace.Verdict) -> dict[str, Any]:

@@ -6,18 +6,17 @@ Owns that one measurement and what follows from it: what share of their usual le
 from __future__ import annotations
 
 import time
-from functools import cache
 from itertools import pairwise
 
 from twinline.verify.ladder import prompts
-from twinline.verify.ladder.bench import Bench
+from twinline.verify.ladder.bench import Bench, once
 from twinline.verify.ladder.subject import decoded, subjects
 
 ENOUGH = 0.05  # seconds of a decode step of four sequences at which nothing is shortened
 LEAST, WRONG = 0.1, 0.25  # shares
 
 
-@cache
+@once
 def step_seconds(bench: Bench) -> float:
     """Seconds of a decode step of four sequences on the chip, the best of three after one to warm up."""
     context = min(12, bench.spec.context)
@@ -28,18 +27,10 @@ def step_seconds(bench: Bench) -> float:
     return min(b - a for a, b in pairwise(times[1:]))
 
 
-_wrong: set[Bench] = set()
-
-
-def wrong(bench: Bench) -> None:
-    """The whole model is known to be wrong: nothing long is needed to show it again."""
-    _wrong.add(bench)
-
-
 def share(bench: Bench) -> float:
     """1 for a chip that is fast enough for all of it; on a slow one, or one that is wrong in any case, the long checks
     are shortened to this share."""
-    return max(LEAST, min(WRONG if bench in _wrong else 1.0, ENOUGH / step_seconds(bench)))
+    return max(LEAST, min(WRONG if bench.model_is_wrong else 1.0, ENOUGH / step_seconds(bench)))
 
 
 def some(bench: Bench, usual: int, least: int) -> int:

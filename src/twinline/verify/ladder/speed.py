@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from twinline.engine.devices.device import Device
+from twinline.engine.devices.device import Device, dtype_name
 from twinline.engine.ops.registry import Ops
 from twinline.verify.ladder.attempt import Where, alive, attempt
 from twinline.verify.ladder.bench import Bench
@@ -143,9 +143,9 @@ def _speed(bench: Bench, where: Where) -> Iterator[Finding]:
     with torch.inference_mode():
         probes = _settled_probes(bench, dtype)
         yield from _slow_probes(probes)
-        yield Finding(check="speed.probes", verdict="note", dtype=_short(dtype),
+        yield Finding(check="speed.probes", verdict="note", dtype=dtype_name(dtype),
                       text=f"measured here: {probes.bandwidth / 1e9:.1f} GB/s copying, {probes.peak / 1e9:,.0f} GFLOPS "
-                           f"in {_short(dtype)}, {probes.launch * 1e6:.0f} us for an op with nothing to do",
+                           f"in {dtype_name(dtype)}, {probes.launch * 1e6:.0f} us for an op with nothing to do",
                       figures={"bandwidth_bytes_per_second": probes.bandwidth, "peak_flops": probes.peak,
                                "launch_seconds": probes.launch})  # fmt: skip
         timings = _settled(bench, [_time(bench, one, probes, where) for one in _longest(kept(bench))], where)
@@ -231,7 +231,7 @@ def _finding(bench: Bench, timing: Timing, usual: float) -> Finding:
                "flops": timing.flops, "launches": timing.launches, "beside_peers": relative, "rows": one.rows,
                "calls_per_step": one.times, "phase": one.phase}  # fmt: skip
     return Finding(check=f"speed.{call.op}", verdict="limit" if timing.slow(usual) else "pass", text=text, op=call.op,
-                   provider=call.provider, dtype=_short(subjects(bench).dtype), shape=one.shape, figures=figures,
+                   provider=call.provider, dtype=dtype_name(subjects(bench).dtype), shape=one.shape, figures=figures,
                    rule="within 10x of its peers and of the reference's composition")  # fmt: skip
 
 
@@ -246,7 +246,3 @@ def _reference_seconds(bench: Bench, one: Kept) -> float | None:
             return timed(bench.device, lambda: function(*call.args), rounds=2)
     except Exception:
         return None  # the reference op cannot run here: nothing to compare with
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from twinline.engine import batch as batches
 from twinline.engine.build import DTYPES, ops_for
-from twinline.engine.devices.device import Device
+from twinline.engine.devices.device import Device, dtype_name
 from twinline.engine.models.loader import load
 from twinline.engine.models.transformer import Transformer
 from twinline.engine.ops.registry import Ops, StaticFacts
@@ -28,7 +28,7 @@ from twinline.engine.request import Request, SamplingParams
 from twinline.engine.runner import Runner
 from twinline.engine.scheduler import Work
 from twinline.verify.ladder.attempt import NotReady, alive, first_line
-from twinline.verify.ladder.bench import Bench
+from twinline.verify.ladder.bench import Bench, once
 from twinline.verify.ladder.double import Double, route_along
 from twinline.verify.ladder.taps import tapped
 
@@ -200,7 +200,7 @@ class Subjects:
         return self._made[name]
 
 
-@cache
+@once
 def subjects(bench: Bench) -> Subjects:
     return Subjects(bench)
 
@@ -215,7 +215,7 @@ def host_ops(bench: Bench, dtype: torch.dtype) -> Ops:
     needed = sum(p.numel() for p in _shape(bench).parameters()) * dtype.itemsize
     free = bench.host.free_memory()
     if free is not None and needed > free:
-        name = str(dtype).removeprefix("torch.")
+        name = dtype_name(dtype)
         raise NotReady(
             f"the model takes {needed / 2**30:.1f} GiB in {name} on the host, and {free / 2**30:.1f} GiB are free: "
             f"try one with fewer layers"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -21,7 +20,7 @@ from tokenizers import Tokenizer
 from twinline.engine.request import Request, SamplingParams
 from twinline.verify.ladder import pace, serving
 from twinline.verify.ladder.attempt import NotReady, attempt
-from twinline.verify.ladder.bench import Bench
+from twinline.verify.ladder.bench import Bench, once
 from twinline.verify.ladder.finding import Finding
 from twinline.verify.ladder.prompts import tokenizer_of
 from twinline.verify.ladder.subject import Subject, alone, subjects
@@ -58,7 +57,7 @@ def is_tiny(model: Path) -> bool:
     return model.resolve().name == "tiny-r1"
 
 
-@cache
+@once
 def pairs(bench: Bench) -> list[Pair]:
     directory = Path(bench.trial.model)
     tokenizer = tokenizer_of(directory)
