@@ -89,9 +89,6 @@ TARGET void block(const uint16_t* x, int64_t stride, const uint16_t* w, const ui
 
 extern "C" {
 
-// Changes with any signature or layout in csrc/: the Python side refuses another.
-int twinline_kernels_version() { return 1; }
-
 // 1 if this CPU can run the kernels of this file.
 int twinline_bf16_supported() {
 #ifdef TWINLINE_X86

@@ -9,12 +9,14 @@ from collections.abc import Callable
 
 import torch
 
+from twinline.engine.devices.device import NotCaptured
+
 
 class Accelerator:
     providers: tuple[str, ...] = ("reference",)
     page_size = 16
     cache_share = 0.85
-    captures = False
+    capture_rows: tuple[int, ...] = ()
     step_seconds = 120.0  # kernels that are compiled when first called take tens
     simulated = False
 
@@ -51,5 +53,5 @@ class Accelerator:
     def set_threads(self, count: int) -> None:
         torch.set_num_threads(count)
 
-    def capture(self, step: Callable[[], None]) -> Callable[[], None] | None:
-        return None
+    def capture(self, step: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        raise NotCaptured(f"{self.name} records no steps")

@@ -9,18 +9,22 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from twinline.engine.ops.cpu import library
+from twinline.engine.ops.cpu.arena import Arena
+
 
 class Cpu:
     name = "cpu"
     providers: tuple[str, ...] = ("cpu", "onednn", "batched", "reference")
     page_size = 16
     cache_share = 0.25  # other programs live here too
-    captures = False
+    capture_rows = tuple(range(1, 257))  # every count: a row that pads would cost as much as one that counts
     step_seconds = 300.0  # a chunk of prefill of a 70B model takes minutes
     simulated = False
 
     def __init__(self, device: torch.device):
         self.torch_device = device
+        self.arena = Arena()
         allowed = _cpu_quota()
         if allowed and allowed < torch.get_num_threads():
             torch.set_num_threads(allowed)
@@ -59,9 +63,13 @@ class Cpu:
 
     def set_threads(self, count: int) -> None:
         torch.set_num_threads(count)
+        library.set_threads(count)
 
-    def capture(self, step: Callable[[], None]) -> Callable[[], None] | None:
-        return None
+    def capture(self, step: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        """Records a step that our kernels compute alone, to replay it without Python between them."""
+        recording = library.Recording(self.arena)
+        result = recording.run(step)
+        return recording.replay, result
 
 
 def _cpu_quota() -> int | None:

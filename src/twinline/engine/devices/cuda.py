@@ -11,9 +11,9 @@ from twinline.engine.devices.accelerator import Accelerator
 
 class Cuda(Accelerator):
     providers: tuple[str, ...] = ("batched", "reference")
-    captures = True
+    capture_rows = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
-    def capture(self, step: Callable[[], None]) -> Callable[[], None] | None:
+    def capture(self, step: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
         """Records `step` as a graph after a warm-up on a side stream, as PyTorch's CUDA-graph notes ask."""
         with torch.cuda.device(self.torch_device):
             side = torch.cuda.Stream()
@@ -23,5 +23,5 @@ class Cuda(Accelerator):
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                step()
-        return graph.replay
+                result = step()
+        return graph.replay, result

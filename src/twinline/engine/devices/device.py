@@ -18,7 +18,9 @@ class Device(Protocol):
     free memory that a cache may take when nobody says; a step that takes longer than `step_seconds` counts as hung;
     `simulated`: no silicon, and always said so; `free_memory` is in bytes, None where the device cannot tell; `zeros`
     may give memory that is only taken when it is written; the thread that computes calls `prepare_thread` first;
-    `capture`, where `captures` is true, returns a callable that replays what `step` did on the same tensors, else None.
+    `capture_rows` are the counts of rows for which steps of decodes are recorded, empty where the device records none;
+    `capture` runs a step and returns what replays it on the same tensors, and the tensor that then holds its result,
+    or says why it cannot (`NotCaptured`).
     """
 
     name: str
@@ -26,7 +28,7 @@ class Device(Protocol):
     providers: tuple[str, ...]
     page_size: int
     cache_share: float
-    captures: bool
+    capture_rows: tuple[int, ...]
     step_seconds: float
     simulated: bool
 
@@ -36,7 +38,11 @@ class Device(Protocol):
     def synchronize(self) -> None: ...
     def set_threads(self, count: int) -> None: ...
     def prepare_thread(self) -> None: ...
-    def capture(self, step: Callable[[], None]) -> Callable[[], None] | None: ...
+    def capture(self, step: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]: ...
+
+
+class NotCaptured(Exception):
+    """A step cannot be recorded; the message says why."""
 
 
 DEVICES: dict[str, str] = {

@@ -119,7 +119,7 @@ def _in_groups(plan: DecodePlan, page_size: int, attend: Callable[[Tensor | slic
     return torch.cat(parts)[order.argsort()]
 
 
-@implements("attention_decode")
+@implements("attention_decode", gathers=True)
 def attention_decode(q_DHd: Tensor, k_cache: Tensor, v_cache: Tensor, plan: DecodePlan, scale: float) -> Tensor:
     def attend(rows: Tensor | slice, part: DecodePlan) -> Tensor:
         return _attention_decode(q_DHd[rows], k_cache, v_cache, part, scale)
@@ -158,7 +158,7 @@ def mla_prefill(
     return out[0, ..., : v_HLv.shape[-1]].transpose(0, 1)
 
 
-@implements("mla_decode")
+@implements("mla_decode", gathers=True)
 def mla_decode(q_latent_DHC: Tensor, q_pe_DHR: Tensor, cache: Tensor, plan: DecodePlan, scale: float) -> Tensor:
     q_DHC = torch.cat((q_latent_DHC, q_pe_DHR), -1) * scale
     rank = q_latent_DHC.shape[-1]

@@ -2,9 +2,10 @@
 
 Owns the table of providers and the choosing. Knows no op's mathematics and no device's name.
 
-An op is its reference function. A provider is a module that implements some ops, each with a condition on static facts
-(dtype, device type), never on values or the environment. A device lists its providers in order; the first whose
-condition holds, and that a profile of the device does not refuse, is bound. Nothing falls back at run time.
+An op is its reference function. A provider is a module, or a package of them, that implements some ops, each with a
+condition on static facts (dtype, device type), never on values or the environment. A device lists its providers in
+order; the first whose condition holds, and that a profile of the device does not refuse, is bound. Nothing falls back
+at run time.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from twinline.engine.devices.device import dtype_name
+from twinline.facts.weight_form import PLAIN, WeightForm
 
 PROVIDERS: dict[str, str] = {
     "reference": "twinline.engine.ops.reference",
@@ -52,36 +54,45 @@ class StaticFacts:
     device_type: str
     dtype: torch.dtype
     head_size: int = 0  # of grouped-query attention
+    weights: WeightForm = PLAIN  # of linear layers and experts
+    head_weights: WeightForm = PLAIN  # of the output head
 
 
 @dataclass(frozen=True)
 class Implementation:
     """One op of one provider. `refuse` returns why it cannot serve under these facts, or None.
 
-    `reads_values`: it looks at tensor values on the host, so that a recorded graph cannot replay it.
+    `reads_values`: it looks at tensor values on the host, so that a recorded step cannot replay it. `gathers`: it
+    copies the whole past of a batch together, and wants to be told which places are beyond a sequence's length.
     """
 
     op: str
     provider: str
     function: Any
     refuse: Callable[[StaticFacts], str | None]
-    reads_values: bool
+    reads_values: bool = False
+    gathers: bool = False
 
 
 _registered: dict[tuple[str, str], Implementation] = {}
 
 
 def implements(
-    op: str, *, refuse: Callable[[StaticFacts], str | None] = lambda facts: None, reads_values: bool = False
+    op: str,
+    *,
+    refuse: Callable[[StaticFacts], str | None] = lambda facts: None,
+    reads_values: bool = False,
+    gathers: bool = False,
 ) -> Callable[[Any], Any]:
     """Registers a function (or an object with `pack`, for ops that own a weight layout) as its module's provider."""
     if op not in OPS:
         raise KeyError(f"{op!r} is not an op; ops are {', '.join(OPS)}")
 
     def register(function: Any) -> Any:
-        provider = next(name for name, module in PROVIDERS.items() if module == function.__module__)
+        within = function.__module__ + "."
+        provider = next(name for name, module in PROVIDERS.items() if within.startswith(module + "."))
         instance = function() if isinstance(function, type) else function
-        _registered[op, provider] = Implementation(op, provider, instance, refuse, reads_values)
+        _registered[op, provider] = Implementation(op, provider, instance, refuse, reads_values, gathers)
         return function
 
     return register
@@ -92,6 +103,7 @@ class Choice:
     op: str
     provider: str
     reads_values: bool
+    gathers: bool
     passed_over: tuple[tuple[str, str], ...]
     """Providers that came earlier in the device's order, each with the reason it was not taken."""
 
@@ -103,7 +115,7 @@ def candidates(op: str, order: tuple[str, ...], facts: StaticFacts) -> Iterator[
         importlib.import_module(PROVIDERS[provider])
         found = _registered.get((op, provider))
         if found is None:
-            yield Implementation(op, provider, None, lambda facts: None, False), "does not implement it"
+            yield Implementation(op, provider, None, lambda facts: None), "does not implement it"
         else:
             yield found, found.refuse(facts)
 
@@ -154,7 +166,7 @@ class Ops:
         for found, reason in candidates(op, order, self.facts):
             bad = self.refused.get((op, found.provider))
             if found.function is not None and reason is None:
-                last = Choice(op, found.provider, found.reads_values, tuple(passed_over))
+                last = Choice(op, found.provider, found.reads_values, found.gathers, tuple(passed_over))
                 setattr(self, op, found.function)
                 if bad is None:
                     return last
