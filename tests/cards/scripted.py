@@ -17,6 +17,7 @@ class Script:
         self.answers = answers
         self.asked: list[str] = []
         self.lock = threading.Lock()
+        self.stopped = False
 
     def find(self, tool: str) -> str | None:
         return f"/usr/bin/{tool}" if any(command.split()[0] == tool for command in self.answers) else None
@@ -29,6 +30,9 @@ class Script:
         if answer is None:
             return Ran(code=2, err="unknown option", trouble="failed")
         return answer if isinstance(answer, Ran) else Ran(code=0, out=answer)
+
+    def stop(self) -> None:
+        self.stopped = True
 
 
 def bus(folder: Path, *devices: tuple[str, str, str, str]) -> Path:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -190,3 +191,68 @@ def test_real_tools_on_the_path_and_a_real_interrupt(tmp_path: Path) -> None:
     assert [card["logical"] for card in mine] == list(range(8))
     assert {card["memory_used"] for card in mine} == {826 << 20}
     assert "no such option" in {finding["text"] for finding in found["findings"]}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("watching", [False, True])
+def test_a_hanging_tool_neither_holds_the_end_up_nor_outlives_it(
+    tmp_path: Path, number: signal.Signals, code: int, watching: bool
+) -> None:
+    tool = tmp_path / "cnmon"
+    tool.write_text(f"#!/bin/sh\ntrap '' TERM INT HUP\necho $$ > {tmp_path}/begun.part\n"
+                    f"mv {tmp_path}/begun.part {tmp_path}/begun\nsleep 300\n")  # fmt: skip
+    tool.chmod(0o755)
+    command = [sys.executable, "-m", "twinline.cli", "devices", "--timeout", "250", *["--watch"][: int(watching)]]
+    env = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        until = time.monotonic() + 60
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < until and process.poll() is None
+            time.sleep(0.02)
+        child = int((tmp_path / "begun").read_text())
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)  # far less than the patience with tools
+    finally:
+        process.kill()
+    # Watching is ended by Ctrl-C, and ends well.
+    assert process.returncode == (0 if watching and number == signal.SIGINT else code)
+    assert said.count(b"\n") <= 1 and b"Traceback" not in said
+    while not _dead(child):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def _dead(process: int) -> bool:
+    """Gone, or ended and not yet asked how."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_words_that_a_terminal_cannot_show_are_no_error(tmp_path: Path) -> None:
+    tool = tmp_path / "cnmon"
+    tool.write_bytes(b"#!/bin/sh\nprintf '\\351\\251 \\344\\270\\255\\346\\226\\207 driver\\n' >&2; exit 9\n")
+    tool.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHONUTF8": "0"}
+    for encoding in ("ascii", "gbk", "utf-8"):
+        for more in ([], ["--json"]):
+            command = [sys.executable, "-m", "twinline.cli", "devices", *more]
+            env["PYTHONIOENCODING"] = encoding
+            ended = subprocess.run(command, env=env, capture_output=True, timeout=60)
+            assert (ended.returncode, ended.stderr) == (0, b"")
+            shown = ended.stdout.decode(encoding)
+            assert "it failed with exit code 9" in shown and "driver" in shown
+            if more:
+                assert "\u4e2d\u6587" in json.loads(ended.stdout)["findings"][0]["text"]
+
+
+def test_findings_are_not_called_no_accelerator(tmp_path: Path) -> None:
+    hung = looked(tmp_path, {"npu-smi info": Ran(trouble="timeout"), "cnmon": Ran(trouble="failed", err="Exec format")})
+    words = "\n".join(described(hung))
+    assert "no accelerator could be read; the findings say" in words
+    assert "cnmon: it could not be started" in words and "None" not in words
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "no accelerator: none is seen" in "\n".join(described(looked(empty, {})))

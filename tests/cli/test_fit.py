@@ -155,7 +155,17 @@ def test_models_that_are_known_are_listed(capsys: Capture) -> None:
         (("deepseek-r1", "--precision", "int3"), 1, "no precision is called"),
         (("deepseek-r1", "--context", "0"), 2, "between 1 and"),
         (("deepseek-r1", "--chip", "h20x8", "--cards", "4"), 2, "says 8 cards and --cards 4"),
-        (("deepseek-r1", "--chip", "h20x99999"), 2, "at most 4096"),
+        (("deepseek-r1", "--chip", "h20x99999"), 2, "from 1 to 4096 cards"),
+        (("deepseek-r1", "--chip", "h20x0"), 2, "from 1 to 4096 cards"),
+        (("deepseek-r1", "--chip", "0xh20"), 2, "from 1 to 4096 cards"),
+        (("deepseek-r1", "--chip", "h20x" + "9" * 5000), 1, "no chip is called"),
+        (("deepseek-r1", "--chip", ""), 1, "no chip is called ''"),
+        (("deepseek-r1", "--precision", ""), 1, "no precision is called ''"),
+        (("deepseek-r1", "--chip", "h20x8", "--layout", ""), 1, "names no degree"),
+        (("deepseek-r1", "--chip", "h20x8", "--layout", "tp²"), 1, "'tp²' is not one of"),
+        (("--chip", "h20"), 2, "name a model"),
+        (("qwen3-8b", "--chip", "h20", "--precision", "w4a8"), 1, "qwen3-8b has none"),
+        (("r1", "--chip", "h20x8"), 1, "did you mean deepseek-r1"),
         (("deepseek-r1", "--layout", "tp8"), 2, "name a --chip too"),
         (("deepseek-r1", "--chip", "h20x8", "--layout", "8"), 1, "tpN, ppN, dpN"),
     ],
@@ -192,3 +202,12 @@ def test_the_guide_has_every_form_and_engine() -> None:
     text = DOCUMENT.read_text("utf-8")
     assert len(consoles()) >= 4
     assert all(f"`{name}`" in text for name in [*FORMS, *RULES, *CACHE_FORMS])
+
+
+def test_a_layout_says_how_many_cards_where_nothing_else_does(capsys: Capture) -> None:
+    assert "on 8 x H20 96GB" in said(capsys, 0, "deepseek-r1", "--chip", "h20", "--layout", "tp8")
+    # Two devices on a card.
+    words = said(capsys, 0, "deepseek-r1", "--chip", "910c", "--layout", "tp16", "--precision", "w8a8")
+    assert "on 8 x Ascend 910C" in words
+    words = said(capsys, 1, "deepseek-r1", "--chip", "h20x4", "--layout", "tp8")
+    assert "tp8 is for 8 devices, and there are 4" in words

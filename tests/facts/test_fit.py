@@ -7,7 +7,7 @@ import pytest
 
 from twinline.facts.chips import Chip, load
 from twinline.facts.engine_rules import RULES
-from twinline.facts.evidence import unknown
+from twinline.facts.evidence import NO_EVIDENCE, unknown
 from twinline.facts.families import read_anatomy
 from twinline.facts.fit import Fit, Want, fit, pages
 from twinline.facts.fit_changes import changes, counts, least_cards
@@ -227,3 +227,37 @@ def test_numbers_of_cards_go_up_by_machines() -> None:
 def test_an_assumed_machine_is_said() -> None:
     one = on("qwen3-8b", "l20", 2)
     assert any("cards per machine: not found" in note for note in one.notes)
+
+
+def test_fewer_tokens_at_once_are_offered_before_anything_that_costs_more() -> None:
+    # 61 GB of weights on an 80 GB card, and one request more than there is room for.
+    roomy = on("qwen3-30b-a3b", "h100", 1, context=4096)
+    want = asked("qwen3-30b-a3b", context=4096, concurrency=roomy.users + 1)
+    now = fit(known("qwen3-30b-a3b"), chip("h100"), 1, want)
+    assert now.answer == "no" and now.left_bytes is not None and now.left_bytes > 0
+    offered = changes(known("qwen3-30b-a3b"), chip("h100"), now, want)
+    first = offered[0]
+    assert first.options.startswith("--chunk ") and first.fit.answer == "yes" and first.fit.form == now.form
+    chunk = int(first.options.split()[1])
+    assert 1024 <= chunk < 8192
+    # The largest half that does: twice as many tokens do not fit.
+    twice = msgspec.structs.replace(want, chunk=2 * chunk)
+    assert fit(known("qwen3-30b-a3b"), chip("h100"), 1, twice).answer == "no"
+    assert fit(known("qwen3-30b-a3b"), chip("h100"), 1, msgspec.structs.replace(want, chunk=chunk)).answer == "yes"
+
+
+@pytest.mark.parametrize(("name", "offered"), [("rtx4090", "--cache fp8"), ("a100", "--cache int8")])
+def test_an_8_bit_cache_is_offered_where_the_chip_computes_in_it(name: str, offered: str) -> None:
+    model = "deepseek-r1-distill-llama-8b" if name == "rtx4090" else "deepseek-r1-distill-qwen-32b"
+    roomy = fit(known(model), chip(name), 1, asked(model, context=4096))
+    assert roomy.answer == "yes"
+    want = asked(model, context=4096, concurrency=roomy.users + max(roomy.users // 2, 1))
+    now = fit(known(model), chip(name), 1, want)
+    assert now.answer == "no"
+    made = {change.options: change.fit for change in changes(known(model), chip(name), now, want)}
+    assert offered in made and made[offered].answer == "yes"
+    assert 2 * made[offered].token_bytes == now.token_bytes
+    unlike = msgspec.structs.replace(chip(name), precisions={
+        **chip(name).precisions, "fp8-e4m3": NO_EVIDENCE, "int8": NO_EVIDENCE,
+    })  # fmt: skip
+    assert not any("--cache" in change.options for change in changes(known(model), unlike, now, want))

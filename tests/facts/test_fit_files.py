@@ -22,7 +22,7 @@ def test_names_hub_names_and_aliases() -> None:
 def test_near_misses_are_named() -> None:
     with pytest.raises(UnsupportedModel, match=r"did you mean .*qwen3-30b-a3b"):
         find_model("qwen3-30b")
-    with pytest.raises(UnsupportedModel, match="known are deepseek"):
+    with pytest.raises(UnsupportedModel, match="`twinline fit` lists those that are"):
         find_model("zzzzzz")
 
 

@@ -42,6 +42,14 @@ PARAMETERS: dict[str, tuple[int, str]] = {
     "qwen3-235b-a22b": (235_093_634_560, HUB),
     "glm-4-9b-chat": (9_399_951_360 + 32, "chatglm.cpp; a fine-tuning log that counts the buffer of 32 too"),
     "glm-4-9b-0414": (9_400_279_040, "llama.cpp's n-params of GLM-4-9B-0414"),
+    "ernie-4.5-21b-a3b": (
+        21_825_437_888 + 123_217_920,
+        "a listing of a checkpoint (Hchnr/test, load/lite/out.txt: 3,680 tensors), and its drafting block",
+    ),
+    "ernie-4.5-300b-a47b": (
+        299_484_163_264 + 989_888_512,
+        "the same (load/safe_open.output.all.sort: 6,855 tensors), and its drafting block",
+    ),
     "ernie-4.5-0.3b": (360_748_032, "a report of baidu/ERNIE-4.5-0.3B-PT, revision b565cf6c"),
     "mixtral-8x7b": (46_702_792_704, HUB),
     "qwen2.5-72b": (72_706_203_648, HUB),
@@ -55,10 +63,10 @@ def test_parameters_are_those_published(name: str) -> None:
     assert known(name).parameters == PARAMETERS[name][0]
 
 
-# Rounded figures of model cards; for ERNIE-4.5-21B-A3B, of its GGUF, no exact one was found.
+# Rounded figures of model cards.
 @pytest.mark.parametrize(
     ("name", "billions", "active"),
-    [("ernie-4.5-21b-a3b", 21.83, 3.35), ("kimi-k2", 1026.4, 32.9), ("qwen3-30b-a3b", 30.5, 3.35),
+    [("ernie-4.5-300b-a47b", 300.47, 47.93), ("kimi-k2", 1026.4, 32.9), ("qwen3-30b-a3b", 30.5, 3.35),
      ("qwen3-235b-a22b", 235.1, 22.2)],
 )  # fmt: skip
 def test_sizes_are_those_of_the_model_cards(name: str, billions: float, active: float) -> None:
@@ -153,6 +161,22 @@ def test_an_index_of_deepseek_in_four_bits() -> None:
     assert checkpoint_bytes(anatomy, published(anatomy)) - 58 * 256 * 2 == 364_589_799_936
 
 
+@pytest.mark.parametrize(
+    ("name", "loaded", "listed"),
+    # Real checkpoints hold gate and up, and query, key and value, as one: 3 x 54 layers, a matrix for each expert less.
+    [("ernie-4.5-21b-a3b", 21_825_437_888, 3680), ("ernie-4.5-300b-a47b", 299_484_163_264, 6855)],
+)
+def test_ernie_as_its_checkpoints_list_it(name: str, loaded: int, listed: int) -> None:
+    anatomy = known(name)
+    served = [t for t in anatomy.tensors if t.part != "predictor"]
+    assert anatomy.loaded_parameters == loaded
+    fused = sum(t.copies * (2 if "k_proj" in t.name else "up_proj" in t.name) for t in served)
+    assert sum(t.copies for t in served) - fused == listed
+    drafting = {n for t in anatomy.tensors if t.part == "predictor" for n in t.names()}
+    assert len(drafting) == 12 and all(n.startswith("model.mtp_") for n in drafting)
+    assert not any("experts" in n for n in drafting)
+
+
 def test_the_sparse_model_adds_an_indexer_to_each_layer() -> None:
     third, sparse = known("deepseek-v3.1"), known("deepseek-v3.2")
     of_layer = 64 * 128 * 1536 + 128 * 7168 + 2 * 128 + 64 * 7168
@@ -201,6 +225,10 @@ LLAMA: dict[str, Any] = bundled()["llama-3.1-8b"].config
         (LLAMA | {"hidden_size": "4096"}, "hidden_size should be an integer"),
         (LLAMA | {"hidden_size": True}, "hidden_size should be an integer"),
         (LLAMA | {"num_hidden_layers": 10**9}, "cannot be meant"),
+        (bundled()["deepseek-v3"].config | {"num_nextn_predict_layers": 2**31}, "cannot be meant"),
+        (bundled()["ernie-4.5-21b-a3b"].config | {"num_nextn_predict_layers": 2**40}, "cannot be meant"),
+        (bundled()["deepseek-v3"].config | {"num_experts_per_tok": 257}, "257 experts for each token"),
+        (bundled()["mixtral-8x7b"].config | {"num_experts_per_tok": 9}, "where the model has 8"),
         (LLAMA | {"num_key_value_heads": 5}, "cannot share 5 KV heads"),
         (LLAMA | {"hidden_size": 4100}, "no multiple of 32 heads"),
         (LLAMA | {"quantization_config": "fp8"}, "quantization_config should be an object"),

@@ -40,9 +40,23 @@ class Runner(Protocol):
 
     def run(self, command: Sequence[str], timeout: float) -> Ran: ...
 
+    def stop(self) -> None:
+        """Ends what runs, from another thread; what is asked from now on is not run."""
+
 
 class Processes:
-    """Runs commands as processes of this machine."""
+    """Runs commands as processes of this machine, several at once if asked from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                _end(process)
 
     def find(self, tool: str) -> str | None:
         return shutil.which(tool)
@@ -54,20 +68,28 @@ class Processes:
         env = {**os.environ, "LC_ALL": "C", "LANG": "C", "LANGUAGE": "", "NO_COLOR": "1", "TERM": "dumb"}
         with tempfile.TemporaryDirectory(prefix="twinline-look-") as folder:
             try:
-                process = subprocess.Popen(
-                    [path, *command[1:]],
-                    cwd=folder,
-                    env=env,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    start_new_session=True,
-                )
+                with self._lock:  # so that none is started behind the back of stop()
+                    if self._stopped:
+                        return Ran(trouble="failed", err="the look was ended")
+                    process = subprocess.Popen(
+                        [path, *command[1:]],
+                        cwd=folder,
+                        env=env,
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                        start_new_session=True,
+                    )
+                    self._running.add(process)
             except PermissionError as exc:
                 return Ran(trouble="permission", err=str(exc))
             except OSError as exc:
                 return Ran(trouble="failed", err=str(exc))
-            return _followed(process, timeout, Path(folder))
+            try:
+                return _followed(process, timeout, Path(folder))
+            finally:
+                with self._lock:
+                    self._running.discard(process)
 
 
 class _Drain(threading.Thread):

@@ -6,8 +6,9 @@ Owns whom to ask, in what order and with what patience, and what a tool's failur
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -56,7 +57,7 @@ def look(
     runner = runner or Processes()
     seen = sightings(pci)
     asked = _asked(seen, runner)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool, _ended_early(runner, pool):
         first = [(vendor, ask, ask.command) for vendor, ask in asked if ask.each == "node"]
         questions = _Questions(runner, patience)
         answers = [answer for found in pool.map(questions.put, first) for answer in found]
@@ -77,6 +78,17 @@ def look(
         findings=_once((*missing, *findings, *contradictions)),
         signs=signs(seen, software),
     )
+
+
+@contextmanager
+def _ended_early(runner: Runner, pool: ThreadPoolExecutor) -> Iterator[None]:
+    """Where a look is interrupted, tools end with it: none may hold Ctrl-C up, nor outlive this program."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        runner.stop()
+        raise
 
 
 def _read(ran: Ran, tool: str) -> Reading:
@@ -147,6 +159,8 @@ def _failure(vendor: str, tool: str, ran: Ran, command: str = "") -> Finding:
         kind, message = kinds[ran.trouble]
     elif re.search(r"permission|denied|not permitted|insufficient|root|sudo", said, re.IGNORECASE):
         kind, message = "permission", "it needs more rights than this user has"
+    elif ran.trouble == "failed" and ran.code is None:
+        kind, message = "broken", "it could not be started"
     elif ran.trouble == "failed":
         kind, message = "broken", f"it failed with exit code {ran.code}"
     else:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from twinline import __version__
 from twinline.cli.parser import CliError, Parser
+from twinline.cli.terminal import show_what_it_can
 
 # verb: (module with `configure(parser)` and `run(args) -> int`, help)
 VERBS: dict[str, tuple[str, str]] = {
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code; errors end in one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = next((a for a in arguments if not a.startswith("-")), None)
+    show_what_it_can()
     try:
         args = build_parser(verb).parse_args(arguments)
         return int(args.run(args))

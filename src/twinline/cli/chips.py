@@ -33,14 +33,16 @@ def run(args: argparse.Namespace) -> int:
     catalog = load()
     if args.vendor and args.chip:
         raise CliError("name chips or a --vendor, not both", code=2)
-    if args.vendor and args.vendor not in catalog.vendors:
+    if args.vendor is not None:
+        args.vendor = args.vendor.strip().lower()
+    if args.vendor is not None and args.vendor not in catalog.vendors:
         raise CliError(f"no vendor is called {args.vendor!r}; known are {', '.join(catalog.vendors)}")
     chosen = tuple(dict.fromkeys(catalog.find(name).id for name in args.chip))
     chips = [catalog.chips[one] for one in chosen] or list(
         catalog.of(args.vendor) if args.vendor else catalog.chips.values()
     )
     if args.json:
-        print(json.dumps(_for_machines(catalog, chips, whole=not chosen), indent=2, ensure_ascii=False))
+        print(json.dumps(_for_machines(catalog, chips, whole=not chosen), indent=2))
     elif len(chosen) == 1:
         print("\n".join(describe(catalog, chips[0])))
     elif chosen:

@@ -9,7 +9,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
-from twinline.cli.chips_text import LEGEND, MARKS, WIDTH, both, computing, marked
+from twinline.cli.chips_text import LEGEND, MARKS, both, computing, marked
+from twinline.cli.terminal import width
 from twinline.facts.chips import PRECISIONS, Chip
 from twinline.facts.evidence import Figure
 
@@ -17,11 +18,11 @@ LABEL = 22
 
 
 def compare(chips: Sequence[Chip]) -> Iterator[str]:
-    width = (WIDTH - LABEL) // len(chips) - 2
+    each = (width() - LABEL) // len(chips) - 2
     for label, cells in _rows(chips):
-        wrapped = [textwrap.wrap(cell, width, break_on_hyphens=False) or [""] for cell in cells]
+        wrapped = [textwrap.wrap(cell, each, break_on_hyphens=False) or [""] for cell in cells]
         for at, line in enumerate(zip_longest(*wrapped, fillvalue="")):
-            yield (f"{label if at == 0 else '':<{LABEL}}" + "  ".join(f"{part:<{width}}" for part in line)).rstrip()
+            yield (f"{label if at == 0 else '':<{LABEL}}" + "  ".join(f"{part:<{each}}" for part in line)).rstrip()
     yield ""
     yield LEGEND
     yield "two numbers: declared, measured (reached by a program, below a peak)   `twinline chips NAME` has the sources"

@@ -8,10 +8,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Collection, Iterator, Sequence
 
+from twinline.cli.terminal import width
 from twinline.facts.chips import Chip, Precision
 from twinline.facts.evidence import Figure, How
 
-WIDTH = 120
 MARKS: dict[How, str] = {"measured": "m", "vendor": "v", "paper": "p", "press": "n", "estimate": "e", "unknown": ""}
 LEGEND = "m measured   v vendor   p paper   n press and third parties   e estimate   ? not found   * sources disagree"
 
@@ -65,7 +65,7 @@ def wrapped(label: str, text: str, indent: int) -> Iterator[str]:
     start = f"{label:<{indent}}" if len(label) < indent else f"{label}  "
     yield from textwrap.wrap(
         text,
-        WIDTH,
+        width(),
         initial_indent=start,
         subsequent_indent=" " * indent,
         break_on_hyphens=False,

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -40,13 +43,33 @@ def run(args: argparse.Namespace) -> int:
     def once() -> Seen:
         return look(patience=args.timeout)
 
-    if args.watch is not None:
-        if args.watch < LEAST_PAUSE:
-            raise CliError(f"--watch needs at least {LEAST_PAUSE:g} seconds, not {args.watch:g}", code=2)
-        return watch(once, args.watch, args.json, sys.stdout.isatty())
-    seen = once()
-    print(json.dumps(for_machines(seen), indent=2, ensure_ascii=False) if args.json else "\n".join(described(seen)))
+    if args.watch is not None and args.watch < LEAST_PAUSE:
+        raise CliError(f"--watch needs at least {LEAST_PAUSE:g} seconds, not {args.watch:g}", code=2)
+    with _ending_well():
+        if args.watch is not None:
+            return watch(once, args.watch, args.json, sys.stdout.isatty())
+        seen = once()
+    print(json.dumps(for_machines(seen), indent=2) if args.json else "\n".join(described(seen)))
     return 0
+
+
+@contextmanager
+def _ending_well() -> Iterator[None]:
+    """SIGTERM and SIGHUP end this program as Ctrl-C does, so that no hanging tool is left behind."""
+    ends = (signal.SIGTERM, signal.SIGHUP)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _leave) for number in ends}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def for_machines(seen: Seen) -> dict[str, Any]:
@@ -68,7 +91,7 @@ def watch(
             fresh = [f"{now}  {change}" for change in changes(before, seen)] if before else []
             told = [*told, *fresh][-MOST_CHANGES:]
             if machines:
-                print(json.dumps(for_machines(seen), ensure_ascii=False), flush=True)
+                print(json.dumps(for_machines(seen)), flush=True)
             elif terminal:
                 after = ["", "changes", *(f"  {line}" for line in told)] if told else []
                 lines = [f"{now}, every {pause:g} s; Ctrl-C ends", "", *described(seen), *after]

@@ -1,4 +1,4 @@
-"""Cards, links and findings as a person reads them in 120 columns.
+"""Cards, links and findings as a person reads them.
 
 Owns looks alone. `?` stands for what no tool said; nothing is filled in.
 """
@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from twinline.cards.card import Card, Finding, Topology
 from twinline.cards.look import Seen
-from twinline.cli.chips_text import WIDTH, columns
+from twinline.cli.chips_text import columns
+from twinline.cli.terminal import width
 
 HEAD = ["card", "chip", "health", "memory used", "of GiB", "load", "temp", "watts", "limit", "address", "processes"]
 
@@ -25,7 +26,10 @@ def described(seen: Seen) -> Iterator[str]:
     yield from _section("signs", (f"{sign.vendor}: {sign.what}" for sign in seen.signs))
     if all(card.vendor == "cpu" for card in seen.cards):
         yield ""
-        yield "no accelerator: none on the PCI bus, and no management tool speaks of one"
+        if seen.findings:
+            yield "no accelerator could be read; the findings say what stands in the way"
+        else:
+            yield "no accelerator: none is seen on a PCI bus, and no management tool speaks of one"
 
 
 def _section(name: str, found: Iterator[str]) -> Iterator[str]:
@@ -34,7 +38,7 @@ def _section(name: str, found: Iterator[str]) -> Iterator[str]:
             yield ""
             yield name
         yield from textwrap.wrap(
-            text, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+            text, width(), initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
         )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 
 from twinline.cli.fit_json import answer_for_machines, table_for_machines
@@ -26,12 +27,13 @@ from twinline.facts.model_files import bundled, find_model
 from twinline.facts.models import UnsupportedModel
 
 USUAL_CONTEXT = 8192
+MOST_CARDS = 4096
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="a name (none: the names known), a model folder, or a config.json")
     parser.add_argument("--chip", metavar="ID[xN]", help="a chip of the catalog, and how many cards: h20x8")
-    parser.add_argument("--cards", type=integer(1, 4096), metavar="N", help="how many cards")
+    parser.add_argument("--cards", type=integer(1, MOST_CARDS), metavar="N", help="how many cards")
     parser.add_argument("--precision", metavar="P", help=f"of the weights: {', '.join(FORMS)} (default: as published)")
     parser.add_argument(
         "--context", type=integer(1, 2**24), metavar="TOKENS", help=f"tokens of each request (default {USUAL_CONTEXT})"
@@ -50,6 +52,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.model is None:
+        if args.chip is not None or args.cards or args.precision is not None or args.layout is not None:
+            raise CliError("name a model before options; `twinline fit` alone lists those known", code=2)
         names = {model.name: model.hub for model in bundled().values()}
         print(json.dumps(names, indent=2) if args.json else "\n".join(f"{n:32}{hub}" for n, hub in names.items()))
         return 0
@@ -58,14 +62,16 @@ def run(args: argparse.Namespace) -> int:
         question = ask(args)
     except UnsupportedModel as error:
         raise CliError(str(error)) from None
-    if args.chip:
-        chip, cards = which(catalog, args.chip, args.cards)
+    if args.chip is not None:
+        chip, told = which(catalog, args.chip, args.cards)
+        layout = question.want.layout
+        cards = told or (math.ceil(layout.devices / chip.devices_per_card) if layout else 1)
         return _one(question, chip, cards, args.json)
-    if args.layout:
+    if args.layout is not None:
         raise CliError("--layout is for one number of cards: name a --chip too", code=2)
     rows = least(question, catalog, args.cards)
     if args.json:
-        print(json.dumps(table_for_machines(question, rows), indent=2, ensure_ascii=False))
+        print(json.dumps(table_for_machines(question, rows), indent=2))
     else:
         print("\n".join(table(question, rows, catalog, args.cards)))
     return 0 if any(_fits(row) for row in rows) else 1
@@ -75,22 +81,28 @@ def ask(args: argparse.Namespace) -> Question:
     """The question in full. Raises UnsupportedModel."""
     file = find_model(str(embedded()) if args.model == EMBEDDED else args.model)
     anatomy = read_anatomy(file.config)
-    form = find_form(args.precision) if args.precision else published(anatomy)
+    form = published(anatomy) if args.precision is None else find_form(args.precision)
+    if form.experts and anatomy.mixture is None:
+        raise UnsupportedModel(
+            f"{form.name} is for models with experts, and {file.name} has none; see --precision int8"
+        )
     want = Want(
         form=form,
         context=args.context or min(USUAL_CONTEXT, anatomy.context),
         concurrency=args.concurrency,
-        layout=parse_layout(args.layout) if args.layout else None,
+        layout=None if args.layout is None else parse_layout(args.layout),
         rule=RULES[args.engine],
         cache=CACHE_FORMS[args.cache],
         chunk=args.chunk,
     )
-    return Question(file, anatomy, want, as_published=not args.precision)
+    return Question(file, anatomy, want, as_published=args.precision is None)
 
 
-def which(catalog: Catalog, text: str, cards: int | None) -> tuple[Chip, int]:
-    """`h20x8`, `8xh20`, or `h20` beside `--cards 8`. Raises CliError, and UnknownChip with near misses."""
-    for pattern in (r"(?P<chip>.+)", r"(?P<chip>.+?)\s*[x×*]\s*(?P<n>\d+)", r"(?P<n>\d+)\s*[x×*]\s*(?P<chip>.+)"):
+def which(catalog: Catalog, text: str, cards: int | None) -> tuple[Chip, int | None]:
+    """`h20x8`, `8xh20`, or `h20` beside `--cards 8`; None where no number is told. Raises CliError, and UnknownChip
+    with near misses."""
+    count = r"(?P<n>[0-9]{1,9})"
+    for pattern in (r"(?P<chip>.+)", rf"(?P<chip>.+?)\s*[x×*]\s*{count}", rf"{count}\s*[x×*]\s*(?P<chip>.+)"):
         found = re.fullmatch(pattern, text.strip(), re.IGNORECASE)
         if found is None:
             continue
@@ -98,12 +110,13 @@ def which(catalog: Catalog, text: str, cards: int | None) -> tuple[Chip, int]:
             chip = catalog.find(found["chip"])
         except UnknownChip:
             continue
-        number = int(found.groupdict().get("n") or 0)
-        if number and cards not in (None, number):
+        told = found.groupdict().get("n")
+        number = cards if told is None else int(told)
+        if cards not in (None, number):
             raise CliError(f"--chip {text} says {number} cards and --cards {cards}", code=2)
-        if not (number or cards or 1) <= 4096:
-            raise CliError(f"--chip {text}: at most 4096 cards", code=2)
-        return chip, number or cards or 1
+        if number is not None and not 1 <= number <= MOST_CARDS:
+            raise CliError(f"--chip {text}: from 1 to {MOST_CARDS} cards", code=2)
+        return chip, number
     catalog.find(text)
     raise AssertionError("an unknown chip raises")
 
@@ -112,7 +125,7 @@ def _one(question: Question, chip: Chip, cards: int, as_json: bool) -> int:
     found = fit(question.anatomy, chip, cards, question.want)
     better = changes(question.anatomy, chip, found, question.want)
     if as_json:
-        print(json.dumps(answer_for_machines(question, found, better), indent=2, ensure_ascii=False))
+        print(json.dumps(answer_for_machines(question, found, better), indent=2))
     else:
         print("\n".join(lay_out(question, chip, found, better)))
     return 0 if found.answer == "yes" else 1

@@ -17,7 +17,7 @@ from twinline.facts.model_files import ModelFile
 from twinline.facts.tensors import Anatomy
 from twinline.facts.weights import checkpoint_bytes
 
-MOST_CHANGES = 4
+MOST_CHANGES = 6
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ def lay_out(question: Question, chip: Chip, found: Fit, better: Sequence[Change]
         yield from _changes(better)
         if any(change.fit.form != found.form for change in better):
             yield "  (a checkpoint in that form has to exist, and its answers have to be tried)"
+        if any("--cache" in change.options for change in better):
+            yield "  (an engine has to keep its cache so on this chip, and its answers have to be tried)"
     elif found.answer == "no":
         yield ""
         yield "No other precision, number of cards or smaller request was found that fits."

@@ -137,7 +137,7 @@ def fit(anatomy: Anatomy, chip: Chip, cards: int, want: Want) -> Fit:
     best = min(holding, key=_simplicity)
     roomy = max(holding, key=lambda one: one.users)
     if roomy.users > 1.25 * best.users:
-        note = f"{roomy.layout} has room for more: {roomy.users:,} users"
+        note = f"{roomy.layout} has room for more: {roomy.users:,} requests"
         best = msgspec.structs.replace(best, notes=(*best.notes, note))
     return _judged(anatomy, want, best)
 
@@ -176,6 +176,11 @@ def _short(want: Want, one: Fit) -> str:
         f"the cache of {each:,} x {want.context:,} tokens needs {needed / GB:.1f} GB on each device, "
         f"and {left / GB:.1f} GB are left"
     )
+
+
+def chunk_of(want: Want, total: float) -> int:
+    """Tokens prefilled at once on a device of `total` bytes: as asked, else the engine's habit."""
+    return want.chunk or (LARGE_CHUNK if total >= LARGE_DEVICE else SMALL_CHUNK)
 
 
 def pages(tokens: int) -> int:
@@ -237,7 +242,7 @@ def _weights(stage: Held) -> list[Line]:
 
 def _workspace(anatomy: Anatomy, chip: Chip, want: Want, layout: Layout, total: float) -> list[Line]:
     """What is needed beside weights and cache, the same in every stage."""
-    chunk = want.chunk or (LARGE_CHUNK if total >= LARGE_DEVICE else SMALL_CHUNK)
+    chunk = chunk_of(want, total)
     rows = max(SEQUENCES, math.ceil(want.concurrency / layout.data))
     figures: list[tuple[str, Figure | None, Need]] = [
         ("activations", activations(anatomy, layout, chunk), "activations"),

@@ -10,16 +10,18 @@ from collections.abc import Callable, Collection, Iterator
 
 import msgspec
 
-from twinline.facts.chips import Chip
-from twinline.facts.fit import Answer, Fit, Want, fit, node_devices
+from twinline.facts.chips import Chip, Precision
+from twinline.facts.fit import Answer, Fit, Want, chunk_of, fit, node_devices
 from twinline.facts.forms import FORMS, Form
-from twinline.facts.memory import PAGE
+from twinline.facts.memory import CACHE_FORMS, PAGE, CacheType
 from twinline.facts.suits import suits
 from twinline.facts.tensors import Anatomy
 from twinline.facts.weights import checkpoint_bytes
 
 NODES = (1, 2, 3, 4, 6, 8, 12, 16, 32)
-LEAST_CONTEXT = 1024
+LEAST_CONTEXT = LEAST_CHUNK = 1024
+# Caches of 8 bits, and the arithmetic that a source must know the chip to have before one is offered.
+SMALL_CACHES: tuple[tuple[CacheType, Precision], ...] = (("fp8", "fp8-e4m3"), ("int8", "int8"))
 YES: tuple[Answer, ...] = ("yes",)
 # Which form is tried next: FP8 and INT8 lose least of what is smaller than 16 bits.
 ORDER = ("bf16", "fp16", "fp8", "int8", "w4a8", "int4", "fp4")
@@ -71,7 +73,9 @@ def changes(anatomy: Anatomy, chip: Chip, now: Fit, want: Want) -> list[Change]:
     if want.layout is not None and (one := fit(anatomy, chip, now.cards, free)).answer == "yes":
         spelt = str(one.layout).replace(" ", ",")
         found.append(Change(what="another layout", options=f"--layout {spelt}", fit=one))
+    found += _smaller_chunk(anatomy, chip, now, want)
     found += _less(anatomy, chip, now, want)
+    found += _smaller_cache(anatomy, chip, now, want)
     more: list[Fit] = []
     if grown := least_cards(anatomy, chip, free, above=now.cards):
         more.append(grown)
@@ -95,6 +99,30 @@ def _grown(one: Fit, now: Fit, want: Want) -> Change:
         words += f", weights in {FORMS[one.form].short}"
         options += f" --precision {one.form}"
     return Change(what=words, options=options, fit=one)
+
+
+def _smaller_chunk(anatomy: Anatomy, chip: Chip, now: Fit, want: Want) -> Iterator[Change]:
+    """Fewer tokens prefilled at once: the same answers, the first of them a little later."""
+    asked = chunk_of(want, (chip.memory_bytes().value or 0.0) / chip.devices_per_card)
+    chunk = asked // 2
+    while chunk >= LEAST_CHUNK:
+        one = fit(anatomy, chip, now.cards, msgspec.structs.replace(want, chunk=chunk))
+        if one.answer == "yes":
+            words = f"{chunk:,} tokens prefilled at once instead of {asked:,}"
+            yield Change(what=words, options=f"--chunk {chunk}", fit=one)
+            return
+        chunk //= 2
+
+
+def _smaller_cache(anatomy: Anatomy, chip: Chip, now: Fit, want: Want) -> Iterator[Change]:
+    """Keys and values in 8 bits instead of 16."""
+    for name, precision in SMALL_CACHES:
+        if want.cache.value_bytes == 1 or chip.precisions[precision].answer != "yes":
+            continue
+        one = fit(anatomy, chip, now.cards, msgspec.structs.replace(want, cache=CACHE_FORMS[name]))
+        if one.answer == "yes":
+            yield Change(what=f"keys and values in {name.upper()}", options=f"--cache {name}", fit=one)
+            return
 
 
 def _less(anatomy: Anatomy, chip: Chip, now: Fit, want: Want) -> Iterator[Change]:

@@ -7,7 +7,6 @@ a model is spread over devices (`weights.py`) nor which chip computes in what (`
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import msgspec
 
@@ -15,7 +14,6 @@ from twinline.facts.chips import Precision
 from twinline.facts.models import UnsupportedModel
 from twinline.facts.tensors import Anatomy, Tensor
 
-PlainType = Literal["F32", "F16", "BF16"]
 TYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "I8": 8, "I32": 32, "I64": 64, "I4": 4, "F4": 4}
 
 

@@ -5,6 +5,7 @@ Owns the rules of divisibility. Must not know bytes, chips or engines.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import msgspec
@@ -97,12 +98,15 @@ def parse_layout(text: str) -> Layout:
     spread = False
     for word in text.replace(",", " ").split():
         name, number = word[:2].lower(), word[2:].lstrip("=")
+        degree = int(number) if re.fullmatch("[0-9]{1,4}", number) else 0
         if name == "ep" and not number:
             spread = True
-        elif name in ("tp", "pp", "dp", "ep") and number.isdigit() and 0 < int(number) <= 4096 and name not in degrees:
-            degrees[name] = int(number)
+        elif name in ("tp", "pp", "dp", "ep") and 0 < degree <= 4096 and name not in degrees:
+            degrees[name] = degree
         else:
             raise UnsupportedModel(f"--layout: {word!r} is not one of tpN, ppN, dpN, epN, ep (such as tp8,pp2)")
+    if not degrees and not spread:
+        raise UnsupportedModel("--layout names no degree: tpN, ppN, dpN, epN, ep (such as tp8,pp2)")
     layout = Layout(
         tensor=degrees.get("tp", 1),
         pipeline=degrees.get("pp", 1),

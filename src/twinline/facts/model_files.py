@@ -54,9 +54,10 @@ def find_model(text: str) -> ModelFile:
     wanted = text.strip().lower()
     if wanted in known:
         return known[wanted]
-    near = difflib.get_close_matches(wanted, known, n=4, cutoff=0.5)
-    few = list(dict.fromkeys(known[name].name for name in near))
-    hint = f"did you mean {', '.join(few)}?" if few else f"known are {', '.join(bundled())}"
+    near = [name for name in known if len(wanted) > 1 and wanted in name][:4]
+    near += difflib.get_close_matches(wanted, known, n=4, cutoff=0.5)
+    few = list(dict.fromkeys(known[name].name for name in near))[:4]
+    hint = f"did you mean {', '.join(few)}?" if few else "`twinline fit` lists those that are"
     raise UnsupportedModel(f"{text!r} is no folder, no config.json and no model known here; {hint}")
 
 

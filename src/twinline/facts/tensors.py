@@ -26,6 +26,7 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
     `shape`: as stored, [output features, input features] of a linear layer. `linear`: whether checkpoints of lower
     precision store it in that precision. `absorbed`: the up-projection of a latent, of which engines keep a second
     copy in 16 bits to attend in the latent space. `dtype`: as safetensors spells it, empty for the checkpoint's own.
+    `layers` ascend.
     """
 
     name: str

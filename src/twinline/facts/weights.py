@@ -6,6 +6,7 @@ Owns the cutting of tensors and the sums over them. Must not know chips, caches 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
@@ -95,8 +96,7 @@ class Held(msgspec.Struct, frozen=True):
 def held(anatomy: Anatomy, form: Form, layout: Layout) -> tuple[Held, ...]:
     """What the fullest device of each stage holds for serving, without the predictor. A tied head past the first
     stage is a copy of the embedding."""
-    by_layer: list[Counter[str]] = [Counter() for _ in range(anatomy.layers)]
-    absorbed = [0] * anatomy.layers
+    layered: list[tuple[Tensor, int, int]] = []  # bytes in one layer, and of the second copy there
     first: Counter[str] = Counter()
     last: Counter[str] = Counter()
     for tensor in anatomy.tensors:
@@ -105,17 +105,22 @@ def held(anatomy: Anatomy, form: Form, layout: Layout) -> tuple[Held, ...]:
         shape = cut(tensor, anatomy, layout)
         copies = math.ceil(tensor.experts / layout.experts) if tensor.experts else 1
         size = form.bytes(tensor, shape) * copies
-        for layer in tensor.layers:
-            by_layer[layer][tensor.part] += size
-            absorbed[layer] += math.prod(shape) * ABSORBED_BYTES if tensor.absorbed else 0
-        if not tensor.layers:
-            (first if tensor.part == "embedding" else last)[tensor.part] += size
-            if tensor.part == "embedding" and anatomy.tied and layout.pipeline > 1:
-                last["head"] += size
+        if tensor.layers:
+            layered.append((tensor, size, math.prod(shape) * ABSORBED_BYTES if tensor.absorbed else 0))
+            continue
+        (first if tensor.part == "embedding" else last)[tensor.part] += size
+        if tensor.part == "embedding" and anatomy.tied and layout.pipeline > 1:
+            last["head"] += size
     result, start = [], 0
     for at, number in enumerate(stages(anatomy.layers, layout.pipeline)):
-        ends = (first if at == 0 else Counter()) + (last if at == layout.pipeline - 1 else Counter())
-        total = sum(by_layer[start : start + number], ends)
-        result.append(Held(dict(total), sum(absorbed[start : start + number]), number))
+        parts = (first if at == 0 else Counter()) + (last if at == layout.pipeline - 1 else Counter())
+        absorbed = 0
+        for tensor, size, second in layered:
+            # Of its layers, which are in ascending order, those that the stage has.
+            here = bisect_left(tensor.layers, start + number) - bisect_left(tensor.layers, start)
+            if here:
+                parts[tensor.part] += size * here
+                absorbed += second * here
+        result.append(Held(dict(parts), absorbed, number))
         start += number
     return tuple(result)

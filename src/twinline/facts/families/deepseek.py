@@ -19,7 +19,7 @@ def anatomy(config: Config, architecture: str) -> Anatomy:
     hidden, vocab = known["hidden"], known["vocab"]
     number = parts.layer_count(config, "num_hidden_layers")
     layers = tuple(range(number))
-    drafts = parts.count(config, 0, "num_nextn_predict_layers")
+    drafts = parts.drafting_layers(config)
     drafting = tuple(range(number, number + drafts))
     inner, shared, mixture, sparse = _mlp(config, layers)
     dense = tuple(i for i in layers if i not in sparse)
@@ -51,7 +51,7 @@ def _mlp(config: Config, layers: tuple[int, ...]) -> tuple[int, int, Mixture | N
     if not parts.count(config, 0, "n_routed_experts"):
         return inner, 0, None, ()
     width = parts.need(config, "moe_intermediate_size")
-    mixture = Mixture(parts.need(config, "n_routed_experts"), parts.need(config, "num_experts_per_tok"), width)
+    mixture = parts.mixture(parts.need(config, "n_routed_experts"), parts.need(config, "num_experts_per_tok"), width)
     first = parts.count(config, 0, "first_k_dense_replace")
     every = parts.count(config, 1, "moe_layer_freq", least=1)
     sparse = tuple(i for i in layers if i >= first and i % every == 0)

@@ -1,10 +1,15 @@
 """ERNIE 4.5: dense, and with experts from some layer on, two shared experts merged into one.
 
-Checkpoints with experts may hold a block that drafts tokens (`num_nextn_predict_layers`). Public sources disagree on
-whether it has experts; it is not counted, and the anatomy says so.
+Checkpoints with experts hold a block that drafts tokens (`num_nextn_predict_layers`): a layer without experts, two
+norms and a projection of both inputs; embedding and head are the model's own. So load it vLLM (`ernie_mtp.py`), SGLang
+(`ernie4.py`) and FastDeploy. Tensors before it: listings of real 21B and 300B checkpoints, equal to the last element.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
 
 from twinline.facts.families import parts
 from twinline.facts.models import UnsupportedModel
@@ -45,19 +50,39 @@ def anatomy(config: Config, architecture: str) -> Anatomy:
         if shared:
             tensors += parts.gated(f"{at}.shared_experts", hidden, shared, sparse)
     tensors += parts.two_norms(layers, hidden)
-    drafts = parts.count(config, 0, "num_nextn_predict_layers")
-    notes = (f"the {drafts} drafting block(s) that the checkpoint may hold are not counted",) if drafts else ()
+    drafts = parts.drafting_layers(config)
+    if drafts:
+        tensors += _drafting(tuple(range(drafts)), hidden, inner, heads, kv_heads, size)
     return Anatomy(
         architecture=architecture, layers=number, context=parts.need(config, "max_position_embeddings"), heads=heads,
         kv_heads=kv_heads, head_size=size, inner=inner if dense else 0, shared_inner=shared, mixture=mixture,
-        tensors=tuple(tensors), notes=notes, **known,
+        predictor=drafts, tensors=tuple(tensors), **known,
     )  # fmt: skip
+
+
+def _drafting(
+    blocks: tuple[int, ...], hidden: int, inner: int, heads: int, kv_heads: int, size: int
+) -> Iterator[Tensor]:
+    """The blocks that draft. Their names count them, not the model's layers; the projection stays in 16 bits."""
+    layer = [
+        *parts.grouped_query(blocks, hidden, heads, kv_heads, size),
+        *parts.gated("model.layers.{layer}.mlp", hidden, inner, blocks),
+        *parts.two_norms(blocks, hidden),
+    ]
+    for tensor in layer:
+        name = tensor.name.replace("model.layers.{layer}", "model.mtp_block.{layer}")
+        yield msgspec.structs.replace(tensor, name=name, part="predictor")
+    yield parts.norm("model.mtp_emb_norm.{layer}", hidden, blocks, "predictor")
+    yield parts.norm("model.mtp_hidden_norm.{layer}", hidden, blocks, "predictor")
+    yield Tensor(
+        name="model.mtp_linear_proj.{layer}.weight", shape=(hidden, 2 * hidden), part="predictor", layers=blocks
+    )
 
 
 def _mixture(config: Config, layers: tuple[int, ...]) -> tuple[Mixture, tuple[int, ...], int]:
     """The experts, the layers that have them, and the width of the shared ones."""
     inner = parts.need(config, "moe_intermediate_size")
-    mixture = Mixture(
+    mixture = parts.mixture(
         parts.need(config, "moe_num_experts", "num_experts", "num_local_experts"),
         parts.need(config, "moe_k", "num_experts_per_tok"),
         inner,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from twinline.facts.models import LARGEST, MOST_LAYERS, UnsupportedModel
-from twinline.facts.tensors import Config, Part, Split, Tensor
+from twinline.facts.tensors import Config, Mixture, Part, Split, Tensor
 
 Layers = tuple[int, ...]
 
@@ -37,6 +37,19 @@ def layer_count(config: Config, *names: str) -> int:
     if layers > MOST_LAYERS:
         raise UnsupportedModel(f"config.json: {names[0]} {layers} cannot be meant (the limit is {MOST_LAYERS})")
     return layers
+
+
+def drafting_layers(config: Config) -> int:
+    """Extra layers that draft tokens; 0 where none are declared."""
+    name = "num_nextn_predict_layers"
+    return layer_count(config, name) if config.get(name) not in (None, 0) else 0
+
+
+def mixture(count: int, per_token: int, inner: int) -> Mixture:
+    """Experts of which a token can meet as many as it should. Raises UnsupportedModel."""
+    if per_token > count:
+        raise UnsupportedModel(f"config.json: {per_token} experts for each token where the model has {count}")
+    return Mixture(count, per_token, inner)
 
 
 def head_sizes(config: Config) -> tuple[int, int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twinline.facts.families import parts
 from twinline.facts.models import UnsupportedModel
-from twinline.facts.tensors import Anatomy, Config, Mixture, Tensor
+from twinline.facts.tensors import Anatomy, Config, Tensor
 
 
 def anatomy(config: Config, architecture: str) -> Anatomy:
@@ -13,7 +13,7 @@ def anatomy(config: Config, architecture: str) -> Anatomy:
     heads, kv_heads, size = parts.head_sizes(config)
     number = parts.layer_count(config, "num_hidden_layers")
     layers = tuple(range(number))
-    mixture = Mixture(
+    mixture = parts.mixture(
         parts.need(config, "num_experts", "num_local_experts"),
         parts.need(config, "num_experts_per_tok"),
         parts.need(config, "moe_intermediate_size"),
