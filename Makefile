@@ -34,7 +34,7 @@ $(VENV)/.python:
 	  { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu install python3-venv" >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.setup: $(VENV)/.python pyproject.toml scripts/install-torch $(wildcard csrc/*)
+$(VENV)/.setup: $(VENV)/.python pyproject.toml scripts/install-torch $(wildcard csrc/* csrc/cpu/*)
 	@$(BIN)/python scripts/install-torch
 	@echo 'installing twinline'
 	@$(PIP) install --quiet --editable .

@@ -60,11 +60,15 @@ int64_t twinline_kernel_words(int index) { return kWords[index]; }
 
 void twinline_set_threads(int count, int pin) { set_threads(count, pin != 0); }
 
-void twinline_run(int kernel, const void* arguments) { used->kernels[kernel](arguments); }
+void twinline_run(int kernel, const void* arguments) {
+  const NoDenormals none;
+  used->kernels[kernel](arguments);
+}
 
 // Runs `count` kernels in order; workers stay awake between them.
 void twinline_replay(const int32_t* kernels, const void* const* arguments, int64_t count) {
-  Live live;
+  const NoDenormals none;
+  const Live live;
   for (int64_t i = 0; i < count; ++i) used->kernels[kernels[i]](arguments[i]);
 }
 

@@ -21,6 +21,6 @@ void enter(const void* arguments) {
   Kernel(*static_cast<const Arguments*>(arguments));
 }
 
-#define TWINLINE_KERNELS(X) TWINLINE_SMALL_KERNELS(X)
+#define TWINLINE_KERNELS(X) TWINLINE_SMALL_KERNELS(X) TWINLINE_EXPERT_KERNELS(X) TWINLINE_ATTENTION_KERNELS(X) TWINLINE_LINEAR_KERNELS(X) TWINLINE_SAMPLING_KERNELS(X)
 
 }  // namespace twinline

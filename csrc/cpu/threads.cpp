@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -96,6 +97,7 @@ class Pool {
 
   void work() {
     inside = true;
+    const NoDenormals none;
     uint32_t seen = uint32_t(ticket_.load(std::memory_order_acquire) >> 32);
     while (!ending_.load(std::memory_order_relaxed)) {
       for (int spins = 0; !news(seen) && !ending_.load(std::memory_order_relaxed); ++spins)
@@ -157,7 +159,49 @@ Pool& pool() {
   return *one;
 }
 
+class Grown {
+ public:
+  ~Grown() { std::free(data_); }
+
+  void* at_least(int64_t bytes) {
+    if (bytes > size_) {
+      std::free(data_);
+      size_ = (bytes + bytes / 4 + 4095) / 4096 * 4096;
+      data_ = std::aligned_alloc(64, size_t(size_));
+      if (data_ == nullptr) std::abort();
+    }
+    return data_;
+  }
+
+ private:
+  void* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
 }  // namespace
+
+NoDenormals::NoDenormals() {
+#if defined(__x86_64__)
+  before_ = _mm_getcsr();
+  _mm_setcsr(uint32_t(before_) | 0x8040);  // flush to zero, and denormals are zero
+#elif defined(__aarch64__)
+  asm volatile("mrs %0, fpcr" : "=r"(before_));
+  asm volatile("msr fpcr, %0" ::"r"(before_ | uint64_t(1) << 24));
+#endif
+}
+
+NoDenormals::~NoDenormals() {
+#if defined(__x86_64__)
+  _mm_setcsr(uint32_t(before_));
+#elif defined(__aarch64__)
+  asm volatile("msr fpcr, %0" ::"r"(before_));
+#endif
+}
+
+void* scratch(Use use, int64_t bytes) {
+  static thread_local Grown memory[2];
+  return memory[use].at_least(bytes);
+}
 
 void set_threads(int count, bool pin) {
   if (count != threads()) pool().resize(count < 1 ? 0 : count - 1, pin);

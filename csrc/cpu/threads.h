@@ -30,6 +30,23 @@ inline void parallel(int64_t count, const Body& body) {
   share(count, [](void* context, int64_t i) { (*static_cast<const Body*>(context))(i); }, const_cast<Body*>(&body));
 }
 
+// While one exists the calling thread takes denormal numbers as 0, as workers always do: a denormal costs a hundred times a normal
+// number and means nothing here, and a result must not depend on the thread that computed it.
+class NoDenormals {
+ public:
+  NoDenormals();
+  ~NoDenormals();
+
+ private:
+  uint64_t before_;
+};
+
+// Memory of the calling thread, 64-byte aligned, kept for its next use. It only grows, and what it held is then lost. A caller's
+// work inside its own region is a task like any other: what a kernel prepares before the region lies under `kCall`, and what
+// a task needs for itself under `kTask`.
+enum Use { kCall, kTask };
+void* scratch(Use use, int64_t bytes);
+
 // While one exists, workers do not sleep between regions.
 struct Live {
   Live();

@@ -11,6 +11,16 @@ TWINLINE_BEGIN_TARGET(TWINLINE_TARGET)
 namespace twinline::TWINLINE_NAMESPACE {
 #include "vector.h"
 #include "small.h"
+#include "route.h"
+#include "tile.h"
+#include "attention.h"
+#include "latent.h"
+#include "lanes.h"
+#include "weights.h"
+#include "packing.h"
+#include "linear.h"
+#include "experts.h"
+#include "sampling.h"
 }  // namespace twinline::TWINLINE_NAMESPACE
 #ifdef TWINLINE_TARGET
 TWINLINE_END_TARGET

@@ -61,6 +61,13 @@ struct F {
   alignas(32) float at[16];
 };
 
+// Said, not left to the compiler, which fuses in one place and not in another: a row's result must not depend on its place.
+#if TWINLINE_HAS_AVX2 || defined(__FP_FAST_FMAF)
+#define TWINLINE_FMA(a, b, c) __builtin_fmaf(a, b, c)
+#else
+#define TWINLINE_FMA(a, b, c) ((a) * (b) + (c))
+#endif
+
 #define TWINLINE_EACH for (int i = 0; i < 16; ++i)
 
 inline float from_bf16(bf16 x) {
@@ -84,7 +91,7 @@ inline F add(F a, F b) { TWINLINE_EACH a.at[i] += b.at[i]; return a; }
 inline F sub(F a, F b) { TWINLINE_EACH a.at[i] -= b.at[i]; return a; }
 inline F mul(F a, F b) { TWINLINE_EACH a.at[i] *= b.at[i]; return a; }
 inline F div(F a, F b) { TWINLINE_EACH a.at[i] /= b.at[i]; return a; }
-inline F fma(F a, F b, F c) { TWINLINE_EACH c.at[i] += a.at[i] * b.at[i]; return c; }
+inline F fma(F a, F b, F c) { TWINLINE_EACH c.at[i] = TWINLINE_FMA(a.at[i], b.at[i], c.at[i]); return c; }
 inline F max(F a, F b) { TWINLINE_EACH a.at[i] = a.at[i] > b.at[i] ? a.at[i] : b.at[i]; return a; }
 inline F min(F a, F b) { TWINLINE_EACH a.at[i] = a.at[i] < b.at[i] ? a.at[i] : b.at[i]; return a; }
 inline F absolute(F a) { TWINLINE_EACH a.at[i] = a.at[i] < 0 ? -a.at[i] : a.at[i]; return a; }

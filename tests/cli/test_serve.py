@@ -106,6 +106,16 @@ def test_a_folder_that_cannot_be_a_model_is_refused(
     assert not served
 
 
+def test_a_form_of_weights_that_is_none_is_refused_before_anything_starts(
+    folder: Path, served: list[Serving], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given in (["--weights", "int5"], ["--head-weights", "int4:7"], ["--weights", "float32", "--dtype", "bfloat16"]):
+        assert main(["serve", str(folder), *given]) == 1
+        err = capsys.readouterr().err
+        assert "weights" in err and err.count("\n") == 1
+    assert not served
+
+
 def test_a_port_in_use_is_refused(folder: Path, served: list[Serving], capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

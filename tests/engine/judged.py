@@ -33,6 +33,7 @@ class Case:
         self.truth = oracle.run(config, self.weights, IDS)
         self.options = options
         self.line = Driven(self.folder, **options)
+        self.line.engine.runner.graphs.why_not = "a test changes its ops"  # a step that is replayed would not see it
 
     @property
     def ops(self) -> Any:

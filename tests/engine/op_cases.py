@@ -101,7 +101,11 @@ def kv_write(dtype: torch.dtype) -> Iterator[Case]:
             for slot, value in zip(slots, new.double(), strict=True):
                 for h in range(heads):
                     want[h, slot // PAGE, slot % PAGE] = value[h]
-            yield f"{heads}x{size} {len(slots)} rows", (cache, torch.tensor(slots), new), want
+            yield f"{heads}x{size} {len(slots)} rows", (cache.clone(), torch.tensor(slots), new), want
+            wider = normal(len(slots), heads, 20, dtype=dtype)
+            wider[..., 3:10] = new[..., -7:]
+            parts = (new[..., :-7].contiguous(), wider[..., 3:10])
+            yield f"{heads}x{size} {len(slots)} rows in two parts", (cache.clone(), torch.tensor(slots), *parts), want
 
 
 PASTS = ((0, 5), (0, 16), (0, 33), (16, 7), (37, 19), (31, 1), (15, 2), (64, 32))
@@ -274,6 +278,8 @@ def experts(dtype: torch.dtype) -> Iterator[Case]:
                 gate, up = (x[n].double() @ gate_up[e].double().T).split(inner)
                 want[n] += weight[n, place].double() * ((gate / (1 + (-gate).exp()) * up) @ down[e].double().T)
         yield name, (x, (gate_up, down), chosen, weight), want
+        base = normal(len(chosen), hidden, dtype=dtype, seed=6)
+        yield f"{name}, and a base", (x, (gate_up, down), chosen, weight, base), want + base.double()
 
 
 CASES: dict[str, Callable[[torch.dtype], Iterator[Case]]] = {

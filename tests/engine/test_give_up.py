@@ -23,7 +23,7 @@ def test_a_broken_loop_ends_every_live_request(tmp_path) -> None:
     for name in "abc":
         engine.submit(Request(name, [5, 6, 7], SamplingParams(max_tokens=50)))
 
-    def broken() -> None:
+    def broken(drafts: object) -> None:
         raise LookupError("a book is missing")
 
     engine.scheduler.schedule = broken  # type: ignore[method-assign,assignment]

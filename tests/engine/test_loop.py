@@ -272,7 +272,8 @@ def test_a_failed_step_spares_those_who_share_its_prefix(built: Built) -> None:
         engine.submit(request)
     engine.step()
     assert pair[0].pages[:5] == pair[1].pages[:5]
-    schedule, engine.scheduler.schedule = engine.scheduler.schedule, lambda: Step(schedule().work[:1])  # type: ignore[method-assign]
+    schedule = engine.scheduler.schedule
+    engine.scheduler.schedule = lambda drafts: Step(schedule(drafts).work[:1])  # type: ignore[method-assign]
     break_hidden(engine, 1)
     engine.step()
     engine.scheduler.schedule = schedule  # type: ignore[method-assign]

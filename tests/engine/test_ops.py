@@ -159,12 +159,21 @@ def test_a_refusal_says_why(facts: StaticFacts, reason: str) -> None:
     assert dict(choice.passed_over)["onednn"].startswith(reason)
 
 
-def test_a_shape_that_is_not_known_is_refused() -> None:
+def test_a_condition_on_a_shape_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel written for some head sizes must not get one that nobody named."""
-    for size in (0, 10, 96):
-        choice = next(c for c in Ops(Cpu.providers, StaticFacts("cpu", torch.bfloat16, size)).choices
-                      if c.op == "attention_decode")  # fmt: skip
-        assert choice.provider == "batched" and dict(choice.passed_over)["cpu"]
+
+    def refuse(facts: StaticFacts) -> str | None:
+        return None if facts.head_size and facts.head_size % 64 == 0 else f"head size {facts.head_size}"
+
+    found = registry._registered["attention_decode", "batched"]
+    monkeypatch.setitem(
+        registry._registered, ("attention_decode", "batched"), dataclasses.replace(found, refuse=refuse)
+    )
+    for size, provider in ((0, "reference"), (96, "reference"), (128, "batched")):
+        choices = Ops(("batched", "reference"), StaticFacts("cpu", torch.bfloat16, size)).choices
+        choice = next(c for c in choices if c.op == "attention_decode")
+        assert choice.provider == provider
+        assert provider == "batched" or dict(choice.passed_over)["batched"] == f"head size {size}"
 
 
 def test_strict_refuses_ops_that_only_the_reference_has(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,28 +200,30 @@ def test_only_ops_can_be_registered() -> None:
 
 
 def test_nothing_falls_back_at_run_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A provider that fails ends the request with an error that says so; the reference does not step in."""
-    found = registry._registered["mla_decode", "batched"]
+    """A provider that fails ends the request with an error that says so; those behind it do not step in."""
+    first = next(c for c in Ops(Cpu.providers, F32).choices if c.op == "mla_decode").provider
+    others = [name for op, name in registry._registered if op == "mla_decode" and name != first]
     calls: list[str] = []
 
     def broken(*_: Any) -> Tensor:
-        calls.append("batched")
+        calls.append(first)
         raise RuntimeError("kernel launch failed")
 
     def witness(*_: Any) -> Tensor:
-        calls.append("reference")
+        calls.append("another")
         raise AssertionError
 
-    monkeypatch.setitem(registry._registered, ("mla_decode", "batched"), dataclasses.replace(found, function=broken))
-    other = registry._registered["mla_decode", "reference"]
-    monkeypatch.setitem(registry._registered, ("mla_decode", "reference"), dataclasses.replace(other, function=witness))
+    for name in (first, *others):
+        found = registry._registered["mla_decode", name]
+        function = broken if name == first else witness
+        monkeypatch.setitem(registry._registered, ("mla_decode", name), dataclasses.replace(found, function=function))
     line = Driven(write(tmp_path / "model", R1, weights(R1)))
     outputs: list[Output] = []
     line.engine.deliver = outputs.extend
     line.submit("r", [1, 2, 3], max_tokens=4)
     line.run()
     assert outputs[-1].finish == "error" and "kernel launch failed" in str(outputs[-1].error)
-    assert calls == ["batched"]
+    assert calls == [first]
 
 
 @pytest.mark.parametrize("limit", [1, 64, 200])

@@ -12,6 +12,7 @@ from tests.facts.test_profiles import PROFILE
 
 import twinline
 from twinline.engine.build import Built, Options, build
+from twinline.engine.devices.cpu import Cpu
 from twinline.engine.ops.registry import Ops, StaticFacts
 from twinline.facts.profiles import Refused, write_profile
 
@@ -23,6 +24,9 @@ def refused(op: str, provider: str) -> Refused:
     return Refused(op=op, provider=provider, dtype="float32", reason="level 1: off by 3%")
 
 
+OTHERS = tuple(refused("mla_decode", name) for name in Cpu.providers if name not in ("batched", "reference"))
+
+
 def built(tmp_path: Path, *refusals: Refused, **changes: Any) -> Built:
     changed = {"device": "cpu", "device_name": "cpu", "refused": refusals} | changes
     write_profile(msgspec.structs.replace(PROFILE, **changed), tmp_path / "profile.json")
@@ -31,9 +35,10 @@ def built(tmp_path: Path, *refusals: Refused, **changes: Any) -> Built:
 
 
 def test_a_refused_provider_is_passed_over_with_the_profiles_reason(tmp_path: Path) -> None:
-    ops = built(tmp_path, refused("mla_decode", "batched")).ops
+    ops = built(tmp_path, *OTHERS, refused("mla_decode", "batched")).ops
     by_op = {c.op: c for c in ops.choices}
-    assert by_op["mla_decode"].provider == "reference" and by_op["mla_prefill"].provider == "batched"
+    assert by_op["mla_decode"].provider == "reference"
+    assert by_op["mla_prefill"] == next(c for c in Ops(Cpu.providers, F32).choices if c.op == "mla_prefill")
     assert ("batched", "level 1: off by 3%") in by_op["mla_decode"].passed_over
     line = next(line for line in ops.explain().splitlines() if line.startswith("mla_decode"))
     assert "reference" in line and "batched: level 1: off by 3%" in line
@@ -41,7 +46,7 @@ def test_a_refused_provider_is_passed_over_with_the_profiles_reason(tmp_path: Pa
 
 def test_refusals_hold_for_their_dtype_alone(tmp_path: Path) -> None:
     other = msgspec.structs.replace(refused("mla_decode", "batched"), dtype="bfloat16")
-    assert {c.op: c.provider for c in built(tmp_path, other).ops.choices}["mla_decode"] == "batched"
+    assert {c.op: c.provider for c in built(tmp_path, *OTHERS, other).ops.choices}["mla_decode"] == "batched"
 
 
 @pytest.mark.parametrize(
@@ -59,14 +64,14 @@ def test_a_profile_that_does_not_fit_is_refused(changes: dict[str, Any], said: s
 
 
 def test_an_op_that_is_used_and_has_no_provider_left(tmp_path: Path) -> None:
-    both = refused("mla_decode", "batched"), refused("mla_decode", "reference")
+    both = *OTHERS, refused("mla_decode", "batched"), refused("mla_decode", "reference")
     with pytest.raises(ValueError, match="no provider of mla_decode is right on this device in float32: level 1"):
         built(tmp_path, *both)
 
 
 def test_one_that_is_not_used_does_not_matter(tmp_path: Path) -> None:
-    both = refused("attention_decode", "batched"), refused("attention_decode", "reference")
-    assert built(tmp_path, *both).ops is not None
+    every = (refused("attention_decode", name) for name in Cpu.providers)
+    assert built(tmp_path, *every).ops is not None
 
 
 def test_the_order_goes_on_behind_what_is_refused() -> None:

@@ -40,7 +40,8 @@ def test_trap_01_latent_norm_and_what_the_cache_stores(case: Make, monkeypatch: 
 
         write_rows = c.ops.kv_write
 
-        def norm_over_all(cache: Tensor, slots: Tensor, rows: Tensor, write_rows: Any = write_rows) -> None:
+        def norm_over_all(cache: Tensor, slots: Tensor, *parts: Tensor, write_rows: Any = write_rows) -> None:
+            rows = torch.cat(parts, -1)
             write_rows(cache, slots, rows / rows.pow(2).mean(-1, keepdim=True).sqrt())
 
         with monkeypatch.context() as m:
@@ -153,7 +154,7 @@ def test_trap_07_yarn(mscale: float, all_dim: float, case: Make, monkeypatch: py
     without = spec_from_config(config | {"rope_scaling": None}).rope
     with monkeypatch.context() as m:
         spec = dataclasses.replace(c.line.built.spec, rope=without)
-        m.setattr(c.line.model, "rope", type(rope)(spec, 256, torch.device("cpu")))
+        m.setattr(c.line.model, "rope", type(rope)(c.ops, spec, 256, torch.device("cpu")))
         assert c.sprung(), "frequencies as before the stretch"
 
 

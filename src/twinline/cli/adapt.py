@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import msgspec
@@ -50,14 +52,45 @@ def run(args: argparse.Namespace) -> int:
     check_names(args.only)
     trial = Trial(device=args.device, model=EMBEDDED if folder == embedded() else str(folder), seed=args.seed,
                   dtype=args.dtype, only=tuple(args.only))  # fmt: skip
-    done = climbed(trial, folder, args.patience or 0.0, Progress(sys.stderr if args.json else sys.stdout))
     out = args.out or (None if args.only else Path(f"adapt-{plain(args.device)}"))
-    written = tuple(write(done, out)) if out else ()
-    if args.json:
+    with writable(out) if out else nullcontext():
+        done = climbed(trial, folder, args.patience or 0.0, Progress(sys.stderr if args.json else sys.stdout))
+    if done.trial.only and not done.findings:
+        raise CliError(f"nothing was tried: no check of this device and model is called {' or '.join(trial.only)} "
+                       f"(--only with a level alone shows the names of its checks)", code=2)  # fmt: skip
+    try:
+        written = tuple(write(done, out)) if out else ()
+    except CliError:
+        tell(done, (), args.json)  # what was found is not lost with a full disk
+        raise
+    tell(done, written, args.json)
+    return 0 if done.grade.serves else 1
+
+
+def tell(done: Report, written: Sequence[Path], as_json: bool) -> None:
+    if as_json:
         print(msgspec.json.format(msgspec.json.encode(done), indent=2).decode())
     else:
         print("\n".join(summary(done, written)))
-    return 0 if done.grade.serves else 1
+
+
+@contextmanager
+def writable(out: Path) -> Iterator[None]:
+    """Makes the folder before the climb: minutes later is late to learn that it cannot be written to. It is gone again
+    where nothing comes of the climb."""
+    there = out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise CliError(f"cannot write to {out}: {error.strerror or error}") from None
+    try:
+        yield
+    except BaseException:
+        if not there:
+            with suppress(OSError):
+                out.rmdir()
+        raise
 
 
 def model_folder(given: str | None) -> Path:
@@ -95,9 +128,8 @@ def climbed(trial: Trial, folder: Path, patience: float, progress: Progress) -> 
 
 
 def write(done: Report, out: Path) -> Iterator[Path]:
-    """The four files."""
+    """The four files, in a folder that is there."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
         for name, text in (("report.html", html(done)), ("report.md", markdown(done))):
             (out / name).write_text(text, encoding="utf-8")
             yield out / name

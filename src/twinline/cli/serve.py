@@ -20,11 +20,15 @@ from twinline.cli.folder import embedded, read_config
 from twinline.cli.parser import CliError, integer
 from twinline.facts.models import spec_from_config
 from twinline.facts.profiles import read_profile
+from twinline.facts.weight_form import read_weights
 
 DEMONSTRATION = "demonstration model"
 # options that are the engine's own, handed on when given
 WORKER = {
     "dtype": "weights and arithmetic; auto takes what the checkpoint says and the device can do",
+    "weights": "form of the linear layers' weights: plain (as the checkpoint has them, the default), int8, int4, "
+    "int4:32, int4:64, int4:128 (the number is how many values share a scale)",
+    "head_weights": "form of the output head's weights; default: as --weights",
     "max_tokens_per_step": "tokens computed in one step, over all requests",
     "max_running": "requests computed at the same time",
     "max_waiting": "requests waiting before new ones get 429",
@@ -34,6 +38,7 @@ WORKER = {
     "threads": "CPU threads of the engine",
     "device": "where the model runs: cpu, cuda, cuda:1, simchip, ...; the machine's accelerator by default",
     "profile": "what `twinline adapt` found out: providers that it refuses are passed over",
+    "speculation": "ngram: guess tokens from what was said before, and keep those that hold; the text stays the same",
     "strict_ops": "refuse to start when an op has no provider but the reference",
 }
 
@@ -54,6 +59,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         flag = "--" + name.replace("_", "-")
         if name == "dtype":
             parser.add_argument(flag, choices=("auto", "float32", "bfloat16", "float16"), help=text)
+        elif name in ("weights", "head_weights"):
+            parser.add_argument(flag, metavar="F", help=text)
+        elif name == "speculation":
+            parser.add_argument(flag, choices=("off", "ngram"), help=text)
         elif name == "device":
             parser.add_argument(flag, metavar="D", help=text)
         elif name == "profile":
@@ -70,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     """Serves until SIGINT or SIGTERM; checks first what can be checked in milliseconds."""
     folder: Path = (args.dir or embedded()).resolve()
     spec_from_config(read_config(folder))
+    read_weights(args.dtype or "auto", args.weights or "auto", args.head_weights or "auto")
     if args.profile:
         args.profile = args.profile.resolve()
         read_profile(args.profile)

@@ -1,12 +1,16 @@
 """From a schedule to flat tensors: ids, positions, slots and the attention plan of one step.
 
-Owns the layout of a step: decodes first, then prefill chunks, every row one token. Knows no model and no sampling.
+Owns the layout of a step: decodes first, then prefill chunks, every row one token. A decode with a draft is as many
+decodes, each a position on: they see one another's keys, for all of a layer's are written before it attends. Knows no
+model and no sampling.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +20,7 @@ from twinline.engine.scheduler import Work
 
 @dataclass(frozen=True)
 class Batch:
-    """`work` in row order; `ends` is the row of each work item's last token."""
+    """`work` in row order; `ends` is the row of each work item's last token, the last of its draft if it has one."""
 
     work: tuple[Work, ...]
     ids_N: Tensor
@@ -31,41 +35,87 @@ def slots(work: Work, page_size: int) -> list[int]:
     return [pages[p // page_size] * page_size + p % page_size for p in range(work.start, work.end)]
 
 
-def build(work: tuple[Work, ...], page_size: int, device: torch.device, spare_page: int) -> Batch:
+class PageTables:
+    """The pages of sequences that decode, as arrays that are kept from one step to the next."""
+
+    def __init__(self, spare_page: int) -> None:
+        """`spare_page` belongs to nobody: it fills up short rows, so that no sequence reads another's page."""
+        self.spare_page = spare_page
+        self._rows: dict[str, tuple[list[int], np.ndarray]] = {}
+
+    def of(self, decodes: Sequence[Work], page_size: int) -> np.ndarray:
+        """Pages `[D, P]` that hold the past and the new token of each row of the decodes."""
+        counts = [-(-w.end // page_size) for w in decodes]
+        table = np.full((sum(w.count for w in decodes), max(counts)), self.spare_page, dtype=np.int64)
+        rows: dict[str, tuple[list[int], np.ndarray]] = {}
+        first = 0
+        for w, count in zip(decodes, counts, strict=True):
+            request = w.request
+            pages, row = self._rows.get(request.id, (None, None))
+            if pages is not request.pages or row is None or len(row) < count:
+                # A list that is replaced is another one; a list that lives only grows.
+                row = np.array(request.pages, dtype=np.int64)
+            rows[request.id] = request.pages, row
+            table[first : first + w.count, :count] = row[:count]
+            first += w.count
+        self._rows = rows
+        return table
+
+
+def build(
+    work: tuple[Work, ...],
+    page_size: int,
+    device: torch.device,
+    spare_page: int,
+    tables: PageTables | None = None,
+    *,
+    blocked: bool = True,
+) -> Batch:
     """The tensors of one step, made on the host and moved to `device` once each.
 
-    `spare_page` belongs to nobody: it fills up the decodes' page table, so that no sequence reads another's page.
+    `tables` are kept by who builds one step after the other. `blocked`: whether some op wants to be told which places
+    are beyond a sequence's length.
     """
-    decodes = [w for w in work if w.count == 1]
-    chunks = [w for w in work if w.count > 1]
+    decodes = [w for w in work if w.count == 1 or w.draft]
+    chunks = [w for w in work if w.count > 1 and not w.draft]
     ids: list[int] = []
     positions: list[int] = []
     where: list[int] = []
     prefills: list[PrefillPlan] = []
     ends: list[int] = []
-    for w in (*decodes, *chunks):
+    for w in decodes:
+        request, at = w.request, w.start
+        prompt = len(request.prompt)
+        ids.append(request.prompt[at] if at < prompt else request.output[at - prompt])
+        positions.append(at)
+        where.append(request.pages[at // page_size] * page_size + at % page_size)
+        if w.draft:
+            ids += w.draft
+            positions += range(at + 1, w.end)
+            where += slots(w, page_size)[1:]
+        ends.append(len(ids) - 1)
+    rows = len(ids)
+    for w in chunks:
         first = len(ids)
         ids += w.request.tokens(w.start, w.end)
         positions += range(w.start, w.end)
         where += slots(w, page_size)
         ends.append(len(ids) - 1)
-        if w.count > 1:
-            pages_P = torch.tensor(w.request.pages[: -(-w.end // page_size)], device=device)
-            prefills.append(PrefillPlan(first, len(ids), w.start, pages_P))
-    numbers = torch.tensor([ids, positions, where], device=device)
-    plan = Plan(numbers[2], _decode_plan(decodes, page_size, device, spare_page), tuple(prefills))
+        pages_P = torch.tensor(w.request.pages[: -(-w.end // page_size)], device=device)
+        prefills.append(PrefillPlan(first, len(ids), w.start, pages_P))
+    numbers = torch.from_numpy(np.array((ids, positions, where), dtype=np.int64)).to(device)
+    decode = None
+    if decodes:
+        table = (tables or PageTables(spare_page)).of(decodes, page_size)
+        pages_DP, lengths_D = torch.from_numpy(table).to(device), numbers[1, :rows] + 1
+        beyond_DL = _beyond(positions[:rows], table.shape[1] * page_size, lengths_D) if blocked else None
+        decode = DecodePlan(pages_DP, lengths_D, beyond_DL)
+    plan = Plan(numbers[2], decode, tuple(prefills))
     return Batch((*decodes, *chunks), numbers[0], numbers[1], plan, tuple(ends))
 
 
-def _decode_plan(decodes: list[Work], page_size: int, device: torch.device, spare_page: int) -> DecodePlan | None:
-    if not decodes:
+def _beyond(positions: list[int], places: int, lengths_D: Tensor) -> Tensor | None:
+    """True for the places beyond a sequence's length; None when there are none."""
+    if min(positions) + 1 == places:
         return None
-    lengths = [w.start + 1 for w in decodes]
-    width = -(-max(lengths) // page_size)
-    rows = [w.request.pages[: -(-length // page_size)] for w, length in zip(decodes, lengths, strict=True)]
-    pages_DP = torch.tensor([r + [spare_page] * (width - len(r)) for r in rows], device=device)
-    lengths_D = torch.tensor(lengths, device=device)
-    blocked = None
-    if min(lengths) < width * page_size:
-        blocked = torch.arange(width * page_size, device=device) >= lengths_D[:, None]
-    return DecodePlan(pages_DP, lengths_D, blocked)
+    return torch.arange(places, device=lengths_D.device) >= lengths_D[:, None]

@@ -24,24 +24,33 @@ from twinline.engine.runner import Runner
 from twinline.engine.sampler import Sampler
 from twinline.engine.scheduler import Scheduler
 from twinline.engine.sizes import cache_tokens, weight_bytes
+from twinline.engine.speculation import Speculation
 from twinline.facts.models import GroupedQuery, ModelSpec, read_spec
 from twinline.facts.profiles import Profile, read_profile
+from twinline.facts.weight_form import PLAIN_WEIGHTS, Weights, read_weights
 
 log = logging.getLogger(__name__)
 
 # Below this a second thread costs more than it computes, and it takes the core that the gateway needs: measured on two
 # cores, tiny-r1 over HTTP gives 1.4 to 1.6 times the tokens with one thread, for 1 user and for 32.
 SMALL_WEIGHTS = 64 * 2**20
+SPECULATIONS = ("off", "ngram")
+DRAFT_ROWS = 8  # of a step that guesses; beyond, rows cost what tokens that are not guessed would
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Options:
     """How to run a model. 0 and "auto" mean: derived from the model and the device. `profile` is a file that
-    `twinline adapt` wrote: providers that it refuses are passed over; a device of "auto" is then the profile's."""
+    `twinline adapt` wrote: providers that it refuses are passed over; a device of "auto" is then the profile's.
+
+    `weights` and `head_weights` are forms by name (facts/weight_form.py); "auto" keeps weights as the checkpoint has
+    them, and the output head as `weights` says. `speculation` is "off" or "ngram"."""
 
     device: str = "auto"
     dtype: str = "auto"
+    weights: str = "auto"
+    head_weights: str = "auto"
     max_tokens_per_step: int = 512
     max_running: int = 64
     max_waiting: int = 1024
@@ -52,6 +61,7 @@ class Options:
     strict_ops: bool = False
     prefix_cache: bool = True
     profile: str = ""
+    speculation: str = "off"
 
 
 @dataclass(frozen=True)
@@ -78,13 +88,16 @@ def build(
     spec = read_spec(directory)
     profile = read_profile(Path(options.profile)) if options.profile else None
     device = open_device(profile.device if profile and options.device == "auto" else options.device)
-    dtype = _dtype(options.dtype, spec, device)
-    ops = ops_for(device, dtype, spec, _refused(profile, device, dtype))
+    wanted = read_weights(options.dtype, options.weights, options.head_weights)
+    dtype = _dtype(wanted.dtype, spec, device)
+    ops = ops_for(device, dtype, spec, _refused(profile, device, dtype), wanted)
     context = options.max_model_len or spec.context
     if context < 2:
         raise ValueError(f"max_model_len must be at least 2 (one token in, one out), not {context}")
     if context > spec.context:
         raise ValueError(f"max_model_len {context} is beyond the model's context of {spec.context} tokens")
+    if options.speculation not in SPECULATIONS:
+        raise ValueError(f"speculation {options.speculation!r:.40} is not known: use {' or '.join(SPECULATIONS)}")
     if options.max_running < 1:
         raise ValueError(f"max_running must be at least 1, not {options.max_running}")
     if options.max_tokens_per_step <= options.max_running:
@@ -119,18 +132,24 @@ def build(
         max_model_len=min(context, pages * page_size + 1),
     )
     runner = Runner(model, device, pages=pages, page_size=page_size, dtype=dtype)
-    engine = Engine(runner, pool, scheduler, Sampler(spec.vocab), deliver, observe)
+    guesses = Speculation(DRAFT_ROWS) if options.speculation == "ngram" else None
+    engine = Engine(runner, pool, scheduler, Sampler(spec.vocab), deliver, observe, guesses)
     log.info("ops:\n%s", ops.explain(model.uses()))
     log.info("decode graphs: %s", runner.graphs.why_not or "recorded as they are needed")
     return Built(engine, spec, device, dtype, ops, scheduler.max_model_len, pages * page_size)
 
 
 def ops_for(
-    device: Device, dtype: torch.dtype, spec: ModelSpec, refused: Mapping[tuple[str, str], str] = MappingProxyType({})
+    device: Device,
+    dtype: torch.dtype,
+    spec: ModelSpec,
+    refused: Mapping[tuple[str, str], str] = MappingProxyType({}),
+    stored: Weights = PLAIN_WEIGHTS,
 ) -> Ops:
     """The ops that serve a model on a device. `refused` is (op, provider) to reason."""
     head_size = spec.attention.head_size if isinstance(spec.attention, GroupedQuery) else 0
-    return Ops(device.providers, StaticFacts(device.torch_device.type, dtype, head_size), refused)
+    facts = StaticFacts(device.torch_device.type, dtype, head_size, stored.layers, stored.head)
+    return Ops(device.providers, facts, refused)
 
 
 def _refused(profile: Profile | None, device: Device, dtype: torch.dtype) -> dict[tuple[str, str], str]:

@@ -6,6 +6,9 @@ Rows without a filter add noise to the whole vocabulary. Rows with one look at t
 nearly always hold all that the filters keep; rows where they do not try again with more, at last with all, sorted. A
 row's token does not depend on the width at which it was found.
 
+Where the host's kernels serve they find the candidates, of a race too. The arithmetic that decides among them is that
+of this file, and what kernels know only nearly (a mass) is computed where it matters: a token is the same either way.
+
 Shapes: N rows, V vocabulary, K candidates.
 """
 
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from twinline.engine import filters, noise
+from twinline.engine.ops.cpu import sampling as host
 from twinline.engine.request import Request, SamplingParams
 
 WIDTHS = (256, 4096)
@@ -34,12 +38,8 @@ def filtered(params: SamplingParams, vocab: int) -> bool:
 class _Rows:
     """The rows of a tensor of logits to draw for, and each one's settings."""
 
-    index_N: Tensor
-    keys_N2: Tensor
-    temperature_N: Tensor
-    top_k_N: Tensor
-    top_p_N: Tensor
-    min_p_N: Tensor
+    whole_N4: Tensor  # row, two words of the noise's key, top_k
+    real_N3: Tensor  # temperature, top_p, min_p
     by_mass: bool  # some row needs the mass of the whole vocabulary
 
     @classmethod
@@ -53,18 +53,29 @@ class _Rows:
         real = torch.tensor([(max(p.temperature, _COLDEST), p.top_p, p.min_p) for p in params], dtype=torch.float32).to(
             device
         )
-        by_mass = any(p.top_p < 1 and not 0 < p.top_k < vocab for p in params)
-        return cls(whole[:, 0], whole[:, 1:3], real[:, 0], whole[:, 3], real[:, 1], real[:, 2], by_mass)
+        return cls(whole, real, any(p.top_p < 1 and not 0 < p.top_k < vocab for p in params))
+
+    @property
+    def index_N(self) -> Tensor:
+        return self.whole_N4[:, 0]
+
+    @property
+    def keys_N2(self) -> Tensor:
+        return self.whole_N4[:, 1:3]
 
     def chunks(self, size: int) -> Iterator[_Rows]:
-        for i in range(0, len(self.index_N), size):
-            s = slice(i, i + size)
-            yield _Rows(self.index_N[s], self.keys_N2[s], self.temperature_N[s], self.top_k_N[s], self.top_p_N[s],
-                        self.min_p_N[s], self.by_mass)  # fmt: skip
+        for i in range(0, len(self.whole_N4), size):
+            yield _Rows(self.whole_N4[i : i + size], self.real_N3[i : i + size], self.by_mass)
+
+    def only(self, which_N: Tensor) -> _Rows:
+        return _Rows(self.whole_N4[which_N], self.real_N3[which_N], self.by_mass)
 
     def shift(self, logits: Tensor, best_N: Tensor) -> Tensor:
         """(logits - maximum) / temperature, one row per row of this, in place."""
-        return logits.sub_(best_N[:, None]).div_(self.temperature_N[:, None])
+        return logits.sub_(best_N[:, None]).div_(self.real_N3[:, :1])
+
+    def kept(self, shifted_NK: Tensor, total_N: Tensor, vocab: int) -> Tensor:
+        return filters.kept(shifted_NK, total_N, vocab, self.whole_N4[:, 3], self.real_N3[:, 1], self.real_N3[:, 2])
 
 
 def chunk_rows(logits: Tensor) -> int:
@@ -73,14 +84,29 @@ def chunk_rows(logits: Tensor) -> int:
     return max(1, elements // logits.shape[-1])
 
 
+def maxima(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's largest logit, float32, and the lowest id that has it; NaN if there is one."""
+    if host.serves(logits):
+        return host.row_maxima(logits)
+    best, token = logits.max(-1)  # unlike argmax it promises the first of equal maxima, and it carries a NaN through
+    return best.float(), token
+
+
 def draw(logits: Tensor, best: Tensor, rows: Sequence[int], requests: Sequence[Request]) -> list[int]:
-    """A token for each of `rows` of `logits` (any number of rows by V); `best` holds every row's maximum, finite."""
+    """A token for each of `rows` of `logits` (any number of rows by V); `best` holds every row's maximum, float32 and
+    finite."""
     vocab, device = logits.shape[-1], logits.device
     tokens = [-1] * len(rows)
     pending: list[int] = []
     free: list[int] = []
     for n, request in enumerate(requests):
         (pending if filtered(request.params, vocab) else free).append(n)
+    quick = host.serves(logits)
+    if free and quick:
+        selected = _Rows.of([rows[n] for n in free], [requests[n] for n in free], vocab, device)
+        for n, token in zip(free, _draw_from_candidates(logits, best, selected), strict=True):
+            tokens[n] = token
+        free = [n for n in free if tokens[n] < 0]
     if free:
         selected = _Rows.of([rows[n] for n in free], [requests[n] for n in free], vocab, device)
         for n, token in zip(free, _draw_from_all(logits, best, selected), strict=True):
@@ -89,8 +115,8 @@ def draw(logits: Tensor, best: Tensor, rows: Sequence[int], requests: Sequence[R
         if not pending:
             break
         selected = _Rows.of([rows[n] for n in pending], [requests[n] for n in pending], vocab, device)
-        found = _draw_from_leading(logits, best, selected, min(width, vocab))
-        for n, token in zip(pending, found, strict=True):
+        among = _draw_from_likeliest if quick and width < vocab else _draw_from_leading
+        for n, token in zip(pending, among(logits, best, selected, min(width, vocab)), strict=True):
             tokens[n] = token
         pending = [n for n in pending if tokens[n] < 0]
     return tokens
@@ -105,6 +131,18 @@ def _draw_from_all(logits: Tensor, best: Tensor, rows: _Rows) -> list[int]:
     return torch.cat(tokens).tolist()
 
 
+def _draw_from_candidates(logits: Tensor, best: Tensor, rows: _Rows) -> list[int]:
+    """The same from the few tokens that may win; -1 where they are too many."""
+    ids_NK, count_N = host.race_candidates(logits, best, rows.whole_N4, rows.real_N3)
+    counts: list[int] = count_N.tolist()
+    width = min(max(counts), ids_NK.shape[-1])
+    outside_NK = torch.arange(width) >= count_N[:, None]
+    ids_NK = ids_NK[:, :width].masked_fill(outside_NK, 0)
+    values_NK = rows.shift(logits[rows.index_N[:, None], ids_NK].float(), best[rows.index_N])
+    found = _race(values_NK, ids_NK, rows.keys_N2, outside_NK).tolist()
+    return [token if count <= width else -1 for token, count in zip(found, counts, strict=True)]
+
+
 def _draw_from_leading(logits: Tensor, best: Tensor, rows: _Rows, width: int) -> list[int]:
     """-1 where `width` candidates do not hold all that the row's filters keep."""
     vocab = logits.shape[-1]
@@ -116,11 +154,43 @@ def _draw_from_leading(logits: Tensor, best: Tensor, rows: _Rows, width: int) ->
         total_N = torch.zeros_like(certain_N)
         if part.by_mass:
             total_N = filters.mass(part.shift(logits_NV, best_N)).sum(-1)
-        kept_N = filters.kept(values_NK, total_N, vocab, part.top_k_N, part.top_p_N, part.min_p_N)
+        kept_N = part.kept(values_NK, total_N, vocab)
         if width == vocab:
             kept_N = kept_N.clamp_(max=vocab)
-        outside_NK = torch.arange(width, device=logits.device) >= kept_N[:, None]
-        scores_NK = values_NK.add_(noise.gumbel(part.keys_N2, ids_NK)).masked_fill_(outside_NK, -torch.inf)
-        token_N = ids_NK.gather(-1, scores_NK.max(-1).indices[:, None])[:, 0]
-        tokens.append(token_N.masked_fill_(kept_N > certain_N, -1))
+        tokens.append(_race_kept(values_NK, ids_NK, part, kept_N).masked_fill_(kept_N > certain_N, -1))
     return torch.cat(tokens).tolist()
+
+
+def _draw_from_likeliest(logits: Tensor, best: Tensor, rows: _Rows, width: int) -> list[int]:
+    """The same with candidates and masses by the host's kernels.
+
+    A mass is known within bounds: where they differ in what is kept it is computed exactly.
+    """
+    vocab, best_N = logits.shape[-1], best[rows.index_N]
+    values_NK, ids_NK, complete_N, mass_N = host.leading_candidates(
+        logits, best, rows.whole_N4, rows.real_N3, width, rows.by_mass
+    )
+    values_NK = rows.shift(values_NK, best_N)
+    if mass_N is None:
+        kept_N = rows.kept(values_NK, torch.zeros_like(complete_N), vocab)
+    else:
+        low_N, high_N = filters.mass_bounds(mass_N, host.MASS_ERROR, vocab)
+        kept_N = rows.kept(values_NK, low_N, vocab)
+        open_N = kept_N != rows.kept(values_NK, high_N, vocab)
+        if open_N.any():
+            part = rows.only(open_N)
+            total_N = filters.mass(part.shift(logits[part.index_N].float(), best_N[open_N])).sum(-1)
+            kept_N[open_N] = part.kept(values_NK[open_N], total_N, vocab)
+    token_N = _race_kept(values_NK, ids_NK, rows, kept_N)
+    return token_N.masked_fill_((kept_N > width) | (complete_N == 0), -1).tolist()
+
+
+def _race_kept(values_NK: Tensor, ids_NK: Tensor, rows: _Rows, kept_N: Tensor) -> Tensor:
+    outside_NK = torch.arange(values_NK.shape[-1], device=values_NK.device) >= kept_N[:, None]
+    return _race(values_NK, ids_NK, rows.keys_N2, outside_NK)
+
+
+def _race(values_NK: Tensor, ids_NK: Tensor, keys_N2: Tensor, outside_NK: Tensor) -> Tensor:
+    """The winner's id in each row: the largest of `values` plus noise, the first of equals. Writes into `values`."""
+    scores_NK = values_NK.add_(noise.gumbel(keys_N2, ids_NK)).masked_fill_(outside_NK, -torch.inf)
+    return ids_NK.gather(-1, scores_NK.max(-1).indices[:, None])[:, 0]

@@ -43,6 +43,15 @@ def mass(shifted: Tensor) -> Tensor:
     return shifted.exp().mul_(_UNIT).to(torch.int64)
 
 
+def mass_bounds(mass_N: Tensor, error: float, vocab: int) -> tuple[Tensor, Tensor]:
+    """Between which `mass` summed over a row must be, from a sum in float64 that is off by `error`, relative.
+
+    `mass` rounds every token's down, so its sum may be lower by one unit for each.
+    """
+    low_N = (mass_N * ((1 - error) * _UNIT)).floor().to(torch.int64) - vocab
+    return low_N.clamp_(min=0), (mass_N * ((1 + error) * _UNIT)).ceil().to(torch.int64)
+
+
 def kept(shifted_NK: Tensor, total_N: Tensor, vocab: int, top_k_N: Tensor, top_p_N: Tensor, min_p_N: Tensor) -> Tensor:
     """How many of the ordered candidates each row keeps, at least 1.
 

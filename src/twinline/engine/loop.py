@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -22,7 +22,8 @@ from twinline.engine.pages import PagePool
 from twinline.engine.request import FinishReason, Output, Request, TokenLogprob
 from twinline.engine.runner import Runner
 from twinline.engine.sampler import BadLogits, Sampled, Sampler, prompt_logprobs
-from twinline.engine.scheduler import Scheduler, Step
+from twinline.engine.scheduler import Scheduler, Step, Work
+from twinline.engine.speculation import Speculation, agreed, ahead
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,17 @@ class Counters:
     steps: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
     finished: dict[FinishReason, int] = field(default_factory=lambda: dict.fromkeys(get_args(FinishReason), 0))
+
+
+class _New(NamedTuple):
+    """What a step gave one request: the tokens that hold, the last of them not yet in its output."""
+
+    work: Work
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
 
 
 class Engine:
@@ -52,14 +63,16 @@ class Engine:
         sampler: Sampler,
         deliver: Callable[[Sequence[Output]], None],
         observe: Callable[[Request, float], None] = lambda request, now: None,
+        speculation: Speculation | None = None,
     ):
         """`observe` is called with each request that ends, and the time, for metrics.
 
         `failure` is why the engine has stopped for good, None while it has not; `failure_code` is its kind.
         """
         self.runner, self.pool, self.scheduler, self.sampler = runner, pool, scheduler, sampler
-        self.deliver, self.observe = deliver, observe
+        self.deliver, self.observe, self.speculation = deliver, observe, speculation
         self.counters = Counters()
+        self._tables = batches.PageTables(runner.spare_page)
         self.failure: str | None = None
         self.failure_code: FailureCode = "line_failed"
         self._step = 0  # the number of the one that runs, 0 between steps
@@ -159,7 +172,9 @@ class Engine:
         """One pass: end what was aborted or is late, schedule, run, sample, hand out."""
         with self._lock:
             outputs = self._end_aborted_and_late()
-            step = self.scheduler.schedule()
+            scheduler, guesses = self.scheduler, self.speculation
+            drafts = guesses.drafts(scheduler.decoding, scheduler.max_model_len) if guesses is not None else {}
+            step = scheduler.schedule(drafts)
         if step.work:
             self._begun += 1
             self._step = self._begun
@@ -196,31 +211,38 @@ class Engine:
     def _ended(self, request: Request, finish: FinishReason, now: float, error: str | None = None) -> Output:
         """Books the end of a request that the scheduler has forgotten already."""
         self.sampler.forget(request.id)
+        if self.speculation is not None:
+            self.speculation.forget(request.id)
         self.counters.finished[finish] += 1
         self.observe(request, now)
         return Output(request.id, finish=finish, cached_tokens=request.cached_tokens, error=error)
 
     def _execute(self, step: Step) -> list[Output]:
-        batch = batches.build(step.work, self.runner.page_size, self.runner.device.torch_device, self.runner.spare_page)
-        hidden = self.runner.hidden(batch)
+        runner = self.runner
+        batch = batches.build(
+            step.work, runner.page_size, runner.device.torch_device, runner.spare_page, self._tables,
+            blocked=runner.gathers,
+        )  # fmt: skip
+        hidden = runner.hidden(batch)
         self._collect_prompt_logprobs(batch, hidden)
-        sampling = {w.request: row for w, row in zip(batch.work, batch.ends, strict=True) if w.samples}
+        sampling = {w: end for w, end in zip(batch.work, batch.ends, strict=True) if w.samples}
         bad: BadLogits | None = None
         try:
             result = self._sample(hidden, sampling)
         except BadLogits as error:
             # A card that computes NaN for one request may be right about the others: they go on, it is told.
             bad = error
-            sampling = {r: row for r, row in sampling.items() if r.id not in error.request_ids}
+            sampling = {w: end for w, end in sampling.items() if w.request.id not in error.request_ids}
             result = self._sample(hidden, sampling)
         with self._lock:
             if self.failure:  # the step came back after all, when its requests had been given up
                 return []
-            self.scheduler.commit(step)
+            new = self._take(sampling, result)
+            self.scheduler.commit(step, {w.request.id: len(tokens) for w, tokens, _ in new if w.draft})
             self.counters.steps += 1
-            self.counters.generated_tokens += len(result.tokens)
+            self.counters.generated_tokens += sum(len(tokens) for _, tokens, _ in new)
             now = time.monotonic()
-            outputs = [self._advance(*one, now) for one in zip(sampling, result.tokens, result.logprobs, strict=True)]
+            outputs = [self._advance(w.request, tokens, logprobs, now) for w, tokens, logprobs in new]
         if bad is None:
             self._failures = 0
             return outputs
@@ -228,33 +250,65 @@ class Engine:
         failed = tuple(w for w in step.work if w.request.id in bad.request_ids)
         return outputs + self._fail(Step(failed), f"the engine failed: {bad}")
 
-    def _sample(self, hidden: torch.Tensor, sampling: dict[Request, int]) -> Sampled:
+    def _sample(self, hidden: torch.Tensor, sampling: dict[Work, int]) -> Sampled:
+        """A token for each row of the works: of a draft, one for each of its places and one after."""
         if not sampling:
             return Sampled([], [])
-        return self.sampler.sample(self.runner.logits(hidden, [*sampling.values()]), [*sampling])
+        rows = [row for w, end in sampling.items() for row in range(end - len(w.draft), end + 1)]
+        asked = [ahead(w.request, n) for w in sampling for n in range(len(w.draft) + 1)]
+        return self.sampler.sample(self.runner.logits(hidden, rows), asked)
 
-    def _advance(self, request: Request, token: int, logprob: TokenLogprob | None, now: float) -> Output:
-        """Appends a new token, ends the request if it is the last, and says so."""
-        request.output.append(token)
+    def _take(self, sampling: dict[Work, int], result: Sampled) -> list[_New]:
+        """The tokens that hold, and what was asked of them. All but each request's last are in its output by now."""
+        new, at = [], 0
+        for w in sampling:
+            count, end = 1, at + len(w.draft) + 1
+            if w.draft:
+                count = agreed(w.draft, result.tokens[at:end])
+                self.counters.draft_tokens += len(w.draft)
+                self.counters.accepted_tokens += count - 1
+                if self.speculation is not None:
+                    self.speculation.heard(w.request, len(w.draft), count - 1)
+            tokens = result.tokens[at : at + count]
+            for n, token in enumerate(tokens[:-1]):
+                if self._finish(w.request, token) is not None:
+                    tokens = tokens[: n + 1]
+                    break
+                w.request.output.append(token)
+            logprobs = tuple(p for p in result.logprobs[at : at + len(tokens)] if p is not None)
+            new.append(_New(w, tuple(tokens), logprobs))
+            at = end
+        return new
+
+    def _finish(self, request: Request, token: int) -> Literal["stop", "length"] | None:
+        """Why a request ends with this token as its next, if it does."""
+        length = len(request.output) + 1
+        if token in request.params.stop_token_ids and length > request.params.min_tokens:
+            return "stop"
+        if length >= request.params.max_tokens or request.known + 1 >= self.scheduler.max_model_len:
+            return "length"
+        return None
+
+    def _advance(
+        self, request: Request, tokens: tuple[int, ...], logprobs: tuple[TokenLogprob, ...], now: float
+    ) -> Output:
+        """Appends the last of a step's tokens, ends the request if it is its last, and says so."""
+        finish = self._finish(request, tokens[-1])
+        request.output.append(tokens[-1])
         first = request.first_token_at is None
         if first:
             request.first_token_at = now
-        params, finish = request.params, None
-        if token in params.stop_token_ids and len(request.output) > params.min_tokens:
-            finish = "stop"
-        elif len(request.output) >= params.max_tokens or request.known >= self.scheduler.max_model_len:
-            finish = "length"
         if finish:
             self.scheduler.finish(request)
-            self._ended(request, finish, now)  # type: ignore[arg-type]
-        wants_prompt = first and params.prompt_logprobs is not None
+            self._ended(request, finish, now)
+        wants_prompt = first and request.params.prompt_logprobs is not None
         return Output(
             request.id,
-            (token,),
-            (logprob,) if logprob is not None else (),
+            tokens,
+            logprobs,
             tuple(request.prompt_logprobs) if wants_prompt else None,
-            finish,  # type: ignore[arg-type]
-            token if finish == "stop" else None,
+            finish,
+            tokens[-1] if finish == "stop" else None,
             request.cached_tokens,
         )
 

@@ -73,6 +73,8 @@ class _EngineCollector(Collector):
         yield counter("vllm:generation_tokens", "Tokens generated.", counters.generated_tokens)
         yield counter("vllm:prefix_cache_queries", "Tokens looked up in the prefix cache.", pool.queried_tokens)
         yield counter("vllm:prefix_cache_hits", "Tokens found in the prefix cache.", pool.hit_tokens)
+        yield counter("vllm:spec_decode_num_draft_tokens", "Tokens guessed.", counters.draft_tokens)
+        yield counter("vllm:spec_decode_num_accepted_tokens", "Guesses that held.", counters.accepted_tokens)
         yield counter("twinline:engine_steps", "Passes through the model.", counters.steps)
         done = CounterMetricFamily("vllm:request_success", "Requests ended.", labels=["model_name", "finished_reason"])
         for reason, count in counters.finished.items():

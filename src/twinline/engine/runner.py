@@ -26,6 +26,8 @@ class Runner:
             tuple(device.zeros((heads, pages + 1, page_size, size), dtype) for heads, size in rows)
             for rows in model.cache_rows()
         ]
+        # Some op copies the past of a batch together: it must be told which places are beyond a sequence's length.
+        self.gathers = any(c.gathers for c in model.ops.choices if c.op in model.uses())
         self.graphs = DecodeGraphs(model, device, self.cache, self.spare_page)
 
     @torch.inference_mode()

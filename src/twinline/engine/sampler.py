@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twinline.engine.draw import draw
+from twinline.engine.draw import draw, maxima
 from twinline.engine.logprobs import prompt_logprobs, token_logprobs
 from twinline.engine.penalties import Penalties
 from twinline.engine.request import Request, TokenLogprob
@@ -90,8 +90,7 @@ class Sampler:
         return Sampled(tokens, _report(logits_SV, tokens, requests))
 
     def _choose(self, logits_SV: Tensor, requests: Sequence[Request]) -> list[int]:
-        # torch.max(dim), unlike argmax, promises the first of equal maxima; it carries a NaN through.
-        best_S, token_S = logits_SV.max(-1)
+        best_S, token_S = maxima(logits_SV)
         tokens: list[int] = token_S.tolist()
         bests: list[float] = best_S.tolist()
         if bad := [r.id for r, best in zip(requests, bests, strict=True) if not math.isfinite(best)]:
@@ -116,7 +115,7 @@ class Sampler:
     def _choose_changed(self, logits_MV: Tensor, requests: Sequence[Request]) -> list[int | None]:
         """The same for rows that may be written to; None where no token is left possible."""
         self._penalties.apply(logits_MV, requests)
-        best_M, token_M = logits_MV.max(-1)
+        best_M, token_M = maxima(logits_MV)
         bests: list[float] = best_M.tolist()
         if bad := [r.id for r, best in zip(requests, bests, strict=True) if best != best or best == math.inf]:
             raise BadLogits(bad)

@@ -26,8 +26,9 @@ when nothing runs; once it runs it is never preempted. So every request ends, un
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from twinline.engine.pages import Chain, PagePool
 from twinline.engine.request import Request
@@ -51,11 +52,15 @@ class QueueFull(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Compute positions `start` to `start + count` of a request, whose pages are there already."""
+    """Compute positions `start` to `start + count` of a request, whose pages are there already.
+
+    A decode may come with a `draft`: tokens guessed to follow what is known, computed in the same step.
+    """
 
     request: Request
     start: int
     count: int
+    draft: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
@@ -64,12 +69,12 @@ class Work:
     @property
     def samples(self) -> bool:
         """Whether the last position's logits give a new token. Read it before that token is appended."""
-        return self.end == self.request.known
+        return self.end - len(self.draft) == self.request.known
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One pass through the model: single tokens (every decode) first, then chunks, each in order of service."""
+    """One pass through the model: decodes (every single token) first, then chunks, each in order of service."""
 
     work: tuple[Work, ...]
 
@@ -181,8 +186,19 @@ class Scheduler:
                 )
             )
 
-    def schedule(self) -> Step:
-        """What to compute next; empty if nothing can be (no work, or sampled tokens not appended yet)."""
+    @property
+    def decoding(self) -> Sequence[Request]:
+        """The requests that run, if all decode and nobody waits: then a step has rows to spare."""
+        if self._waiting or any(request.remaining != 1 for request in self._running):
+            return ()
+        return self._running
+
+    def schedule(self, drafts: Mapping[str, Sequence[int]] = MappingProxyType({})) -> Step:
+        """What to compute next; empty if nothing can be (no work, or sampled tokens not appended yet).
+
+        `drafts` are guessed tokens by request id, for requests that decode; they take what nobody else wants of budget
+        and pages.
+        """
         counts, budget = self._share_budget()
         work: list[Work] = []
         before = list(self._running)
@@ -193,7 +209,25 @@ class Scheduler:
                 work.append(Work(request, request.computed, count))
         if len(self._running) == len(before):
             work += self._admit(budget)
+        if drafts:
+            budget = self.max_tokens_per_step - sum(w.count for w in work)
+            for i, w in enumerate(work):
+                draft = tuple(drafts.get(w.request.id, ()))[:budget]
+                if draft and w.count == 1 and w.samples and self._has_room(w.request, len(draft)):
+                    work[i] = Work(w.request, w.start, 1 + len(draft), draft)
+                    budget -= len(draft)
         return Step(tuple(sorted(work, key=_is_chunk)))
+
+    def _has_room(self, request: Request, more: int) -> bool:
+        """Takes pages for `more` tokens beyond those known, if that leaves each running request one."""
+        needed = self._pool.pages_for(request.known + more) - len(request.pages)
+        if needed <= 0:
+            return True
+        pages = self._pool.allocate(needed) if needed + len(self._running) <= self._pool.free else None
+        if pages is None:
+            return False
+        request.pages += pages
+        return True
 
     def _share_budget(self) -> tuple[list[int], int]:
         """Tokens for each running request, and what is left for waiting ones."""
@@ -253,14 +287,17 @@ class Scheduler:
             admitted.append(Work(request, request.computed, count))
         return admitted
 
-    def commit(self, step: Step) -> None:
-        """Records that a step ran. Call it before the new tokens are appended; what ended meanwhile is skipped."""
+    def commit(self, step: Step, held: Mapping[str, int] = MappingProxyType({})) -> None:
+        """Records that a step ran. Call it before the new tokens are appended; what ended meanwhile is skipped.
+
+        `held`, by request id: how many positions of a work with a draft hold, the tokens of all of them known by now.
+        """
         for work in step.work:
             request = work.request
             if not request.pages or request.computed != work.start:
                 continue
-            request.computed = work.end
-            self._pool.publish(self._chains[request.id], request.pages, work.start, work.end)
+            request.computed = work.start + held.get(request.id, work.count)
+            self._pool.publish(self._chains[request.id], request.pages, work.start, request.computed)
 
     def preempt(self, request: Request) -> None:
         """Sends a running request back to waiting, to compute again later. ValueError if it does not run."""
@@ -328,7 +365,7 @@ class Scheduler:
 
 
 def _is_chunk(work: Work) -> bool:
-    return work.count > 1
+    return work.count > 1 and not work.draft
 
 
 def _remove(queue: list[Request], request: Request) -> None:

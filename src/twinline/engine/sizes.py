@@ -5,18 +5,39 @@ Owns the sums and their refusals. Loads nothing.
 
 from __future__ import annotations
 
+import math
+
 import torch
+from torch import nn
 
 from twinline.engine.devices.device import Device
+from twinline.engine.models.moe import RoutedExperts
+from twinline.engine.models.parts import Linear
 from twinline.engine.models.transformer import Transformer
 from twinline.facts.models import ModelSpec
+from twinline.facts.weight_form import PLAIN
 
 GIB = 2**30
 
 
 def weight_bytes(model: Transformer) -> int:
-    """Bytes of a model's parameters, from their shapes alone; a tied head counts, because it is packed on its own."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+    """Bytes of a model's weights in the forms that they will be packed in, scales included, from their shapes alone.
+
+    A tied head counts, because it is packed on its own.
+    """
+    return sum(_part_bytes(module) for module in model.modules())
+
+
+def _part_bytes(part: nn.Module) -> int:
+    """Of a part's own parameters: matrices of linear layers and of experts in their form, all else in its dtype."""
+    forms = {"weight": part.form} if isinstance(part, Linear) else {}
+    if isinstance(part, RoutedExperts):
+        forms = dict.fromkeys(("gate_up", "down"), part.ops.facts.weights)
+    total = 0
+    for name, p in part.named_parameters(recurse=False):
+        rows, columns = p.shape[-2:] if p.ndim > 1 else (1, p.shape[0])
+        total += math.prod(p.shape[:-2]) * forms.get(name, PLAIN).bytes(rows, columns, p.element_size())
+    return total
 
 
 def cache_tokens(
@@ -38,7 +59,7 @@ def cache_tokens(
     if left < least * per_token:
         raise ValueError(
             f"the weights need {weights / GIB:.2f} GiB in {str(dtype).removeprefix('torch.')} and {free / GIB:.2f} GiB "
-            f"are free: use a smaller model, a smaller dtype or a larger machine"
+            f"are free: use a smaller model, a smaller dtype, a smaller form of weights or a larger machine"
         )
     tokens = wanted or max(least, min(int(left * device.cache_share) // per_token, useful))
     if tokens * per_token > left:

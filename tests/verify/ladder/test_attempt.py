@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,9 +11,10 @@ from tests.verify.ladder.climbing import TINY, bench, planted
 
 from twinline.verify.ladder import attempt as attempts
 from twinline.verify.ladder import pace
-from twinline.verify.ladder.attempt import NotReady, Where, alive, attempt, begin
+from twinline.verify.ladder.attempt import NotReady, Where, alive, attempt, begin, host_at_work
 from twinline.verify.ladder.bench import Bench
 from twinline.verify.ladder.finding import Finding, Trial
+from twinline.verify.ladder.subject import subjects
 
 
 def _heard(*only: str) -> tuple[Bench, list[str]]:
@@ -70,3 +72,36 @@ def test_a_slow_or_wrong_chip_climbs_a_shorter_ladder(monkeypatch: pytest.Monkey
 def test_a_step_is_timed_on_the_chip() -> None:
     with planted(bench(), lambda chip: None) as one:
         assert 0 < pace.step_seconds(one) < 60
+
+
+def _until(told: list[str], count: int) -> bool:
+    ends = time.monotonic() + 20
+    while len(told) < count and time.monotonic() < ends:
+        time.sleep(0.002)
+    return len(told) >= count
+
+
+def test_while_the_host_computes_what_is_done_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "SIGN_SECONDS", 0.005)
+    one, told = _heard()
+    begin(one, "model.x")
+    with host_at_work(one):
+        assert _until(told, 4)
+    settled = len(told)
+    time.sleep(0.05)
+    assert len(told) == settled and set(told) == {"model.x"}
+
+
+def test_the_hosts_models_give_signs_of_life_and_the_chips_must_give_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "SIGN_SECONDS", 0.005)
+    told: list[str] = []
+    one = Bench(Trial(device="simchip:clean", model=str(TINY)), told.append)
+    begin(one, "model.x")
+    three = subjects(one)
+    for subject in (three.reference, three.golden):
+        with subject.width():
+            assert _until(told, len(told) + 3)
+    chip, settled = three.chip, len(told)
+    with chip.width():
+        time.sleep(0.05)
+    assert len(told) == settled

@@ -103,6 +103,32 @@ def test_what_breaks_is_laid_at_its_check_and_the_next_is_tried(scripted: type[S
     assert one.findings[-1].check == "ops.d"
 
 
+@pytest.mark.parametrize("how", ["die", "hang"])
+def test_a_provider_that_hangs_or_dies_is_refused_and_the_next_is_tried(scripted: type[Scripted], how: str) -> None:
+    scripted.scripts = [[KNOWN, entered("ops"), doing("ops.b.fast.float32"), how],
+                        [KNOWN, entered("ops"), messages.Ended()]]  # fmt: skip
+    one = climbed("ops")
+    assert [(r.op, r.provider, r.dtype) for r in scripted.orders[1].refused] == [("b", "fast", "float32")]
+    assert one.findings[0].verdict == "fail" and ("--patience" in one.findings[0].text) == (how == "hang")
+
+
+def test_one_provider_that_dies_in_each_dtype_is_one_break(scripted: type[Scripted]) -> None:
+    dtypes = ("float32", "bfloat16", "float16")
+    scripted.scripts = [[KNOWN, entered("ops"), doing(f"ops.b.fast.{d}"), "die"] for d in dtypes]
+    scripted.scripts += [[KNOWN, entered("ops"), doing("ops.c.fast.float32"), "die"],
+                         [KNOWN, entered("ops"), messages.Ended()]]  # fmt: skip
+    one = climbed("ops")
+    assert one.whole and [f.verdict for f in one.findings] == ["fail"] * 4
+    assert [r.dtype for r in scripted.orders[-1].refused] == [*dtypes, "float32"]
+
+
+def test_a_figure_that_is_no_number_does_not_end_the_climb(scripted: type[Scripted]) -> None:
+    scripted.scripts = [[KNOWN, entered("model"), doing("model.a"),
+                         found("model.a", "fail", figures={"kl": float("nan")}), messages.Ended()]]  # fmt: skip
+    one = climbed("model")
+    assert one.whole and one.findings[0].figures == {"kl": "nan"}
+
+
 def test_a_lost_device_is_no_providers_fault(scripted: type[Scripted]) -> None:
     lost = Finding(check="ops.b.fast.float32", verdict="fail", text="gone", op="b", provider="fast", dtype="float32")
     scripted.scripts = [[KNOWN, entered("ops"), doing("ops.b.fast.float32"), messages.Lost(finding=lost)],

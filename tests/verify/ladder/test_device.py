@@ -9,12 +9,15 @@ import torch
 from tests.verify.ladder.climbing import TINY, bad, bench, climb, planted, verdicts
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from twinline.engine import draw
+from twinline.engine.devices.simulated.chip import Call, Chip
 from twinline.engine.devices.simulated.faults import FAULTS
 from twinline.engine.ops.registry import Ops, StaticFacts
 from twinline.verify.ladder import sampling
 from twinline.verify.ladder.aten import TABLE
 from twinline.verify.ladder.bench import Bench
 from twinline.verify.ladder.finding import Finding, Trial
+from twinline.verify.ladder.grade import grade
 from twinline.verify.ladder.subject import Subject, decoded
 
 
@@ -24,8 +27,8 @@ def test_a_clean_chip_and_the_cpu_pass() -> None:
         assert not bad(found)
         skipped = {f.check for f in found if f.verdict == "skipped"}
         assert skipped == (set() if device != "cpu" else {
-            "device.memory", "device.oom", "device.copies.peer", "device.streams"})  # fmt: skip
-        assert len(found) == len({f.check for f in found}) == 16 + len(TABLE)
+            "device.memory", "device.content", "device.oom", "device.copies.peer", "device.streams"})  # fmt: skip
+        assert len(found) == len({f.check for f in found}) == 18 + len(TABLE)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,52 @@ def test_a_planted_fault_is_named(fault: str, check: str) -> None:
     with planted(bench(check), lambda chip: FAULTS[fault].plant(chip, number)) as one:
         found = bad(climb(one, "device"))
     assert check in {f.check for f in found}
+
+
+def _bad_memory(chip: Chip) -> None:
+    """A cell that loses a bit, among what lies beyond half of the memory."""
+
+    def after(call: Call, out: Any) -> Any:
+        if isinstance(out, torch.Tensor) and chip.memory.used > chip.memory.total // 2 and out.numel() > 2**16:
+            out[7] ^= 1
+        return out
+
+    chip.plant({"clone"}, after=after)
+
+
+def test_memory_that_no_small_model_touches_is_tried_too() -> None:
+    with planted(bench("device.content"), _bad_memory) as one:
+        (found,) = climb(one, "device")
+    assert found.verdict == "fail" and int(found.figures["bad_blocks"]) > 0
+    assert grade([found], "float32").name == "unfit"
+    (found,) = climb(bench("device.content"), "device")
+    assert found.verdict == "pass" and int(found.figures["filled_bytes"]) > 0.7 * 2**30
+
+
+def test_a_clone_that_is_its_original_is_found() -> None:
+    with planted(bench("device.copies"), lambda chip: chip.plant({"clone"}, after=lambda c, out: c.args[0])) as one:
+        (found,) = bad([f for f in climb(one, "device") if f.check == "device.copies"])
+    assert "a clone, which is its original" in found.text
+
+
+@pytest.mark.parametrize(("flushes", "said"), [
+    ("in", "float16 flushed where they go in"), ("out", "float16 flushed where they come out"),
+    ("both", "float16 flushed ("), ("", "float16 kept"),
+])  # fmt: skip
+def test_what_becomes_of_numbers_below_the_normal_range_is_told(flushes: str, said: str) -> None:
+    def flushed(x: Any) -> Any:
+        small = isinstance(x, torch.Tensor) and x.dtype == torch.float16
+        return torch.where(x.abs() < 2.0**-14, torch.zeros_like(x), x) if small else x
+
+    def plant(chip: Chip) -> None:
+        if flushes in ("in", "both"):
+            chip.plant({"mul"}, before=lambda call: setattr(call, "args", [flushed(a) for a in call.args]))
+        if flushes in ("out", "both"):
+            chip.plant({"mul"}, after=lambda call, out: flushed(out))
+
+    with planted(bench("device.denormals"), plant) as one:
+        (found,) = climb(one, "device")
+    assert found.verdict == "note" and said in found.text and grade([found], "float32").name == "sound"
 
 
 def test_a_missing_op_is_a_limit_with_those_who_need_it_and_a_plan() -> None:
@@ -103,7 +152,8 @@ NO_KERNEL = frozenset(
 )
 
 
-def test_the_list_is_what_the_models_and_the_sampler_call() -> None:
+def test_the_list_is_what_the_models_and_the_sampler_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draw.host, "serves", lambda logits: False)  # as it is on a chip
     one = bench(device="cpu")
     recording = Recording()
     for order in (("batched", "reference"), ("reference",)):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from twinline.verify.ladder.finding import Finding, Verdict
+from twinline.verify.ladder.finding import UNCLIMBED, Finding, Verdict
 from twinline.verify.ladder.grade import grade
 
 GOOD = Finding(check="ops.linear.batched.float32", verdict="pass", text="fine", op="linear", provider="batched")
@@ -70,6 +70,16 @@ def test_what_nothing_can_stand_in_for_makes_it_unfit(finding: Finding) -> None:
 def test_what_can_be_left_out_limits(finding: Finding, said: str) -> None:
     found = grade([GOOD, finding], "float32")
     assert found.name == "limited" and found.serves and said in found.rule and found.reasons == (finding.check,)
+
+
+@pytest.mark.parametrize("level", ["device", "ops"])
+def test_a_level_that_could_not_be_climbed_leaves_nothing_to_trust(level: str) -> None:
+    found = grade([GOOD, one(level, rule=UNCLIMBED)], "float32")
+    assert found.name == "unfit" and f"level {level} could not be climbed" in found.rule
+
+
+def test_a_speed_that_could_not_be_measured_is_not_called_slow() -> None:
+    assert "speed fails" in grade([GOOD, one("speed")], "float32").rule
 
 
 def test_refusals_of_one_op_are_one_phrase() -> None:

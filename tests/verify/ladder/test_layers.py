@@ -8,6 +8,8 @@ import pytest
 import torch
 from tests.verify.ladder.climbing import bad, bench, changed, climb, planted
 
+from twinline.verify.ladder import layers, rules
+
 
 def test_clean_layers_pass() -> None:
     found = climb(bench("layers"), "layers")
@@ -55,3 +57,9 @@ def test_what_breaks_is_a_finding() -> None:
         (found,) = climb(one, "layers")
     assert found.verdict == "fail" and "kernel launch failed" in found.text and found.op == "add_rms_norm"
     assert torch.ones(1).item() == 1
+
+
+def test_the_rule_that_is_told_is_the_one_that_judges() -> None:
+    """Layers: 7.5, 2.25 and 2.25 times the reference chip's errors."""
+    assert rules.ATTENTION.times(layers.WIDER) == rules.Limits(7.5, 2.25, 2.25)
+    assert "7.5, 2.25 and 2.25 times" in layers.RULE

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from tests.verify.ladder.climbing import bad, bench, changed, climb, planted
@@ -106,6 +107,24 @@ def test_what_an_earlier_process_refused_is_not_tried_again() -> None:
     assert [f.provider for f in climb(one, "ops")] == ["reference"]
 
 
+def test_each_command_of_a_report_repeats_what_it_belongs_to() -> None:
+    def commanded(check: str) -> list[str]:
+        with planted(bench(check), changed("embedding index index_select", lambda x: x + 1)) as one:
+            return [f.check for f in climb(one, "ops")]
+
+    tried = [f"ops.embedding.{name}.float32" for name in ("batched", "reference", "any")]
+    assert commanded(tried[0]) == tried[:1] and commanded(tried[1]) == tried[1:2] and commanded(tried[2]) == tried
+    with planted(bench(tried[1]), lambda chip: None) as one:  # though the first is right
+        assert [f.check for f in climb(one, "ops")] == tried[1:2]
+
+
+def test_what_an_earlier_process_found_right_is_not_tried_again() -> None:
+    one = bench("ops.rope")
+    one.trial = msgspec.structs.replace(one.trial, skip=("ops.rope.batched.float32",))
+    one._supports = {torch.bfloat16: False, torch.float16: False}
+    assert climb(one, "ops") == []
+
+
 def test_cases_come_from_the_seed_alone_and_hold_what_they_should() -> None:
     assert set(MAKERS) == set(OPS)
     for op in used(bench(device="cpu")):
@@ -136,6 +155,15 @@ def _equal(a: Any, b: Any) -> bool:
 LLAMA = {"architectures": ["LlamaForCausalLM"], "vocab_size": 64, "hidden_size": 96, "intermediate_size": 64,
          "num_hidden_layers": 1, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64,
          "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", [{"max_position_embeddings": 8}, {"vocab_size": 3, "num_key_value_heads": 6}])
+def test_small_models_have_cases_too(tmp_path: Path, odd: dict[str, int]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | odd))
+    one = bench("ops.embedding", "ops.attention_prefill", device="cpu", model=tmp_path)
+    one._supports = {torch.bfloat16: False, torch.float16: False}
+    assert {f.check.split(".")[1]: f.verdict for f in climb(one, "ops")} == {
+        "embedding": "pass", "attention_prefill": "pass"}  # fmt: skip
 
 
 def test_grouped_query_models_have_cases_too(tmp_path: Path) -> None:

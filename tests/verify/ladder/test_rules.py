@@ -13,7 +13,7 @@ from torch import Tensor
 
 from twinline.verify.ladder.golden import Golden
 from twinline.verify.ladder.golden import linear as golden_linear
-from twinline.verify.ladder.rules import PRECISIONS, PRODUCT, REST, Judged, judge
+from twinline.verify.ladder.rules import PRECISIONS, PRODUCT, REST, Judged, bound, judge
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ROWS, INNER, COLUMNS = 256, 1024, 96
@@ -175,3 +175,65 @@ def test_a_text_says_what_was_seen_where_and_what_was_allowed() -> None:
 def test_denormals_may_be_flushed() -> None:
     assert not one([0.0, 1.0], [1e-39, 1.0]).broken
     assert one([0.0, 1.0], [1e-30, 1.0]).broken
+
+
+def test_what_scatters_is_no_bias_and_what_leans_is() -> None:
+    """Rows that err by a factor each: their mean over its standard error decides, not the mean alone."""
+    rows, columns = 100, 256
+    g = np.random.default_rng(5).standard_normal((rows, columns))
+    roomy = Golden(g, np.abs(g), 1, inner=100.0)
+    scatter = np.linspace(-1, 1, rows)[:, None] * 3**0.5  # of standard deviation 1
+    for mean, deviation, broken in ((2e-3, 2e-3, "bias"), (2e-3, 1e-2, "")):  # z of 10 and of 2
+        y = g * (1 + mean + deviation * scatter)
+        found = judge(y, roomy, g, PRECISIONS["bfloat16"], REST.times(100))
+        assert found.broken == broken and abs(float(found.figures["bias_z"]) - 10 * mean / deviation) < 0.3
+
+
+def test_small_elements_count_too() -> None:
+    g = np.where(np.arange(3000) % 2, 1.0, 0.05)[None]
+    y = np.where(g < 0.5, g * (1 + 1e-5), g)
+    found = judge(y, Golden(g, np.ones_like(g), 10_000), g, PRECISIONS["float32"], PRODUCT)
+    assert found.broken == "ratio" and "mean relative error" in found.text
+
+
+def test_the_bound_by_hand() -> None:
+    """float32: 2u|g| + 4 sqrt(K) u S; bfloat16: u|g| + (4 sqrt(K) ua + inner u) S."""
+    g, spread = np.array([2.0]), np.array([3.0])
+    golden = Golden(g, spread, 100, inner=2.0)
+    assert bound(g, spread, golden, PRECISIONS["float32"]) == pytest.approx([(4 + 40 * 3) * 2.0**-24])
+    assert bound(g, spread, golden, PRECISIONS["bfloat16"]) == pytest.approx(
+        [2 * 2.0**-8 + 120 * 2.0**-24 + 6 * 2.0**-8]
+    )
+
+
+@pytest.mark.parametrize(("all_times", "one_times", "broken"), [(1.1, 1.0, ""), (1.4, 1.0, "ratio"), (1.0, 1.8, ""),
+                                                               (1.0, 2.5, "ratio")])  # fmt: skip
+def test_a_product_may_err_so_much_more_than_the_reference_chip(
+    all_times: float, one_times: float, broken: str
+) -> None:
+    """1.2 times on the mean, twice at the largest; the bound is out of the way."""
+    draw = np.random.default_rng(3)
+    g = draw.choice((-1.0, 1.0), (40, 100))
+    off = 0.02 * draw.choice((-1.0, 1.0), g.shape) * draw.uniform(0.5, 1.0, g.shape)
+    off[0, 0] = 0.02
+    times = np.full(g.shape, all_times)
+    times[0, 0] *= one_times
+    found = judge(g + off * times, Golden(g, np.abs(g), 1, inner=1e3), g + off, PRECISIONS["bfloat16"], PRODUCT)
+    assert found.broken == broken
+
+
+@pytest.mark.parametrize("lanes", [1, 4, 16])
+def test_a_float32_sum_in_any_order_is_sound(lanes: int) -> None:
+    """One accumulator, or a few, as many kernels have: the reference's blocks err several times less, and both are
+    right. A factor of 1 + 2**-18 on the same sums is not."""
+    terms, draw = 4096, np.random.default_rng(lanes)
+    a = draw.standard_normal((131, terms)).astype(np.float32)
+    b = (draw.standard_normal((terms, 200)) / math.sqrt(terms)).astype(np.float32)
+    sums = np.zeros((lanes, 131, 200), np.float32)
+    for k in range(terms):
+        sums[k % lanes] += a[:, k : k + 1] * b[k]
+    y = sums.sum(0, dtype=np.float32).astype(np.float64)
+    (golden,) = golden_linear(a.astype(np.float64), b.astype(np.float64).T, bits=24)
+    reference = whole(torch.from_numpy(a), torch.from_numpy(b)).double().numpy()
+    assert not judge(y, golden, reference, PRECISIONS["float32"], PRODUCT).broken
+    assert judge(y * (1 + 2.0**-18), golden, reference, PRECISIONS["float32"], PRODUCT).broken

@@ -13,7 +13,7 @@ from twinline.engine.ops.plan import DecodePlan, PrefillPlan
 from twinline.verify.ladder import speed
 from twinline.verify.ladder.calls import kept
 from twinline.verify.ladder.costs import cost
-from twinline.verify.ladder.speed import Probes, Timing, _slow_probes
+from twinline.verify.ladder.speed import Probes, Timing, _slow_probes, probe
 
 
 def test_every_op_has_its_figures() -> None:
@@ -38,6 +38,16 @@ def test_an_op_a_hundred_times_slower_than_its_peers_is_a_limit(monkeypatch: pyt
         found = bad(climb(one, "speed"))
     assert "silu_mul" in {f.op for f in found} and {f.verdict for f in found} == {"limit"}
     assert {f.op for f in found} <= {"silu_mul", "experts"}
+
+
+def test_a_chip_with_little_memory_is_measured_with_less() -> None:
+    one = bench("speed")
+    chip = one.device.chip  # type: ignore[attr-defined]
+    with planted(one, lambda chip: setattr(chip.memory, "total", chip.memory.used + 16 * 2**20)):
+        chip.memory.peak, before = 0, chip.memory.used
+        found = probe(one.device, torch.float32)
+        assert found.copy > 0 and found.add > 0 and found.peak > 0
+        assert 2**20 < chip.memory.peak - before < 16 * 2**20
 
 
 def test_costs_by_hand() -> None:

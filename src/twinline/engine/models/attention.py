@@ -88,12 +88,11 @@ class LatentAttention(Attention):
         a, ops, rows_all = self.a, self.ops, len(x_NX)
         q, latent, k_pe = self.down(x_NX).split([self.down_width - a.kv_rank - a.rope, a.kv_rank, a.rope], -1)
         if self.q_up is not None and self.q_norm is not None:
-            q = self.q_up(self.q_norm(q.contiguous()))
+            q = self.q_up(self.q_norm(q))
         q_nope, q_pe = q.view(rows_all, a.heads, -1).split([a.nope, a.rope], -1)
         q_pe = ops.rope(q_pe, *rope, self.interleaved)
         k_pe = ops.rope(k_pe[:, None], *rope, self.interleaved)
-        row_N1C = torch.cat((self.kv_norm(latent.contiguous())[:, None], k_pe), -1)
-        ops.kv_write(cache[0], plan.slots_N, row_N1C)
+        ops.kv_write(cache[0], plan.slots_N, self.kv_norm(latent)[:, None], k_pe)
 
         def decode(rows: slice) -> Tensor:
             q_latent = ops.mla_absorb(q_nope[rows], self.uk_HdC)

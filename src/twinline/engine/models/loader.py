@@ -1,26 +1,24 @@
 """From a checkpoint folder to a model in memory: one tensor at a time, each part sealed as soon as it is whole.
 
-Owns the reading of safetensors shards. Never holds two copies of more than one part's weights: tensors are mapped from
-the file, copied to their place, and given to the provider at once. Everything wrong with a file is an UnsupportedModel
-with one line that names the file or the tensor.
+Owns which tensor goes where. Never holds two copies of more than one part's weights: tensors are read from the file to
+their place, and given to the provider at once. Everything wrong with a file is an UnsupportedModel with one line that
+names the file or the tensor.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from twinline.engine.models import tables
 from twinline.engine.models.parts import Part
+from twinline.engine.models.shards import DTYPES, Memory, Shard, shards
 from twinline.engine.models.transformer import Transformer
 from twinline.engine.ops.registry import Ops
 from twinline.facts.models import Latent, ModelSpec, UnsupportedModel
@@ -61,56 +59,36 @@ def places(spec: ModelSpec, parameters: Iterator[str]) -> dict[str, Place]:
     return found
 
 
-def shards(directory: Path) -> dict[str, list[str]]:
-    """Files of the checkpoint and the tensors in each, from the index or the single file."""
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            files: dict[str, list[str]] = defaultdict(list)
-            for tensor, file in json.loads(index.read_text("utf-8"))["weight_map"].items():
-                if not isinstance(file, str):
-                    raise TypeError(f"{tensor} is in {file!r}")
-                files[file].append(tensor)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UnsupportedModel(f"{index} cannot be read: {error!r}") from None
-        missing = [file for file in files if not (directory / file).exists()]
-        if missing:
-            raise UnsupportedModel(
-                f"{directory}: {len(missing)} of {len(files)} shards are missing, first {missing[0]}"
-            )
-        return dict(files)
-    single = directory / "model.safetensors"
-    if not single.exists():
-        raise UnsupportedModel(f"{directory} has no model.safetensors and no model.safetensors.index.json")
-    with _open(single) as file:
-        return {single.name: list(file.keys())}
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise UnsupportedModel(f"{path} is corrupt or truncated: {error}") from None
-
-
 class _Filling:
     """One parameter while its pieces arrive, in any order."""
 
-    def __init__(self, parameter: nn.Parameter, device: torch.device, experts: int | None):
-        self.data = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+    def __init__(self, parameter: nn.Parameter, device: torch.device, experts: int | None, memory: Memory):
+        shape, dtype = tuple(parameter.shape), parameter.dtype
+        on_host = device.type == "cpu" and parameter.numel() > 0
+        self.data = memory.empty(shape, dtype) if on_host else torch.empty(shape, dtype=dtype, device=device)
         self.pieces: tuple[int, ...] = parameter.pieces or (parameter.shape[-2 if experts else 0],)  # type: ignore[attr-defined]
         self.waiting = len(self.pieces) * (experts or 1)
 
-    def put(self, tensor: torch.Tensor, place: Place, name: str) -> None:
-        if not tensor.is_floating_point():
-            raise UnsupportedModel(f"{name} holds {tensor.dtype}: packed weights of a quantiser are not supported")
+    def put(self, shard: Shard, place: Place, name: str, memory: Memory) -> None:
+        """Reads a tensor of the file to its place: straight there if nothing has to be converted."""
+        stored = shard.stored(name)
+        dtype = DTYPES.get(stored.dtype)
+        if dtype is None or not dtype.is_floating_point:
+            raise UnsupportedModel(
+                f"{name} holds {dtype or stored.dtype}: packed weights of a quantiser are not supported"
+            )
         whole = self.data if place.expert is None else self.data[place.expert]
         target = whole.narrow(0, sum(self.pieces[: place.source]), self.pieces[place.source])
-        if tensor.shape != target.shape:
+        if stored.shape != target.shape:
             raise UnsupportedModel(
-                f"{name}: shape {list(tensor.shape)} where the configuration asks for {list(target.shape)}"
+                f"{name}: shape {list(stored.shape)} where the configuration asks for {list(target.shape)}"
             )
-        target.copy_(tensor)
+        if dtype == target.dtype and target.device.type == "cpu":
+            shard.read(name, target)
+        else:
+            values = memory.empty(stored.shape, dtype)
+            shard.read(name, values)
+            target.copy_(values)
         self.waiting -= 1
 
 
@@ -125,31 +103,22 @@ def load(directory: Path, spec: ModelSpec, ops: Ops, device: torch.device, conte
     files = shards(directory)
     _check_names(wanted, files, spec)
     filling: dict[str, _Filling] = {}
-    unsealed = _owners(model)
+    unsealed, memory = _owners(model), Memory()
     for file_name, names in files.items():
-        with _open(directory / file_name) as file:
-            for name in names:
-                if name not in wanted:
-                    continue
+        with Shard(directory / file_name) as shard:
+            for name in sorted(wanted.keys() & names, key=lambda name: shard.stored(name).data_offsets):
                 place = wanted[name]
                 key = place.parameter
                 if key not in filling:
                     experts = None if place.expert is None or spec.experts is None else spec.experts.count
-                    filling[key] = _Filling(parameters[key], device, experts)
-                filling[key].put(_read(file, directory / file_name, name), place, name)
+                    filling[key] = _Filling(parameters[key], device, experts, memory)
+                filling[key].put(shard, place, name, memory)
                 if filling[key].waiting == 0:
                     _settle(model, key, filling.pop(key).data, unsealed)
     if spec.tied:
         model.head.share(model.embed.weight.data)
     model.ready(context, device)
     return model
-
-
-def _read(file: Any, path: Path, name: str) -> torch.Tensor:
-    try:
-        return file.get_tensor(name)
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise UnsupportedModel(f"{path}: tensor {name} cannot be read: {error}") from None
 
 
 def _check_names(wanted: dict[str, Place], files: dict[str, list[str]], spec: ModelSpec) -> None:

@@ -24,11 +24,11 @@ class RoutedExperts(Part):
         self.packed: Any = None
 
     def seal(self) -> None:
-        self.packed = self.ops.experts.pack(self.gate_up.data, self.down.data)
+        self.packed = self.ops.experts.pack(self.gate_up.data, self.down.data, self.ops.facts.weights)
         self.gate_up = self.down = None
 
-    def forward(self, x_NX: Tensor, chosen_NK: Tensor, weights_NK: Tensor) -> Tensor:
-        return self.ops.experts(x_NX, self.packed, chosen_NK, weights_NK)
+    def forward(self, x_NX: Tensor, chosen_NK: Tensor, weights_NK: Tensor, base_NX: Tensor | None) -> Tensor:
+        return self.ops.experts(x_NX, self.packed, chosen_NK, weights_NK, base_NX)
 
 
 class Gate(Part):
@@ -52,5 +52,5 @@ class MoE(Part):
         self.shared = MLP(ops, hidden, e.shared_inner) if e.shared_inner else None
 
     def forward(self, x_NX: Tensor) -> Tensor:
-        routed = self.experts(x_NX, *self.gate(x_NX))
-        return routed if self.shared is None else routed + self.shared(x_NX)
+        shared = None if self.shared is None else self.shared(x_NX)
+        return self.experts(x_NX, *self.gate(x_NX), shared)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from twinline.engine.ops.registry import Ops
 from twinline.facts.models import ModelSpec, Rope
+from twinline.facts.weight_form import WeightForm
 
 
 def parameter(*shape: int, dtype: torch.dtype, pieces: tuple[int, ...] = ()) -> nn.Parameter:
@@ -48,11 +49,15 @@ class Norm(Part):
 
 
 class Linear(Part):
-    """One matrix, or several with the same input, one above the other; `sizes_out` are the rows of each."""
+    """One matrix, or several with the same input, one above the other; `sizes_out` are the rows of each.
 
-    def __init__(self, ops: Ops, size_in: int, *sizes_out: int, bias: bool = False):
+    Kept in `form`, that of the model's layers if none is given.
+    """
+
+    def __init__(self, ops: Ops, size_in: int, *sizes_out: int, bias: bool = False, form: WeightForm | None = None):
         super().__init__()
         self.ops = ops
+        self.form = ops.facts.weights if form is None else form
         rows, dtype = sum(sizes_out), ops.facts.dtype
         self.weight: nn.Parameter | None = parameter(rows, size_in, dtype=dtype, pieces=sizes_out)
         self.bias = parameter(rows, dtype=dtype, pieces=sizes_out) if bias else None
@@ -60,12 +65,12 @@ class Linear(Part):
 
     def seal(self) -> None:
         assert self.weight is not None
-        self.packed = self.ops.linear.pack(self.weight.data)
+        self.packed = self.ops.linear.pack(self.weight.data, self.form)
         self.weight = None
 
     def share(self, weight: Tensor) -> None:
         """Uses another part's weight (tied embeddings) in place of its own."""
-        self.packed, self.weight = self.ops.linear.pack(weight), None
+        self.packed, self.weight = self.ops.linear.pack(weight, self.form), None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.ops.linear(x, self.packed, self.bias)
@@ -134,11 +139,12 @@ def _yarn_factor(rope: Rope) -> float:
 class RopeTable:
     """cos and sin of every position, float32 `[context, size / 2]`, made once."""
 
-    def __init__(self, spec: ModelSpec, context: int, device: torch.device):
+    def __init__(self, ops: Ops, spec: ModelSpec, context: int, device: torch.device):
+        self.ops = ops
         frequencies, factor = rope_frequencies(spec.rope)
         angles = torch.outer(torch.arange(context).float(), frequencies)
         self.cos = (angles.cos() * factor).to(device)
         self.sin = (angles.sin() * factor).to(device)
 
     def at(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
-        return self.cos[positions_N], self.sin[positions_N]
+        return self.ops.embedding(positions_N, self.cos), self.ops.embedding(positions_N, self.sin)

@@ -51,25 +51,26 @@ class Transformer(Part):
         self.embed = Embedding(ops, spec.vocab, spec.hidden)
         self.layers = nn.ModuleList(Layer(ops, spec, i) for i in range(spec.layers))
         self.norm = Norm(ops, spec.hidden, spec.norm_eps)
-        self.head = Linear(ops, spec.hidden, spec.vocab)
+        self.head = Linear(ops, spec.hidden, spec.vocab, form=ops.facts.head_weights)
         self.rope: RopeTable | None = None
 
     def ready(self, context: int, device: torch.device) -> None:
         """Makes the rotary tables, once the weights are in place."""
-        self.rope = RopeTable(self.spec, context, device)
+        self.rope = RopeTable(self.ops, self.spec, context, device)
 
     def forward(self, ids_N: Tensor, positions_N: Tensor, plan: Plan, cache: Sequence[LayerCache]) -> Tensor:
-        """Hidden states `[N, X]` of a step's rows, before the last norm; writes their keys and values to the cache."""
+        """Hidden states `[N, X]` of a step's rows, after the last norm; writes their keys and values to the cache."""
         assert self.rope is not None, "ready() was not called"
-        rope, residual = self.rope.at(positions_N), None
-        x = self.embed(ids_N)
+        rope, x = self.rope.at(positions_N), self.embed(ids_N)
+        residual: Tensor | None = None
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             x, residual = layer(x, residual, rope, plan, layer_cache)
-        return residual + x
+        assert residual is not None, "a model has layers"
+        return self.norm.after(x, residual)[0]
 
     def logits(self, hidden_SX: Tensor) -> Tensor:
         """Logits `[S, vocab]` of chosen rows of `forward`'s result."""
-        return self.head(self.norm(hidden_SX))
+        return self.head(hidden_SX)
 
     def uses(self) -> frozenset[str]:
         """The ops that some layer of this model calls."""

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from twinline.engine.ops import reference
 from twinline.engine.ops.plan import MOST_PLACES, DecodePlan, PrefillPlan
-from twinline.engine.ops.registry import implements
+from twinline.engine.ops.registry import StaticFacts, implements, plain_only
 from twinline.facts.models import Experts
+from twinline.facts.weight_form import PLAIN, WeightForm
 
 
 @implements("embedding")
@@ -40,9 +41,9 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
-@implements("linear")
+@implements("linear", refuse=plain_only)
 class Linear:
-    def pack(self, weight: Tensor) -> Tensor:
+    def pack(self, weight: Tensor, form: WeightForm = PLAIN) -> Tensor:
         return weight
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -64,8 +65,12 @@ def rope(x_NHR: Tensor, cos_NR: Tensor, sin_NR: Tensor, interleaved: bool) -> Te
 
 
 @implements("kv_write")
-def kv_write(cache: Tensor, slots_N: Tensor, rows_NGd: Tensor) -> None:
-    cache.flatten(1, 2).index_copy_(1, slots_N, rows_NGd.transpose(0, 1))
+def kv_write(cache: Tensor, slots_N: Tensor, *rows_NGd: Tensor) -> None:
+    places, at = cache.flatten(1, 2), 0
+    for rows in rows_NGd:
+        end = at + rows.shape[-1]
+        places[..., at:end].index_copy_(1, slots_N, rows.transpose(0, 1))
+        at = end
 
 
 def _read(cache: Tensor, pages: Tensor) -> Tensor:
@@ -178,14 +183,22 @@ def route(x_NX: Tensor, gate_EX: Tensor, bias_E: Tensor | None, e: Experts) -> t
     return reference.route(x_NX, gate_EX, bias_E, e)
 
 
-@implements("experts", reads_values=True)
+def _plain_layers(facts: StaticFacts) -> str | None:
+    return None if facts.weights.kind == "plain" else f"no {facts.weights} weights"
+
+
+@implements("experts", refuse=_plain_layers, reads_values=True)
 class GroupedExperts:
     """Rows sorted by expert, one product per expert that has rows."""
 
-    def pack(self, gate_up_EIX: Tensor, down_EXI: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def pack(
+        self, gate_up_EIX: Tensor, down_EXI: Tensor, form: WeightForm = PLAIN
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         return gate_up_EIX.unbind(), down_EXI.unbind()
 
-    def __call__(self, x_NX: Tensor, packed: tuple, chosen_NK: Tensor, weights_NK: Tensor) -> Tensor:
+    def __call__(
+        self, x_NX: Tensor, packed: tuple, chosen_NK: Tensor, weights_NK: Tensor, base_NX: Tensor | None = None
+    ) -> Tensor:
         gate_up, down = packed
         rows, per_row = chosen_NK.shape
         order = chosen_NK.flatten().argsort()
@@ -199,4 +212,4 @@ class GroupedExperts:
                 at += count
         scaled = torch.cat(parts).float() * weights_NK.flatten()[order, None]
         out = torch.zeros(x_NX.shape, dtype=torch.float32, device=x_NX.device).index_add_(0, row, scaled)
-        return out.to(x_NX.dtype)
+        return (out if base_NX is None else out + base_NX.float()).to(x_NX.dtype)

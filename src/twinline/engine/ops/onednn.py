@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from twinline.engine.ops.registry import StaticFacts, implements
+from twinline.engine.ops.registry import StaticFacts, implements, plain_only
+from twinline.facts.weight_form import PLAIN, WeightForm
 
 ROWS = 32
 
@@ -22,12 +23,12 @@ def _refuse(facts: StaticFacts) -> str | None:
         return "packs bfloat16 only: other dtypes gain nothing"
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "this CPU has no bfloat16 instructions"
-    return None
+    return plain_only(facts)
 
 
 @implements("linear", refuse=_refuse)
 class PackedLinear:
-    def pack(self, weight: Tensor) -> Tensor:
+    def pack(self, weight: Tensor, form: WeightForm = PLAIN) -> Tensor:
         return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:

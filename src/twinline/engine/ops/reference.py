@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from twinline.engine.ops.plan import DecodePlan, PrefillPlan
+from twinline.engine.ops.quantized import stored
 from twinline.engine.ops.registry import implements
 from twinline.facts.models import Experts
+from twinline.facts.weight_form import PLAIN, WeightForm
 
 
 @implements("embedding")
 def embedding(ids_N: Tensor, table_VX: Tensor) -> Tensor:
+    """Rows of a table, of whatever dtype: of a vocabulary's, or of the rotary tables by position."""
     return table_VX[ids_N]
 
 
@@ -40,10 +43,10 @@ def add_rms_norm(x_NX: Tensor, residual_NX: Tensor, weight_X: Tensor, eps: float
 
 @implements("linear")
 class Linear:
-    """x @ weight.T + bias; `weight` is `[out, in]` as in the checkpoint."""
+    """x @ weight.T + bias; `weight` is `[out, in]` as in the checkpoint, and what its form leaves of it."""
 
-    def pack(self, weight: Tensor) -> Tensor:
-        return weight
+    def pack(self, weight: Tensor, form: WeightForm = PLAIN) -> Tensor:
+        return stored(weight, form)
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, packed, bias)
@@ -72,9 +75,10 @@ def rope(x_NHR: Tensor, cos_NR: Tensor, sin_NR: Tensor, interleaved: bool) -> Te
 
 
 @implements("kv_write")
-def kv_write(cache: Tensor, slots_N: Tensor, rows_NGd: Tensor) -> None:
-    """Writes each row to its slot, in place. `cache` is `[G, pages, page size, d]`."""
-    cache.flatten(1, 2)[:, slots_N] = rows_NGd.transpose(0, 1)
+def kv_write(cache: Tensor, slots_N: Tensor, *rows_NGd: Tensor) -> None:
+    """Writes each row to its slot, in place. `cache` is `[G, pages, page size, d]`; rows given in several tensors lie
+    side by side, their sizes adding up to d."""
+    cache.flatten(1, 2)[:, slots_N] = torch.cat(rows_NGd, -1).transpose(0, 1)
 
 
 def gather(cache: Tensor, pages_P: Tensor, length: int) -> Tensor:
@@ -167,16 +171,24 @@ def route(x_NX: Tensor, gate_EX: Tensor, bias_E: Tensor | None, e: Experts) -> t
 
 @implements("experts", reads_values=True)
 class GroupedExperts:
-    """Sum over each row's experts of weight * down(silu(gate(x)) * up(x)), added up in float32."""
+    """Sum over each row's experts of weight * down(silu(gate(x)) * up(x)), and of `base` (what the shared experts
+    give), where there is one: added up in float32 and rounded once."""
 
-    def pack(self, gate_up_EIX: Tensor, down_EXI: Tensor) -> tuple[Tensor, Tensor]:
-        return gate_up_EIX, down_EXI
+    def pack(self, gate_up_EIX: Tensor, down_EXI: Tensor, form: WeightForm = PLAIN) -> tuple[Tensor, Tensor]:
+        return stored(gate_up_EIX, form), stored(down_EXI, form)
 
-    def __call__(self, x_NX: Tensor, packed: tuple[Tensor, Tensor], chosen_NK: Tensor, weights_NK: Tensor) -> Tensor:
+    def __call__(
+        self,
+        x_NX: Tensor,
+        packed: tuple[Tensor, Tensor],
+        chosen_NK: Tensor,
+        weights_NK: Tensor,
+        base_NX: Tensor | None = None,
+    ) -> Tensor:
         gate_up, down = packed
         out = torch.zeros_like(x_NX, dtype=torch.float32)
         for expert in chosen_NK.unique().tolist():
             row, place = (chosen_NK == expert).nonzero(as_tuple=True)
             y = F.linear(silu_mul(F.linear(x_NX[row], gate_up[expert])), down[expert])
             out.index_add_(0, row, y.float() * weights_NK[row, place, None])
-        return out.to(x_NX.dtype)
+        return (out if base_NX is None else out + base_NX.float()).to(x_NX.dtype)

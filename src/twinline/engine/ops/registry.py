@@ -120,10 +120,18 @@ def candidates(op: str, order: tuple[str, ...], facts: StaticFacts) -> Iterator[
             yield found, found.refuse(facts)
 
 
-class PackedOp(Protocol):
-    """An op that owns its weights' layout: `pack` once at load, then call with the packed weights."""
+def plain_only(facts: StaticFacts) -> str | None:
+    """The condition of providers that compute with plain weights alone."""
+    for form in (facts.weights, facts.head_weights):
+        if form.kind != "plain":
+            return f"no {form} weights"
+    return None
 
-    def pack(self, *weights: Tensor) -> Any: ...
+
+class PackedOp(Protocol):
+    """An op that owns its weights' layout: `pack` once at load, `pack(weight, form)`, then call with what it gave."""
+
+    def pack(self, *weights: Any) -> Any: ...
     def __call__(self, x: Tensor, packed: Any, *args: Any) -> Tensor: ...
 
 

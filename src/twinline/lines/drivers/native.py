@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from twinline.facts.weight_form import PLAIN, read_weight_form, read_weights
 from twinline.lines.drivers.driver import Command, EngineMetrics, Reader
 from twinline.lines.protocol import LineBroken, TextSource, TokenRequest
 from twinline.lines.spec import LineSpec
@@ -24,8 +25,8 @@ STREAMED = (
 # Huge pages for the worker's large allocations, by the C library and by PyTorch; both must be asked before the start.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "THP_MEM_ALLOC_ENABLE": "1"}
 OPTIONS = frozenset(
-    "dtype device threads kv_tokens page_size max_model_len max_running max_waiting max_tokens_per_step strict_ops "
-    "log_level".split()
+    "dtype weights head_weights device threads kv_tokens page_size max_model_len max_running max_waiting "
+    "max_tokens_per_step speculation strict_ops log_level".split()
 )
 
 _encode = msgspec.json.Encoder().encode
@@ -96,6 +97,20 @@ class Protocol:
         return None
 
 
+def _weights(spec: LineSpec) -> dict[str, Any]:
+    """The line's options, with `precision` as the option that it stands for: a dtype, or a form of weights.
+
+    Raises ValueError for what the engine has not, and for options that contradict each other.
+    """
+    options = dict(spec.options)
+    form, dtype = read_weight_form(spec.precision, "precision")
+    for option, value in (("dtype", dtype), ("weights", None if form == PLAIN else str(form))):
+        if value is not None and str(options.setdefault(option, value)) != value:
+            raise ValueError(f"precision: {spec.precision} and options.{option} {options[option]} contradict; keep one")
+    read_weights(*(str(options.get(option, "auto")) for option in ("dtype", "weights", "head_weights")))
+    return options
+
+
 class Native:
     """Our own engine's worker."""
 
@@ -116,13 +131,12 @@ class Native:
                 raise ValueError(
                     f"options: the native engine has no option {name!r}; it has {', '.join(sorted(OPTIONS))}"
                 )
+        _weights(spec)
 
     def command(self, spec: LineSpec, port: int) -> Command:
         argv = [sys.executable, "-m", "twinline.engine.worker", "--model", str(spec.folder), "--name", spec.known_as]
         argv += ["--host", "127.0.0.1", "--port", str(port)]
-        options: dict[str, Any] = dict(spec.options)
-        if spec.precision != "auto":
-            options.setdefault("dtype", spec.precision)
+        options = _weights(spec)
         if spec.context is not None:
             options.setdefault("max_model_len", spec.context)
         if spec.slots is not None:

@@ -22,6 +22,7 @@ from twinline.lines.spec import LineSpec
 
 FROM_FILES = frozenset({"native", "llamacpp", "simulated"})  # engines that load nothing by name
 PATHS = frozenset({"executable", "tokenizer"})  # options of drivers that name files
+PRECISION = ("dtype", "weights", "head_weights")  # options of the native engine that change its texts
 # What a driver checks: where one of these is wrong already, it would only say so again.
 FOR_DRIVER = frozenset("engine weights url upstream precision cards context slots options env container".split())
 
@@ -34,9 +35,12 @@ def surges(spec: LineSpec) -> bool:
 def weights_class(spec: LineSpec) -> str:
     """Lines that load the same weights in the same precision give one text: a stream may move between them.
 
-    A simulated line gives a text of its own, whatever vocabulary it speaks.
+    A simulated line gives a text of its own, whatever vocabulary it speaks. Options that say how our engine keeps and
+    computes weights say its precision too.
     """
     name = f"{spec.weights or spec.known_as}@{spec.precision}"
+    if spec.engine == "native":
+        name += "".join(f",{option}={spec.options[option]}" for option in PRECISION if option in spec.options)
     return f"simulated:{name}" if spec.engine == "simulated" else name
 
 

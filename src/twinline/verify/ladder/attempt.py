@@ -6,8 +6,10 @@ Owns how an exception becomes a verdict. Knows no check.
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as changed
 
@@ -72,6 +74,26 @@ def alive(bench: Bench) -> None:
     if bench.check and now - bench.told > SIGN_SECONDS:
         bench.told = now
         bench.doing(bench.check)
+
+
+@contextmanager
+def host_at_work(bench: Bench) -> Iterator[None]:
+    """While the host computes what a check compares with: signs of life are given for it. A large model's float64 run
+    takes longer than a chip may be silent, and is not the chip's hang."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(SIGN_SECONDS):
+            if bench.check:
+                bench.doing(bench.check)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join()
 
 
 def attempt(

@@ -142,7 +142,7 @@ class Maker:
     def pasts(self) -> list[tuple[int, int]]:
         """Places before a chunk, and its rows: whole pages, page tails, one row, long, a large chunk."""
         found = [(0, 16), (0, 33), (16, 7), (37, 19), (31, 1), (self.context, 33), (0, 256)]
-        return [(past, rows) for past, rows in found if past + rows <= self.spec.context]
+        return [(past, rows) for past, rows in found if past + rows <= self.spec.context] or [(0, self.spec.context)]
 
     def lengths(self) -> list[list[int]]:
         """Contexts of decodes, their new tokens included: one, page tails, ragged, alike, many."""

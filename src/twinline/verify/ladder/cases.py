@@ -35,9 +35,9 @@ def _embedding(m: Maker) -> Iterator[Case]:
     rows = min(m.spec.vocab, 4 * MOST_COLUMNS)
     table = m.normal(rows, m.spec.hidden)
     yield m.case("one row", m.indices(rows, 1), table)
-    yield m.case("the first and the last", torch.tensor([0, rows - 1, 0, rows - 1, 5, 5, rows - 2]), table)
+    yield m.case("the first and the last", torch.tensor([0, rows - 1, 0, rows - 1, 5, 5, rows - 2]) % rows, table)
     yield m.case("a chunk", m.indices(rows, 131), table)
-    yield m.case("NaN and infinities", torch.tensor([1, 2, 3]), _poisoned(table))
+    yield m.case("NaN and infinities", torch.tensor([1, 2, 3]) % rows, _poisoned(table))
 
 
 def _norm_sizes(m: Maker) -> list[int]:
@@ -145,8 +145,11 @@ def _kv_write(m: Maker) -> Iterator[Case]:
                         ("scattered", m.shuffled(128)[:67])):  # fmt: skip
         rows = m.normal(len(slots), heads, size)
         yield m.case(name, m.normal(heads, 8, PAGE, size), torch.tensor(slots), rows)
-    rows = _poisoned(m.normal(5, heads, size))
-    yield m.case("NaN and infinities", m.normal(heads, 8, PAGE, size), torch.tensor([3, 77, 5, 6, 9]), rows)
+    five, cache = torch.tensor([3, 77, 5, 6, 9]), m.normal(heads, 8, PAGE, size)
+    yield m.case("NaN and infinities", cache, five, _poisoned(m.normal(5, heads, size)))
+    turned = m.spec.attention.rope if isinstance(m.spec.attention, Latent) else size // 2
+    parts = m.normal(5, heads, size - turned), View(m.normal(5, heads, size + 8), 8, turned)
+    yield m.case("two parts side by side, one a view", cache, five, *parts)
 
 
 def _grouped(m: Maker) -> tuple[int, int, int, float]:
@@ -259,6 +262,10 @@ def _experts(m: Maker) -> Iterator[Case]:
     for name, chosen_NK in choices.items():
         shares = torch.from_numpy(m.draw.random(tuple(chosen_NK.shape)) * 2).float()
         yield m.case(name, m.normal(len(chosen_NK), hidden), (gate_up, down), chosen_NK.contiguous(), shares)
+    chosen_NK = m.choices(9, count, chosen)
+    shares = torch.from_numpy(m.draw.random(tuple(chosen_NK.shape))).float()
+    base = m.normal(9, hidden)
+    yield m.case("beside what shared experts give", m.normal(9, hidden), (gate_up, down), chosen_NK, shares, base)
     chosen_NK = m.choices(5, count, chosen)
     x = m.normal(5, hidden)
     x[1, 0] = torch.nan

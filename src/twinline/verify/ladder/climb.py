@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, NamedTuple
 
 import msgspec
 
@@ -40,6 +40,21 @@ def refusals(findings: list[Finding]) -> tuple[Refused, ...]:
                  if f.level == "ops" and f.provider and f.verdict in ("fail", "limit"))  # fmt: skip
 
 
+class OnTrial(NamedTuple):
+    """Which provider of which op; empty where the check is of something else."""
+
+    op: str = ""
+    provider: str = ""
+    dtype: str = ""
+
+
+def _on_trial(check: str) -> OnTrial:
+    """What hung or died in a check of level 1: it is refused, so that the next provider is tried and later levels go
+    on without it."""
+    level, *names = check.split(".")
+    return OnTrial(*names) if level == "ops" and len(names) == 3 else OnTrial()
+
+
 class Climb:
     """One climb. Iterate over `events()`; what was learned stands in `findings`, `known`, `choices` and `seconds`."""
 
@@ -56,6 +71,8 @@ class Climb:
         self._left = [level for level in LEVELS if trial.wants(level.name)]
         self._checks: list[str] = []
         self._breaks = 0
+        self._broken: set[tuple[str, str]] = set()
+        """(op, provider) that hung or died: in the next dtype it is no news, and does not count as a break."""
 
     def events(self) -> Iterator[messages.Message]:
         """What the climbing process tells, and findings about the process itself. Raises CannotBegin."""
@@ -78,13 +95,13 @@ class Climb:
                 line = child.line(self._wait(level))
             except TimeoutError as silence:
                 self._spent(level, entered)
-                yield self._broke(
-                    level, check, f"hangs: no sign of life for {silence} s", f"answers within {silence} s"
-                )
+                text = f"hangs: no sign of life for {silence} s (if it is only slow, --patience gives it more)"
+                yield self._broke(level, check, text, f"answers within {silence} s", _on_trial(check))
                 return
             if line is None:
                 self._spent(level, entered)
-                yield self._broke(level, check, f"the process died: {child.last_words()}", "the process lives")
+                text = f"the process died: {child.last_words()}"
+                yield self._broke(level, check, text, "the process lives", _on_trial(check))
                 return
             message = messages.DECODER.decode(line)
             match message:
@@ -104,7 +121,9 @@ class Climb:
                     self.findings.append(finding)
                 case messages.Lost(finding=finding):
                     self._spent(level, entered)
-                    yield self._broke(level, check, f"device lost: {finding.text}", "the device lives", finding.op)
+                    yield self._broke(
+                        level, check, f"device lost: {finding.text}", "the device lives", OnTrial(finding.op)
+                    )
                     return
                 case messages.Ended(error=error):
                     if error and self.known is None:
@@ -132,9 +151,11 @@ class Climb:
         if level is not None:
             self.seconds[level.name] = self.seconds.get(level.name, 0.0) + time.monotonic() - entered
 
-    def _broke(self, level: Level | None, check: str, text: str, rule: str, op: str = "") -> messages.Found:
+    def _broke(self, level: Level | None, check: str, text: str, rule: str, on: OnTrial) -> messages.Found:
         """Lays it at the door of the check that was being made; where there was none, the level's, which is left."""
-        self._breaks += 1
+        self._breaks += (on.op, on.provider) not in self._broken
+        if on.provider:
+            self._broken.add((on.op, on.provider))
         if level is None:
             if self.known is None and self._breaks >= MOST_BREAKS:
                 raise CannotBegin(f"device {self.trial.device}: {text}")
@@ -143,7 +164,8 @@ class Climb:
             self._checks.append(check)
         else:
             self._left = [one for one in self._left if one.number > level.number]
-        return self._add(Finding(check=check or level.name, verdict="fail", text=text, rule=rule, op=op))
+        return self._add(Finding(check=check or level.name, verdict="fail", text=text, rule=rule, op=on.op,
+                                 provider=on.provider, dtype=on.dtype))  # fmt: skip
 
     def _give_up(self) -> Iterator[messages.Message]:
         for level in self._left:

@@ -26,14 +26,15 @@ def cost(op: str, args: tuple[Any, ...], out: Any, spec: ModelSpec) -> tuple[int
         rows, width, made = x.numel() // x.shape[-1], x.shape[-1], out.shape[-1]
         return moved + _bytes(x) + made * width * size, 2 * rows * width * made
     if op == "kv_write":
-        return 2 * _bytes(args[2]) + _bytes(args[1]), 0
+        return 2 * sum(map(_bytes, args[2:])) + _bytes(args[1]), 0
     if op == "mla_absorb":
         return moved + _bytes(x) + _bytes(args[1]), 2 * x.shape[0] * args[1].numel()
     if op == "route":
         rows = x.shape[0]
         return moved + _bytes(x) + _bytes(args[1]), 2 * rows * args[1].numel()
     if op == "experts":
-        return _experts(x, args[2], spec, moved)
+        base = sum(_bytes(t) for t in tensors(args[4:]))
+        return _experts(x, args[2], spec, moved + base)
     if op in ("mla_prefill", "mla_decode"):
         return _latent(op, args, spec, moved)
     if op in ("attention_prefill", "attention_decode"):

@@ -39,9 +39,10 @@ def climb(bench: Bench) -> Iterator[Finding]:
     yield from attempt(bench, "device.streams", lambda where: _streams(bench))
     yield from attempt(bench, "device.random", lambda where: _random(bench))
     yield from attempt(bench, "device.determinism", lambda where: _steady(bench))
-    yield from attempt(bench, "device.special", lambda where: _special(bench, where))
-    yield from attempt(bench, "device.strides", lambda where: _strides(bench, where))
-    yield from attempt(bench, "device.empty", lambda where: _empty(bench, where))
+    yield from attempt(bench, "device.special", lambda where: _special(bench))
+    yield from attempt(bench, "device.denormals", lambda where: _denormals(bench))
+    yield from attempt(bench, "device.strides", lambda where: _strides(bench))
+    yield from attempt(bench, "device.empty", lambda where: _empty(bench))
     yield from aten.climb(bench)
 
 
@@ -248,7 +249,7 @@ def _steady(bench: Bench) -> Iterator[Finding]:
                   figures={"times": times, "differ": differ})  # fmt: skip
 
 
-def _cases(bench: Bench, where: Where, check: str, rule: str, cases: dict[str, Callable[[torch.device], Tensor]],
+def _cases(bench: Bench, check: str, rule: str, cases: dict[str, Callable[[torch.device], Tensor]],
            said: str) -> Iterator[Finding]:  # fmt: skip
     """Small calls that must give on the device what they give on the CPU, NaN and infinities included."""
     wrong, lacking = [], []
@@ -276,7 +277,7 @@ def _few(x: Tensor) -> Any:
     return [float(f"{v:.4g}") if isinstance(v, float) else v for v in x.flatten()[:4].tolist()] or list(x.shape)
 
 
-def _special(bench: Bench, where: Where) -> Iterator[Finding]:
+def _special(bench: Bench) -> Iterator[Finding]:
     x = torch.tensor([[1.0, torch.nan, -2.0, torch.inf], [-torch.inf, 0.0, 3.0, 1e-40], [1.0, 2.0, 3.0, 4.0]])
     w = torch.eye(4)
     cases: dict[str, Callable[[torch.device], Tensor]] = {
@@ -297,10 +298,29 @@ def _special(bench: Bench, where: Where) -> Iterator[Finding]:
         "rms_norm": lambda d: F.rms_norm(torch.zeros(2, 4).to(d), (4,), None, 1e-6),
     }
     rule = "NaN and infinities where the CPU has them"
-    yield from _cases(bench, where, "device.special", rule, cases, "keep NaN and infinities as the CPU does")
+    yield from _cases(bench, "device.special", rule, cases, "keep NaN and infinities as the CPU does")
 
 
-def _strides(bench: Bench, where: Where) -> Iterator[Finding]:
+def _denormals(bench: Bench) -> Iterator[Finding]:
+    """What becomes of numbers below the normal range: kept or taken for zero. Either is right, and good to know: in
+    float16 that range begins at 6.1e-05."""
+    here, said = bench.device.torch_device, []
+    for name in ("float32", "bfloat16", "float16"):
+        dtype = FLOATS[name]
+        if not bench.supports(dtype):
+            continue
+        least, whole = torch.finfo(dtype).tiny, torch.int32 if dtype == torch.float32 else torch.int16
+        normal = torch.full((8,), least, dtype=dtype)
+        below = (normal.view(whole) >> 2).view(dtype)  # bits: a host that flushes could not compute it
+        kept = [bool((one.cpu().view(whole) != 0).all()) for one in (below.to(here) * 4, normal.to(here) * 0.25)]
+        word = {(True, True): "kept", (False, False): "flushed", (True, False): "flushed where they come out",
+                (False, True): "flushed where they go in"}[kept[0], kept[1]]  # fmt: skip
+        said.append(f"{name} {word}" + ("" if all(kept) else f" (below {least:.1e})"))
+    yield Finding(check="device.denormals", verdict="note", text=f"numbers below the normal range: {', '.join(said)}",
+                  rule="a figure, no demand")  # fmt: skip
+
+
+def _strides(bench: Bench) -> Iterator[Finding]:
     x = torch.from_numpy(bench.generator("strides").standard_normal((6, 8, 10))).float()
     w = torch.from_numpy(bench.generator("strides.w").standard_normal((5, 8))).float()
 
@@ -321,10 +341,10 @@ def _strides(bench: Bench, where: Where) -> Iterator[Finding]:
         "put together": lambda d: torch.cat((x.to(d)[..., ::2], x.to(d)[..., 1::2]), -1),
     }
     rule = "views give what copies of them give"
-    yield from _cases(bench, where, "device.strides", rule, cases, "on views are right")
+    yield from _cases(bench, "device.strides", rule, cases, "on views are right")
 
 
-def _empty(bench: Bench, where: Where) -> Iterator[Finding]:
+def _empty(bench: Bench) -> Iterator[Finding]:
     cases: dict[str, Callable[[torch.device], Tensor]] = {
         "linear": lambda d: F.linear(torch.zeros(0, 8).to(d), torch.ones(5, 8).to(d)),
         "matmul over nothing": lambda d: torch.zeros(3, 0).to(d) @ torch.zeros(0, 4).to(d),
@@ -339,4 +359,4 @@ def _empty(bench: Bench, where: Where) -> Iterator[Finding]:
         "copy": lambda d: torch.zeros(0, 8).to(d),
     }
     rule = "a call with no rows is no error, and gives none"
-    yield from _cases(bench, where, "device.empty", rule, cases, "with no rows are right")
+    yield from _cases(bench, "device.empty", rule, cases, "with no rows are right")

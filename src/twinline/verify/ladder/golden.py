@@ -97,10 +97,10 @@ def rope(x_NHR: Array, cos_NR: Array, sin_NR: Array, interleaved: bool, *, bits:
     return (Golden(value, spread, 2),)
 
 
-def kv_write(cache: Array, slots_N: Array, rows_NGd: Array, *, bits: int) -> tuple[Golden, ...]:
+def kv_write(cache: Array, slots_N: Array, *rows_NGd: Array, bits: int) -> tuple[Golden, ...]:
     value = cache.copy()
     flat = value.reshape(cache.shape[0], -1, cache.shape[-1])
-    for slot, row in zip(slots_N, rows_NGd, strict=True):
+    for slot, row in zip(slots_N, np.concatenate(rows_NGd, -1), strict=True):
         flat[:, slot] = row
     return (Golden(value, np.abs(value), 1, exact=True),)
 
@@ -200,10 +200,11 @@ def mla_decode(q_latent: Array, q_pe: Array, cache: Array, plan: Any, scale: flo
     return _joined(parts)
 
 
-def experts(x_NX: Array, weights: tuple[Array, Array], chosen_NK: Array, weights_NK: Array, *, bits: int
-            ) -> tuple[Golden, ...]:  # fmt: skip
+def experts(x_NX: Array, weights: tuple[Array, Array], chosen_NK: Array, weights_NK: Array,
+            base_NX: Array | None = None, *, bits: int) -> tuple[Golden, ...]:  # fmt: skip
     gate_up, down = weights
-    value, spread = np.zeros_like(x_NX), np.zeros_like(x_NX)
+    base = np.zeros_like(x_NX) if base_NX is None else base_NX
+    value, spread = base.copy(), np.abs(base)
     inner = down.shape[-1]
     for expert in np.unique(chosen_NK):
         row, place = np.nonzero(chosen_NK == expert)

@@ -14,14 +14,16 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from twinline.facts.profiles import GradeName
-from twinline.verify.ladder.finding import Finding
+from twinline.verify.ladder.finding import UNCLIMBED, Finding
 
 # Device checks without which no answer can be trusted, whatever the ops say. Others only limit: where the engine is
 # touched by them, an op or the model shows it.
-ESSENTIAL = ("device.enumerate", "device.memory", "device.oom", "device.copies", "device.special", "device.first_call")
+ESSENTIAL = ("device.enumerate", "device.memory", "device.content", "device.oom", "device.copies", "device.special",
+             "device.first_call")  # fmt: skip
 LIMITING = ("device.copies.peer",)
 UNREPLACED = ("sampler", "batch", "every")  # who needs an aten op and has no other provider
 FATAL_LEVELS = ("layers", "model", "long", "tasks", "faults")
+NEEDED_LEVELS = ("device", "ops")  # of which single checks may fail, but which must have been climbed
 BREAKS = ("the process lives", "the device lives", "answers within", "it can be opened")
 DETERMINISM = {"determinism.repeat": "run to run", "determinism.batch": "alone or in a batch",
                "determinism.order": "first or last in a batch"}  # fmt: skip
@@ -57,7 +59,7 @@ def grade(findings: Sequence[Finding], dtype: str, complete: bool = True) -> Gra
         return Grade(name="limited", rule=f"limited{part}: {'; '.join(what[:4])}{more}", determinism=steady,
                      reasons=tuple(dict.fromkeys(f.check for f in limits)))  # fmt: skip
     tried = sum(f.verdict == "pass" for f in findings)
-    if not tried:
+    if not tried and not any(f.verdict == "note" for f in findings):
         return Grade(name="unfit", rule=f"unfit{part}: nothing was tried, so nothing is known", determinism=steady)
     return Grade(name="sound", rule=f"sound{part}: {tried} checks passed, and none failed or met a limit",
                  determinism=steady)  # fmt: skip
@@ -69,6 +71,8 @@ def _fatal(f: Finding, dtype: str) -> str:
         return ""
     if f.rule.startswith(BREAKS):
         return "it hangs, dies or is lost"
+    if f.rule == UNCLIMBED and f.level in NEEDED_LEVELS:
+        return f"level {f.level} could not be climbed to its end"
     if f.level == "ops" and f.check.split(".")[2:3] == ["any"]:
         return f"no provider of {f.op} is right in {f.dtype}" if f.dtype == dtype else ""
     if f.check.startswith("device.aten."):
@@ -102,7 +106,7 @@ def _refused(limits: Sequence[Finding]) -> Iterator[str]:
 
 def _limit(f: Finding) -> str:
     """What is left out, in a few words."""
-    if f.level == "speed":
+    if f.level == "speed" and f.verdict == "limit":
         return f"{f.op or f.check} is slow"
     if f.level == "determinism" or f.check == "device.determinism":
         return "it does not repeat itself to the bit"

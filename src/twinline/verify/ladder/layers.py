@@ -85,7 +85,7 @@ def _on(subject: Subject, x: Tensor) -> Tensor:
 def _judged(bench: Bench, check: str, three: Three, said: str, op: str = "", more: dict[str, Figure] | None = None
             ) -> Finding:  # fmt: skip
     name = dtype_name(subjects(bench).dtype)
-    anything = Golden(three.golden, np.full(three.golden.shape, np.inf), 1)
+    anything = Golden(three.golden, np.full(three.golden.shape, np.inf), bench.spec.hidden)
     with np.errstate(all="ignore"):
         judged = rules.judge(
             three.chip, anything, three.reference, rules.PRECISIONS[name], rules.ATTENTION.times(WIDER)
@@ -257,5 +257,5 @@ def _experts(bench: Bench, where: Where) -> Iterator[Finding]:
 def _head(bench: Bench, where: Where) -> Iterator[Finding]:
     where.is_(op="linear", place="head")
     x = _input(bench, "head", 33, bench.spec.hidden, scale=3.0)
-    three = _three(bench, lambda s: s.model.logits(_on(s, x)))
+    three = _three(bench, lambda s: s.model.logits(s.model.norm(_on(s, x))))
     yield _judged(bench, "layers.head", three, "the last norm and the head, 33 rows", "linear")

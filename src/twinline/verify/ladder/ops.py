@@ -22,7 +22,7 @@ from twinline.engine.models.transformer import Transformer
 from twinline.engine.ops.registry import OPS, Ops, StaticFacts, candidates
 from twinline.facts.models import GroupedQuery, ModelSpec
 from twinline.verify.ladder import golden as right
-from twinline.verify.ladder.attempt import At, broken
+from twinline.verify.ladder.attempt import At, alive, begin, broken, host_at_work
 from twinline.verify.ladder.bench import Bench
 from twinline.verify.ladder.case import Case, call, wide
 from twinline.verify.ladder.cases import cases
@@ -64,8 +64,11 @@ def _facts(bench: Bench, device_type: str, dtype: str) -> StaticFacts:
 
 
 def _op(bench: Bench, op: str, dtype: str) -> Iterator[Finding]:
-    """One finding per provider that was tried, and one more where none is right."""
+    """One finding per provider that was tried, and one more where none is right. Where one provider alone is asked for
+    it is tried whatever stands before it, and nothing is said of the others."""
     exam, tried, last = Exam(bench, op, dtype), 0, ""
+    every = f"ops.{op}.any.{dtype}"
+    asked = bench.trial.wants(every)
     facts = _facts(bench, bench.device.torch_device.type, dtype)
     for found, reason in candidates(op, bench.device.providers, facts):
         check = f"ops.{op}.{found.provider}.{dtype}"
@@ -74,9 +77,11 @@ def _op(bench: Bench, op: str, dtype: str) -> Iterator[Finding]:
         if (op, found.provider, dtype) in bench.refused:  # by an earlier child of this climb
             tried, last = tried + 1, bench.refused[op, found.provider, dtype]
             continue
-        if not bench.trial.wants(check):
-            return
-        bench.doing(check)
+        if bench.trial.made(check):
+            return  # it was right, or it would be among what was refused
+        if not (asked or bench.trial.wants(check)):
+            continue
+        begin(bench, check)
         finding = exam.sit(check, found.provider, found.function)
         yield finding
         tried += 1
@@ -84,8 +89,8 @@ def _op(bench: Bench, op: str, dtype: str) -> Iterator[Finding]:
             return
         last = finding.text
         bench.refused[op, found.provider, dtype] = finding.text
-    if tried:
-        yield Finding(check=f"ops.{op}.any.{dtype}", verdict="fail", op=op, dtype=dtype, rule="some provider is right",
+    if tried and asked:
+        yield Finding(check=every, verdict="fail", op=op, dtype=dtype, rule="some provider is right",
                       text=f"no provider of {op} is right in {dtype}; the last: {last}")  # fmt: skip
 
 
@@ -114,7 +119,7 @@ class Exam:
 
     @cached_property
     def answers(self) -> list[Answer]:
-        with np.errstate(all="ignore"), torch.inference_mode():
+        with np.errstate(all="ignore"), torch.inference_mode(), host_at_work(self.bench):
             return [self._answer(case) for case in self.cases]
 
     def _answer(self, case: Case) -> Answer:
@@ -130,6 +135,7 @@ class Exam:
         worst: tuple[Case, Judged] | None = None
         answers = self.answers
         for case, answer in zip(self.cases, answers, strict=True):
+            alive(self.bench)
             try:
                 with torch.inference_mode():
                     out = call(function, case, self.bench.device.torch_device)

@@ -28,6 +28,7 @@ from twinline.verify.ladder.taps import OWNS_WEIGHTS
 
 SLOW = 10.0  # times its peers' time
 ROUNDS = 5  # the best counts: what disturbs a timing only makes it longer
+MOST_PROBED = 64 * 2**20  # bytes that are copied: beyond caches; less on a chip that has little memory left
 LEAST_SECONDS = 0.002  # of a round
 PAUSES = (0.3, 1.0, 2.0)  # seconds before what seems slow is timed again: a busy host stalls for a while, not for ever
 
@@ -71,7 +72,8 @@ class Probes:
 
 
 def probe(device: Device, dtype: torch.dtype) -> Probes:
-    size = 64 * 2**20
+    free, least = device.free_memory(), 2**20
+    size = MOST_PROBED if free is None else max(least, min(MOST_PROBED, free // 8 // least * least))
     x = torch.ones(size // 4, dtype=torch.float32, device=device.torch_device)
     y = torch.empty_like(x)
     copy = 2 * size / timed(device, lambda: y.copy_(x), rounds=3)
@@ -81,9 +83,9 @@ def probe(device: Device, dtype: torch.dtype) -> Probes:
         a = torch.ones(edge, edge, dtype=dtype, device=device.torch_device)
         seconds = timed(device, lambda a=a: torch.mm(a, a), rounds=2)  # type: ignore[misc]
         peak = max(peak, 2 * edge**3 / seconds)
-        if seconds > 0.01:
-            break
         edge *= 2
+        if seconds > 0.01 or (free is not None and 3 * edge**2 * dtype.itemsize > free // 2):
+            break
     one = torch.ones(1, dtype=torch.float32, device=device.torch_device)
     return Probes(copy, add, peak, timed(device, lambda: one + one))
 

@@ -9,7 +9,7 @@ Shape suffixes: T tokens of a sequence, V vocabulary, M expert layers, K experts
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from twinline.engine.ops.registry import Ops, StaticFacts
 from twinline.engine.request import Request, SamplingParams
 from twinline.engine.runner import Runner
 from twinline.engine.scheduler import Work
-from twinline.verify.ladder.attempt import NotReady, alive, first_line
+from twinline.verify.ladder.attempt import NotReady, alive, first_line, host_at_work
 from twinline.verify.ladder.bench import Bench, once
 from twinline.verify.ladder.double import Double, route_along
 from twinline.verify.ladder.taps import tapped
@@ -53,7 +53,9 @@ class Subject:
 
     def __init__(self, bench: Bench, device: Device, ops: Ops, context: int, *, double: bool = False):
         self.bench, self.device, self.double = bench, device, double
-        self.model: Transformer = load(Path(bench.trial.model), bench.spec, ops, device.torch_device, context).eval()
+        folder = Path(bench.trial.model)
+        with self._signs():
+            self.model: Transformer = load(folder, bench.spec, ops, device.torch_device, context).eval()
         self.dtype = ops.facts.dtype
         self.providers = {c.op: c.provider for c in ops.choices}
         self.page_size = bench.device.page_size  # of all three alike, so that their pages are the same
@@ -63,9 +65,15 @@ class Subject:
         pages = -(-places // self.page_size)
         return Runner(self.model, self.device, pages=pages, page_size=self.page_size, dtype=self.dtype)
 
-    def width(self) -> Any:
+    @contextmanager
+    def width(self) -> Iterator[None]:
         """What the model runs under."""
-        return Double() if self.double else nullcontext()
+        with self._signs(), Double() if self.double else nullcontext():
+            yield
+
+    def _signs(self) -> AbstractContextManager[None]:
+        """Of life, while what works is not the chip."""
+        return host_at_work(self.bench) if self.device is self.bench.host else nullcontext()
 
     def tell(
         self,
@@ -83,6 +91,8 @@ class Subject:
         """
         requests, places = self.requests(sequences, shared)
         runner = self.runner(places)
+        if self.bench.spec.experts is not None:
+            runner.graphs.why_not = "its router is listened to"  # a step that is replayed says nothing
         logits = [torch.zeros(len(s), self.bench.spec.vocab, dtype=torch.float64) for s in sequences]
         chosen: list[dict[int, list[tuple[int, Tensor]]]] = [{} for _ in sequences]
         for number, spans in enumerate(steps):

@@ -4,5 +4,4 @@ They are built with the package where a C++ compiler is found; where they are no
 provider serves.
 """
 
-from twinline.engine.ops.cpu import small  # noqa: F401  each registers its ops
-from twinline.engine.ops.cpu._old import Kernels, PackedLinear, attention_decode, kernels  # noqa: F401
+from twinline.engine.ops.cpu import attention, experts, latent, linear, route, small  # noqa: F401  each registers its ops

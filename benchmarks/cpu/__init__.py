@@ -1,0 +1,1 @@
+"""The engine on a CPU beside its peers: see README.md, `python -m benchmarks.cpu --help`."""

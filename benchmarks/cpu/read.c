@@ -1,0 +1,86 @@
+/* The machine's read bandwidth: every thread reads its part of a block several times; prints bytes per second of each pass.
+
+       cc -O3 -march=native -pthread read.c -o read;  ./read THREADS MEBIBYTES PASSES
+
+   Threads are pinned to the first processors that this process may use. The block asks for huge pages and is far larger
+   than any cache. Sums of 64-bit words, eight independent ones a thread, so that loads are all that it waits for. */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <time.h>
+
+typedef uint64_t lanes __attribute__((vector_size(64), aligned(64)));
+
+static const lanes *block;
+static size_t count; /* lanes in all */
+static int threads, passes;
+static pthread_barrier_t barrier;
+static volatile uint64_t sink[256]; /* so that no sum is left out */
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void pin(int number) {
+    cpu_set_t allowed, one;
+    sched_getaffinity(0, sizeof allowed, &allowed);
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET(cpu, &allowed) && number-- == 0) {
+            CPU_ZERO(&one);
+            CPU_SET(cpu, &one);
+            pthread_setaffinity_np(pthread_self(), sizeof one, &one);
+            return;
+        }
+}
+
+static void *reader(void *argument) {
+    const int number = (int)(intptr_t)argument;
+    const size_t part = count / (size_t)threads / 8 * 8;
+    const lanes *const from = block + part * (size_t)number;
+    pin(number);
+    for (int pass = 0; pass < passes; pass++) {
+        lanes sums[8] = {{0}};
+        pthread_barrier_wait(&barrier);
+        for (size_t at = 0; at < part; at += 8)
+            for (int lane = 0; lane < 8; lane++) sums[lane] += from[at + (size_t)lane];
+        for (int lane = 0; lane < 8; lane++) sink[number] += sums[lane][0];
+        pthread_barrier_wait(&barrier);
+    }
+    return NULL;
+}
+
+int main(int words, char **word) {
+    if (words != 4 || (threads = atoi(word[1])) < 1 || threads > 256 || (passes = atoi(word[3])) < 1) {
+        fprintf(stderr, "usage: read THREADS MEBIBYTES PASSES\n");
+        return 2;
+    }
+    const size_t bytes = (size_t)atol(word[2]) << 20;
+    count = bytes / sizeof(lanes);
+    void *const taken = mmap(NULL, bytes + (2 << 20), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (taken == MAP_FAILED) {
+        perror("mmap");
+        return 1;
+    }
+    char *const aligned = (char *)(((uintptr_t)taken + (2 << 20) - 1) & ~(uintptr_t)((2 << 20) - 1));
+    madvise(aligned, bytes, MADV_HUGEPAGE);
+    for (size_t at = 0; at < bytes; at += 8) *(uint64_t *)(aligned + at) = at;
+    block = (const lanes *)aligned;
+    pthread_barrier_init(&barrier, NULL, (unsigned)threads + 1);
+    pthread_t made[256];
+    for (int number = 0; number < threads; number++)
+        pthread_create(&made[number], NULL, reader, (void *)(intptr_t)number);
+    for (int pass = 0; pass < passes; pass++) {
+        const double began = now();
+        pthread_barrier_wait(&barrier);
+        pthread_barrier_wait(&barrier);
+        printf("%.0f\n", (double)(count / (size_t)threads / 8 * 8 * (size_t)threads * sizeof(lanes)) / (now() - began));
+    }
+    for (int number = 0; number < threads; number++) pthread_join(made[number], NULL);
+    return 0;
+}
