@@ -77,7 +77,8 @@ class Exchange:
         self._receive = receive
         self._headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # of two of a name the first counts
         self._connection: Connection = scope[CONNECTION]
-        self._cycle: RequestResponseCycle = scope[CYCLE]
+        # Taken out, for it holds the scope: what was answered is freed at once, not by the collector.
+        self._cycle: RequestResponseCycle = scope.pop(CYCLE)
         self._connection.watcher = self
         self.turn: Turn = self._connection.turn
         self._source: Source | None = None
