@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import subprocess
@@ -13,8 +14,9 @@ from typing import Any
 
 import pytest
 from starlette.types import ASGIApp, Message
-from tests.gateway.harness import SPEC, served
+from tests.gateway.harness import SPEC, Gateway, served
 from tests.lines.line_double import LineDouble
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from twinline.gateway.app import App
 from twinline.gateway.door import Door
@@ -150,3 +152,19 @@ def test_the_gateway_imports_neither_the_engine_nor_torch() -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_what_was_answered_is_freed_without_the_collector(door: Gateway) -> None:
+    def alive() -> int:
+        return sum(isinstance(each, RequestResponseCycle) for each in gc.get_objects())
+
+    door.says("out")
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        for _ in range(5):
+            assert door.complete().status_code == door.chat().status_code == 200
+        door.until(lambda: alive() <= before + 1)  # a connection keeps its latest
+    finally:
+        gc.enable()

@@ -29,7 +29,7 @@ from twinline.gateway.exchange import Exchange
 from twinline.gateway.logprobs import chat_logprobs
 from twinline.gateway.order import Order
 from twinline.gateway.reply import DONE, Envelope, usage_of
-from twinline.gateway.sampling import TIMEOUT_HEADER, check_prompt, check_text, plan, refuse_unsupported, room
+from twinline.gateway.sampling import TIMEOUT_HEADER, check_some, check_text, plan, refuse_unsupported, room
 from twinline.gateway.served import ServedModel
 from twinline.gateway.text.reasoning import ReasoningParser
 from twinline.gateway.text.template import encode_prompt
@@ -229,7 +229,7 @@ async def _prompt(request: ChatRequest, served: ServedModel, body_bytes: int) ->
         rendered, prompt = await made(make, body_bytes)
     except ValueError as error:
         raise bad_request(f"{error}", "messages") from error
-    check_prompt(prompt, served, "messages")
+    check_some(prompt, "messages")
     return rendered, prompt
 
 

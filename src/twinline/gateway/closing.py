@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from twinline.gateway.routing import keys_after
 from twinline.gateway.segment import Segment
 from twinline.gateway.transcript import Transcript
 from twinline.lines.protocol import TokenRequest
@@ -33,7 +34,7 @@ def end_attempt(supply: Supply, choice: Choice, *, ok: bool, fault: bool) -> Non
     cached = segment.cached if ok else None
     keys: Sequence[int] = ()
     if ok and choice.ask.keys:
-        keys = supply.keys_of([*choice.request.prompt, *choice.journal], choice.ask.keys)
+        keys = keys_after(choice.ask.keys, choice.request.prompt, choice.journal)
     segment.placement.end(segment.tokens, cached, ok=ok, fault=fault, keys=keys)
     if ok:
         segment.placement.station.saw_gap(segment.longest_gap, segment.deltas - 1)

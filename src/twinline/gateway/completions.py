@@ -23,7 +23,15 @@ from twinline.gateway.exchange import Exchange
 from twinline.gateway.logprobs import LegacyWriter, joined
 from twinline.gateway.order import Order
 from twinline.gateway.reply import DONE, Envelope, usage_of
-from twinline.gateway.sampling import TIMEOUT_HEADER, check_prompt, check_text, plan, refuse_unsupported, room
+from twinline.gateway.sampling import (
+    TIMEOUT_HEADER,
+    check_given,
+    check_some,
+    check_text,
+    plan,
+    refuse_unsupported,
+    room,
+)
 from twinline.gateway.served import ServedModel
 from twinline.gateway.transcript import Piece, TextRules
 
@@ -164,7 +172,7 @@ def _given(request: CompletionRequest, served: ServedModel) -> list[str | list[i
         if isinstance(item, str):
             check_text(len(item), served, "prompt")
         else:
-            check_prompt(item, served, "prompt")  # before they are decoded
+            check_given(item, served, "prompt")  # before they are decoded
     return given
 
 
@@ -175,7 +183,7 @@ def _encode(given: Iterable[str | list[int]], served: ServedModel, request: Comp
     for item in given:
         if isinstance(item, str):
             ids = tokenizer.encode(item, special=True)
-            check_prompt(ids, served, "prompt")
+            check_some(ids, "prompt")
             bos = tokenizer.bos_id
             hidden = bos is not None and ids[:1] == [bos] and not item.startswith(tokenizer.token(bos))
             prompts.append(Prompt(ids, item, int(hidden)))

@@ -139,11 +139,16 @@ def check_text(characters: int, served: ServedModel, param: str) -> None:
         )
 
 
-def check_prompt(ids: list[int], served: ServedModel, param: str) -> None:
-    """Raises ApiError 400 for an empty prompt, or one with a token id that the model does not have."""
+def check_given(ids: list[int], served: ServedModel, param: str) -> None:
+    """Of a client's own token ids. Raises ApiError 400 if there are none, or one that the model does not have."""
+    check_some(ids, param)
+    _token_ids(ids, served.vocab_size, param)
+
+
+def check_some(ids: list[int], param: str) -> None:
+    """Of a prompt that the model's tokenizer made, whose ids are the model's. Raises ApiError 400 if it is empty."""
     if not ids:
         raise bad_request("The prompt has no tokens, at least one is needed.", param)
-    _token_ids(ids, served.vocab_size, param)
 
 
 def room(prompt_tokens: int, wanted: int | None, served: ServedModel, param: str) -> int:

@@ -139,8 +139,8 @@ class Supply:
         return len(self._queue) + len(self._heads) + len(self._resuming)
 
     @staticmethod
-    def keys_of(tokens: Sequence[int], known: Sequence[int] = ()) -> Sequence[int]:
-        return block_keys(tokens, known)
+    def keys_of(tokens: Sequence[int]) -> Sequence[int]:
+        return block_keys(tokens)
 
     def expected_output(self, limit: int) -> int:
         """Tokens that an answer with that limit is likely to have."""

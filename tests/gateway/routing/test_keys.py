@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinline.gateway.routing import block_keys
+from twinline.gateway.routing import block_keys, keys_after
 from twinline.gateway.routing.keys import ENDS, covered
 
 TOKENS = [Random(1).randrange(150_000) for _ in range(40_000)]
@@ -49,8 +49,15 @@ def test_a_negative_token_is_refused() -> None:
         block_keys([-1] * 64)
 
 
-@given(st.integers(0, 40_000), st.integers(0, 40_000))
-def test_known_keys_are_gone_on_from(length: int, more: int) -> None:
-    known = block_keys(TOKENS[:length])
-    tokens = TOKENS[: length + more]
-    assert block_keys(tokens, known) == block_keys(tokens) == block_keys(array("I", tokens), known)
+@given(st.integers(0, 40_000), st.integers(0, 2_000), st.integers(0, 40_000))
+def test_known_keys_are_gone_on_from(length: int, more: int, back: int) -> None:
+    """Whether they are of the prompt, of a part of it, or of some of the output too."""
+    known = block_keys(TOKENS[: max(0, length + more - back)])
+    prompt, output = TOKENS[:length], TOKENS[length : length + more]
+    assert keys_after(known, prompt, output) == block_keys(prompt + output)
+
+
+def test_known_keys_are_not_made_again() -> None:
+    assert keys_after([5, 6], TOKENS[:100], TOKENS[100:191]) == [5, 6]
+    first, second, third = keys_after([5, 6], TOKENS[:100], TOKENS[100:192])
+    assert (first, second) == (5, 6) and third not in block_keys(TOKENS[:192])

@@ -6,7 +6,7 @@ Owns the names the rest of the gateway uses. Everything here is pure: the clock 
 from twinline.gateway.routing.ask import Ask, Traits
 from twinline.gateway.routing.budget import Budget
 from twinline.gateway.routing.fair import FairQueue, Refused, Ticket
-from twinline.gateway.routing.keys import block_keys
+from twinline.gateway.routing.keys import block_keys, keys_after
 from twinline.gateway.routing.placement import Placement, Wait
 from twinline.gateway.routing.policy import RULES, Policy, Rule
 from twinline.gateway.routing.prefix import PrefixIndex
@@ -15,5 +15,5 @@ from twinline.gateway.routing.station import Station
 
 __all__ = [
     "RULES", "Ask", "Budget", "FairQueue", "Placement", "Policy", "PrefixIndex", "Refused", "Router", "Rule",
-    "Station", "Ticket", "Traits", "Wait", "block_keys",
+    "Station", "Ticket", "Traits", "Wait", "block_keys", "keys_after",
 ]  # fmt: skip
