@@ -164,6 +164,10 @@ _recording: Recording | None = None
 class _KernelsOnly(TorchDispatchMode):
     """Lets views pass, and nothing else that PyTorch would compute: a replay would not do it again."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else PyTorch imports its compiler for us, for more than a second
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not func.is_view:
             raise NotCaptured(f"{func} is no kernel of ours")

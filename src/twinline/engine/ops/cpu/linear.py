@@ -33,8 +33,8 @@ class Packed:
 
 
 def pack(weight: Tensor, form: WeightForm = PLAIN, scales: Tensor | None = None) -> Packed:
-    """Packs `[outputs, inputs]` or `[count, outputs, inputs]`: float32, bfloat16 or float16 that is rounded to `form` on
-    the way, or numbers in the form already with their float32 `scales`, as `quantize` gives both."""
+    """Packs `[outputs, inputs]` or `[count, outputs, inputs]`: float32, bfloat16 or float16 rounded to `form` on the
+    way, or numbers in the form already with their float32 `scales`, as `quantize` gives both."""
     weight = weight.contiguous()
     outputs, inputs = weight.shape[-2:]
     count = weight.numel() // (outputs * inputs)
