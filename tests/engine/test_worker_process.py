@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import sys
@@ -144,3 +145,27 @@ def test_end_tokens_are_read_from_either_file(tmp_path: Path, generation: Any, c
 
 def test_end_tokens_of_the_test_model(folder: Path) -> None:
     assert worker.end_tokens(folder) == {EOS}
+
+
+def test_tokens_are_sent_as_they_come() -> None:
+    """asyncio turns Nagle's wait off for sockets whose protocol is named; accepted ones take it from their listener."""
+    with worker.bound("127.0.0.1", 0) as listener:
+        listener.listen()
+
+        async def accept() -> int:
+            arrived: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+            async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                sock = writer.get_extra_info("socket")
+                arrived.set_result(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+                writer.close()
+
+            server = await asyncio.start_server(answer, sock=listener)
+            _, writer = await asyncio.open_connection(*listener.getsockname())
+            try:
+                return await arrived
+            finally:
+                writer.close()
+                server.close()
+
+        assert asyncio.run(accept())

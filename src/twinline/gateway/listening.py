@@ -161,8 +161,10 @@ def bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
     `shared`: with other processes that ask for it so; the kernel spreads connections over them.
     """
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    listener = socket.socket(family, kind)
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)  # named: asyncio sends at once on TCP that calls itself so
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:

@@ -98,7 +98,7 @@ def main() -> int:
             teacher, vocab = texts.murmured(arguments.vocab_size), arguments.vocab_size
         else:
             teacher, vocab = texts.recited(arguments.text)
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         with contextlib.closing(listener):
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((arguments.host, arguments.port))
