@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable
@@ -9,8 +10,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from twinline.engine.ops.cpu import library
+from twinline.engine.ops.cpu import library, memory
 from twinline.engine.ops.cpu.arena import Arena
+
+log = logging.getLogger(__name__)
 
 
 class Cpu:
@@ -60,6 +63,8 @@ class Cpu:
     def prepare_thread(self) -> None:
         """Denormals cost a hundred times a normal number and mean nothing here; a setting of the calling thread."""
         torch.set_flush_denormal(True)
+        if (packed := memory.report()).used:
+            log.info("%s", packed)
 
     def set_threads(self, count: int) -> None:
         torch.set_num_threads(count)
@@ -69,6 +74,8 @@ class Cpu:
         """Records a step that our kernels compute alone, to replay it without Python between them."""
         recording = library.Recording(self.arena)
         result = recording.run(step)
+        # What a step leaves to PyTorch now is small, and its threads would spin beside ours when they have done it.
+        torch.set_num_threads(1)
         return recording.replay, result
 
 
