@@ -244,7 +244,7 @@ def _route(m: Maker) -> Iterator[Case]:
         yield m.case(f"{rows} rows", m.normal(rows, hidden), gate, bias, e)
     yield m.case("rows far apart", m.normal(33, hidden, scale=8.0), gate, bias, e)
     near = gate.clone()
-    near[1::2] = near[::2]  # every expert beside one that scores as it does: ties, and negative biased scores
+    near[1::2] = near[:-1:2]  # every expert beside one that scores as it does: ties, and negative biased scores
     yield m.case("ties", m.normal(33, hidden), near, None if bias is None else torch.full_like(bias, -2.0), e)
     yield m.case("rows of zeros", torch.zeros(3, hidden, dtype=m.dtype), gate, bias, e)
 
