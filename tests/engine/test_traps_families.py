@@ -344,6 +344,14 @@ def test_trap_ernie_drafting_blocks_are_not_layers(hold: Hold, saved: Get, tmp_p
                 Driven(folder)
 
 
+def test_trap_17_only_deepseek_has_layers_past_the_last(saved: Get, tmp_path: Path) -> None:
+    """In other families they mean that the configuration is not the checkpoint's."""
+    for family in ("qwen3", "chatglm"):
+        fewer = {"num_layers" if family == "chatglm" else "num_hidden_layers": 2}
+        with pytest.raises(UnsupportedModel, match=r"has no use for, first .*layers\.2\."):
+            Driven(rewrite(saved(family).folder, tmp_path / family, lambda c, fewer=fewer: c | fewer))
+
+
 # Ends.
 
 
