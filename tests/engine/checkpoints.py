@@ -38,6 +38,9 @@ def _yarn(mscale: float, mscale_all_dim: float) -> Config:
             "original_max_position_embeddings": 128}  # fmt: skip
 
 
+_STRETCHED = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+_GLM = _GROUPED | {"head_dim": 20, "attention_bias": False, "tie_word_embeddings": False, "pad_token_id": None}
+
 FAMILIES: dict[str, tuple[str, Config]] = {
     "llama": ("Llama", _GROUPED | {"tie_word_embeddings": False, "head_dim": 64}),
     "llama3-tied": ("Llama", _GROUPED | {"tie_word_embeddings": True, "rope_parameters": _LLAMA3}),
@@ -53,6 +56,21 @@ FAMILIES: dict[str, tuple[str, Config]] = {
                                     "rope_parameters": _yarn(1.0, 1.0)}),
     "v3-bias": ("DeepseekV3", _LATENT | {"q_lora_rank": 26, "n_group": 4, "topk_group": 2, "attention_bias": True,
                                          "rope_parameters": _yarn(1.0, 0.707)}),
+    "qwen3": ("Qwen3", _GROUPED | {"tie_word_embeddings": True}),
+    "qwen3-bias": ("Qwen3", _GROUPED | {"attention_bias": True, "rope_parameters": _STRETCHED}),
+    "qwen3-moe": ("Qwen3Moe", _GROUPED | {"moe_intermediate_size": 28, "num_experts": 12, "num_experts_per_tok": 3,
+                                          "norm_topk_prob": True, "mlp_only_layers": [0]}),
+    "mixtral": ("Mixtral", _GROUPED | {"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 44}),
+    "glm4": ("Glm4", _GLM),
+    "glm4-yarn-bias": ("Glm4", _GLM | {"attention_bias": True,
+                                       "rope_parameters": _STRETCHED | {"partial_rotary_factor": 0.4}}),
+    "glm": ("Glm", _GLM | {"attention_bias": True, "tie_word_embeddings": True}),
+    "ernie": ("Ernie4_5", _GROUPED | {"tie_word_embeddings": True}),
+    "ernie-bias": ("Ernie4_5", _GROUPED | {"tie_word_embeddings": False, "use_bias": True}),
+    "ernie-moe": ("Ernie4_5_Moe", _GROUPED | {"head_dim": 10, "tie_word_embeddings": True, "moe_intermediate_size": 28,
+                                              "moe_num_experts": 12, "moe_k": 3, "moe_num_shared_experts": 2,
+                                              "moe_layer_start_index": 1}),
+    "chatglm": ("Glm", _GLM | {"attention_bias": True}),
 }  # fmt: skip
 
 
@@ -63,6 +81,8 @@ class Saved:
     name: str
     folder: Path
     reference: Any
+    layout: tuple[Config, Weights] | None = None
+    """What the folder holds where `transformers` cannot write it."""
 
     @property
     def vocab(self) -> int:
@@ -75,6 +95,8 @@ class Saved:
 
     def save(self, folder: Path, **how: Any) -> Path:
         """The same weights once more, saved differently."""
+        if self.layout is not None:
+            return write_sharded(folder, *self.layout, shards=5)
         self.reference.save_pretrained(folder, **how)
         return folder
 
@@ -89,7 +111,9 @@ def save(name: str, folder: Path) -> Saved:
     torch.manual_seed(len(name) + sum(map(ord, name)))
     model = getattr(transformers, f"{prefix}ForCausalLM")(getattr(transformers, f"{prefix}Config")(**sizes))
     for parameter_name, p in model.named_parameters():
-        if p.ndim > 1:
+        if "correction" in parameter_name:
+            p.uniform_(-0.1, 0.1)
+        elif p.ndim > 1:
             p.normal_(0, 1.3 / p.shape[-1] ** 0.5)
         elif parameter_name.endswith("bias"):
             p.uniform_(-0.5, 0.5)
@@ -99,8 +123,40 @@ def save(name: str, folder: Path) -> Saved:
         if "correction" in buffer_name:
             buffer.uniform_(-1, 1)
     model = model.float().eval()
+    if name == "chatglm":
+        layout = chatglm(model.config, model.state_dict())
+        return Saved(name, write(folder, *layout), model, layout)
     model.save_pretrained(folder)
     return Saved(name, folder, model)
+
+
+def chatglm(c: Any, tensors: Weights) -> tuple[Config, Weights]:
+    """A GLM checkpoint in the layout of ChatGLM's first releases, whose code computes the same."""
+    config = {
+        "architectures": ["ChatGLMModel"], "model_type": "chatglm", "num_layers": c.num_hidden_layers,
+        "hidden_size": c.hidden_size, "ffn_hidden_size": c.intermediate_size, "kv_channels": c.head_dim,
+        "num_attention_heads": c.num_attention_heads, "multi_query_attention": True,
+        "multi_query_group_num": c.num_key_value_heads, "padded_vocab_size": c.vocab_size, "vocab_size": c.vocab_size,
+        "seq_length": c.max_position_embeddings, "layernorm_epsilon": c.rms_norm_eps, "rmsnorm": True,
+        "original_rope": True, "add_bias_linear": False, "add_qkv_bias": c.attention_bias, "post_layer_norm": True,
+        "apply_residual_connection_post_layernorm": False, "tie_word_embeddings": False, "torch_dtype": "float32",
+        "rope_ratio": c.rope_parameters["rope_theta"] / 10000,
+    }  # fmt: skip
+    out = {"transformer.embedding.word_embeddings.weight": tensors["model.embed_tokens.weight"],
+           "transformer.encoder.final_layernorm.weight": tensors["model.norm.weight"],
+           "transformer.output_layer.weight": tensors["lm_head.weight"],
+           "transformer.rotary_pos_emb.inv_freq": torch.ones(c.head_dim // 4)}  # fmt: skip
+    for i in range(c.num_hidden_layers):
+        of, to = f"model.layers.{i}.", f"transformer.encoder.layers.{i}."
+        for kind in ("weight", "bias"):
+            out[f"{to}self_attention.query_key_value.{kind}"] = torch.cat(
+                [tensors[f"{of}self_attn.{p}_proj.{kind}"] for p in "qkv"]
+            )
+        for theirs, ours in (("self_attn.o_proj", "self_attention.dense"), ("mlp.gate_up_proj", "mlp.dense_h_to_4h"),
+                             ("mlp.down_proj", "mlp.dense_4h_to_h"), ("input_layernorm",) * 2,
+                             ("post_attention_layernorm",) * 2):  # fmt: skip
+            out[f"{to}{ours}.weight"] = tensors[f"{of}{theirs}.weight"]
+    return config, out
 
 
 def rewrite(source: Path, target: Path, change: Callable[[Config], Config]) -> Path:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.engine.checkpoints import R1, V2, V2_LITE, Config
-from tests.engine.test_step_of_ops import LLAMA
+from tests.engine.checkpoints import Config
+from tests.engine.test_step_of_ops import KINDS
 
 from twinline.engine.batch import Batch
 from twinline.engine.devices.cpu import Cpu
@@ -51,7 +51,7 @@ def batch(lengths: list[int], generator: torch.Generator) -> Batch:
 @torch.inference_mode()
 @pytest.mark.parametrize("weights", ["plain", "int8", "int4:32"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("config", [LLAMA, R1, V2, V2_LITE], ids=["llama", "r1", "v2", "v2-lite"])
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
 def test_a_replay_gives_the_plain_steps_bits(config: Config, dtype: torch.dtype, weights: str) -> None:
     model, device, generator = model_of(config, dtype, weights), Cpu(torch.device("cpu")), torch.Generator()
     generator.manual_seed(7)

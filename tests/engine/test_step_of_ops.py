@@ -26,6 +26,14 @@ LLAMA: Config = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
 }
+_ROUTED = {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "moe_k": 2,
+           "moe_num_experts": 4, "num_local_experts": 4}  # fmt: skip
+QWEN3_MOE = LLAMA | _ROUTED | {"architectures": ["Qwen3MoeForCausalLM"]}
+MIXTRAL = LLAMA | _ROUTED | {"architectures": ["MixtralForCausalLM"]}
+GLM4 = LLAMA | {"architectures": ["Glm4ForCausalLM"], "head_dim": 12, "partial_rotary_factor": 0.34}
+ERNIE_MOE = LLAMA | _ROUTED | {"architectures": ["Ernie4_5_MoeForCausalLM"]}
+KINDS = {"llama": LLAMA, "r1": R1, "v2": V2, "v2-lite": V2_LITE, "qwen3-moe": QWEN3_MOE, "mixtral": MIXTRAL,
+         "glm4": GLM4, "ernie-moe": ERNIE_MOE}  # fmt: skip
 
 
 class Outside(TorchDispatchMode):
@@ -63,7 +71,7 @@ def model_of(config: Config) -> Transformer:
     return model
 
 
-@pytest.mark.parametrize("config", [LLAMA, R1, V2, V2_LITE], ids=["llama", "r1", "v2", "v2-lite"])
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
 def test_a_step_of_decodes_is_ops_alone(config: Config) -> None:
     model, outside = model_of(config), Outside()
     cache = [tuple(torch.zeros(heads, 9, 16, size).bfloat16() for heads, size in rows) for rows in model.cache_rows()]

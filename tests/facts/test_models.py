@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from twinline.facts.model_files import bundled
 from twinline.facts.models import (
     FAMILIES,
     Experts,
@@ -178,12 +179,15 @@ anything = st.recursive(
     ),
     max_leaves=5,
 )
-FIELDS = sorted({field for config in PUBLISHED.values() for field in config}
-                | {"rope_parameters", "head_dim", "quantization_config", "rope_interleave", "dtype"})  # fmt: skip
+FUZZED = PUBLISHED | {name: m.config for name, m in bundled().items() if name.startswith(("qwen3", "mi", "glm", "er"))}
+FIELDS = sorted({field for config in FUZZED.values() for field in config}
+                | {"rope_parameters", "head_dim", "quantization_config", "rope_interleave", "dtype",
+                   "partial_rotary_factor", "rope_ratio", "moe_norm_min", "original_rope", "sliding_window",
+                   "norm_topk_prob"})  # fmt: skip
 
 
 fuzzed = given(
-    name=st.sampled_from(sorted(PUBLISHED)), changes=st.dictionaries(st.sampled_from(FIELDS), anything, max_size=4)
+    name=st.sampled_from(sorted(FUZZED)), changes=st.dictionaries(st.sampled_from(FIELDS), anything, max_size=4)
 )
 
 
@@ -191,7 +195,7 @@ fuzzed = given(
 @fuzzed
 def test_fuzzed_fields_raise_nothing_but_a_refusal(name: str, changes: Config) -> None:
     try:
-        spec_from_config(PUBLISHED[name] | changes)
+        spec_from_config(FUZZED[name] | changes)
     except UnsupportedModel as error:
         message = str(error)
     else:
@@ -203,7 +207,7 @@ def test_fuzzed_fields_raise_nothing_but_a_refusal(name: str, changes: Config) -
 @fuzzed
 def test_fuzzed_fields_give_a_sound_spec(name: str, changes: Config) -> None:
     try:
-        spec = spec_from_config(PUBLISHED[name] | changes)
+        spec = spec_from_config(FUZZED[name] | changes)
     except UnsupportedModel:
         return
     assert_sound(spec)
@@ -264,6 +268,11 @@ def assert_sound(spec: ModelSpec) -> None:
     reals = [spec.norm_eps, spec.rope.theta, *(v for _, v in spec.rope.scaling)]
     reals.append(spec.attention.scale)
     assert spec.rope.theta > 0 and spec.rope.size % 2 == 0, "pairs are rotated"
+    a = spec.attention
+    if isinstance(a, GroupedQuery):
+        assert spec.rope.width == a.head_size and a.heads % a.kv_heads == 0
+    else:
+        assert spec.rope.width == a.rope
     assert all(type(v) is float and math.isfinite(v) for v in reals), spec
     assert spec.expert_layers <= set(range(spec.layers))
     if spec.experts is not None:

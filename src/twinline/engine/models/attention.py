@@ -41,15 +41,23 @@ class GroupedQueryAttention(Attention):
         super().__init__()
         self.ops, self.a, self.interleaved = ops, a, spec.rope.interleaved
         self.cache_rows = ((a.kv_heads, a.head_size),) * 2
+        self.projections(ops, spec, a)
+        self.out = Linear(ops, a.heads * a.head_size, spec.hidden, bias=a.out_bias)
+
+    def projections(self, ops: Ops, spec: ModelSpec, a: GroupedQuery) -> None:
         rows, kv_rows = a.heads * a.head_size, a.kv_heads * a.head_size
         self.qkv = Linear(ops, spec.hidden, rows, kv_rows, kv_rows, bias=a.qkv_bias)
-        self.out = Linear(ops, a.heads * a.head_size, spec.hidden, bias=a.out_bias)
+
+    def project(self, x_NX: Tensor, rope: RopeAt) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries `[N, H, d]` and keys `[N, G, d]`, rotated, and values `[N, G, d]`."""
+        a = self.a
+        qkv_NHd = self.qkv(x_NX).view(len(x_NX), -1, a.head_size)
+        turned = self.ops.rope(qkv_NHd[:, : a.heads + a.kv_heads], *rope, self.interleaved)
+        return turned[:, : a.heads], turned[:, a.heads :], qkv_NHd[:, a.heads + a.kv_heads :]
 
     def forward(self, x_NX: Tensor, rope: RopeAt, plan: Plan, cache: Sequence[Tensor]) -> Tensor:
         a, ops = self.a, self.ops
-        qkv_NHd = self.qkv(x_NX).view(len(x_NX), -1, a.head_size)
-        turned = ops.rope(qkv_NHd[:, : a.heads + a.kv_heads], *rope, self.interleaved)
-        q, k, v = turned[:, : a.heads], turned[:, a.heads :], qkv_NHd[:, a.heads + a.kv_heads :]
+        q, k, v = self.project(x_NX, rope)
         ops.kv_write(cache[0], plan.slots_N, k)
         ops.kv_write(cache[1], plan.slots_N, v)
         out = by_plan(
@@ -110,10 +118,3 @@ class LatentAttention(Attention):
     def down_width(self) -> int:
         a = self.a
         return (a.q_rank or a.heads * (a.nope + a.rope)) + a.kv_rank + a.rope
-
-
-def attention(ops: Ops, spec: ModelSpec) -> Attention:
-    """The attention kind that the spec names. A new kind is a class above and a line here."""
-    if isinstance(spec.attention, Latent):
-        return LatentAttention(ops, spec, spec.attention)
-    return GroupedQueryAttention(ops, spec, spec.attention)

@@ -8,7 +8,7 @@ names the file or the tensor.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,18 +26,18 @@ from twinline.facts.models import Latent, ModelSpec, UnsupportedModel
 
 @dataclass(frozen=True)
 class Place:
-    """Where one checkpoint tensor goes: the `source`-th run of rows of a parameter, or of one expert's matrix in it."""
+    """Where one checkpoint tensor goes: the `source`-th run of rows of a parameter, or of one expert's matrix in it;
+    all rows if `source` is None."""
 
     parameter: str
     expert: int | None
-    source: int
+    source: int | None
 
 
 def table_for(spec: ModelSpec) -> tables.Table:
-    if spec.family == "llama":
-        return tables.LLAMA
-    assert isinstance(spec.attention, Latent)
-    return tables.DEEPSEEK if spec.attention.q_rank else tables.DEEPSEEK_PLAIN_QUERY
+    if isinstance(spec.attention, Latent) and not spec.attention.q_rank:
+        return tables.DEEPSEEK_PLAIN_QUERY
+    return tables.TABLES[spec.family]
 
 
 def places(spec: ModelSpec, parameters: Iterator[str]) -> dict[str, Place]:
@@ -48,7 +48,9 @@ def places(spec: ModelSpec, parameters: Iterator[str]) -> dict[str, Place]:
             continue
         layer = re.match(r"layers\.(\d+)\.", name)
         index = layer[1] if layer else ""
-        for source, template in enumerate(table[re.sub(r"^layers\.\d+\.", "layers.{i}.", name)]):
+        templates = table[re.sub(r"^layers\.\d+\.", "layers.{i}.", name)]
+        for at, template in enumerate(templates):
+            source = at if len(templates) > 1 else None
             filled = template.replace("{i}", index)
             if "{e}" not in filled:
                 found[filled] = Place(name, None, source)
@@ -62,12 +64,14 @@ def places(spec: ModelSpec, parameters: Iterator[str]) -> dict[str, Place]:
 class _Filling:
     """One parameter while its pieces arrive, in any order."""
 
-    def __init__(self, parameter: nn.Parameter, device: torch.device, experts: int | None, memory: Memory):
+    def __init__(
+        self, parameter: nn.Parameter, device: torch.device, tensors: int, experts: int | None, memory: Memory
+    ):
         shape, dtype = tuple(parameter.shape), parameter.dtype
         on_host = device.type == "cpu" and parameter.numel() > 0
         self.data = memory.empty(shape, dtype) if on_host else torch.empty(shape, dtype=dtype, device=device)
         self.pieces: tuple[int, ...] = parameter.pieces or (parameter.shape[-2 if experts else 0],)  # type: ignore[attr-defined]
-        self.waiting = len(self.pieces) * (experts or 1)
+        self.waiting = tensors
 
     def put(self, shard: Shard, place: Place, name: str, memory: Memory) -> None:
         """Reads a tensor of the file to its place: straight there if nothing has to be converted."""
@@ -78,7 +82,10 @@ class _Filling:
                 f"{name} holds {dtype or stored.dtype}: packed weights of a quantiser are not supported"
             )
         whole = self.data if place.expert is None else self.data[place.expert]
-        target = whole.narrow(0, sum(self.pieces[: place.source]), self.pieces[place.source])
+        at = place.source
+        target = whole if at is None else whole.narrow(0, sum(self.pieces[:at]), self.pieces[at])
+        if tables.ONE_ROW.search(name):
+            target = target[None]
         if stored.shape != target.shape:
             raise UnsupportedModel(
                 f"{name}: shape {list(stored.shape)} where the configuration asks for {list(target.shape)}"
@@ -103,6 +110,7 @@ def load(directory: Path, spec: ModelSpec, ops: Ops, device: torch.device, conte
     files = shards(directory)
     _check_names(wanted, files, spec)
     filling: dict[str, _Filling] = {}
+    tensors = Counter(place.parameter for place in wanted.values())
     unsealed, memory = _owners(model), Memory()
 
     # The head first: of all parts it takes most memory while it is packed, and now nothing else is there yet.
@@ -117,7 +125,7 @@ def load(directory: Path, spec: ModelSpec, ops: Ops, device: torch.device, conte
                 key = place.parameter
                 if key not in filling:
                     experts = None if place.expert is None or spec.experts is None else spec.experts.count
-                    filling[key] = _Filling(parameters[key], device, experts, memory)
+                    filling[key] = _Filling(parameters[key], device, tensors[key], experts, memory)
                 filling[key].put(shard, place, name, memory)
                 if filling[key].waiting == 0:
                     _settle(model, key, filling.pop(key).data, unsealed)
@@ -134,11 +142,11 @@ def _check_names(wanted: dict[str, Place], files: dict[str, list[str]], spec: Mo
         raise UnsupportedModel(f"the checkpoint lacks {len(missing)} tensors, first {min(missing)}")
 
     def expected(name: str) -> bool:
-        if tables.UNUSED.search(name) or (name == "lm_head.weight" and spec.tied):
+        if tables.UNUSED.search(name) or (spec.tied and name in table_for(spec)["head.weight"]):
             return True
         layer = re.match(r"model\.layers\.(\d+)\.", name)
-        # Layers past the last are multi-token prediction: loaded when speculation asks for them.
-        return layer is not None and int(layer[1]) >= spec.layers
+        # DeepSeek's layers past the last are multi-token prediction: loaded when speculation asks for them.
+        return spec.family == "deepseek" and layer is not None and int(layer[1]) >= spec.layers
 
     surplus = sorted(name for name in present - wanted.keys() if not expected(name))
     if surplus:

@@ -87,11 +87,11 @@ class Embedding(Part):
 
 
 class MLP(Part):
-    def __init__(self, ops: Ops, hidden: int, inner: int):
+    def __init__(self, ops: Ops, hidden: int, inner: int, bias: bool = False):
         super().__init__()
         self.ops = ops
-        self.gate_up = Linear(ops, hidden, inner, inner)
-        self.down = Linear(ops, inner, hidden)
+        self.gate_up = Linear(ops, hidden, inner, inner, bias=bias)
+        self.down = Linear(ops, inner, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.ops.silu_mul(self.gate_up(x)))
@@ -137,14 +137,16 @@ def _yarn_factor(rope: Rope) -> float:
 
 
 class RopeTable:
-    """cos and sin of every position, float32 `[context, size / 2]`, made once."""
+    """cos and sin of every position, float32 `[context, width / 2]`, made once. Pairs of a head that keep their place
+    have the angle 0, to the bit: x * 1 - y * 0 is x."""
 
     def __init__(self, ops: Ops, spec: ModelSpec, context: int, device: torch.device):
         self.ops = ops
         frequencies, factor = rope_frequencies(spec.rope)
         angles = torch.outer(torch.arange(context).float(), frequencies)
-        self.cos = (angles.cos() * factor).to(device)
-        self.sin = (angles.sin() * factor).to(device)
+        still = (0, spec.rope.still // 2)
+        self.cos = nn.functional.pad(angles.cos() * factor, still, value=1.0).to(device)
+        self.sin = nn.functional.pad(angles.sin() * factor, still).to(device)
 
     def at(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
         return self.ops.embedding(positions_N, self.cos), self.ops.embedding(positions_N, self.sin)

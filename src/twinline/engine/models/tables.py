@@ -2,12 +2,15 @@
 
 Left: our parameter, `{i}` its layer. Right: the checkpoint's tensors that make it, one above the other (rows
 concatenated); with `{e}`, those of every expert, stacked. A parameter that a model does not have is not looked for. A
-tensor that no table names is an error, unless it matches `UNUSED`.
+tensor that no table names is an error, unless it matches `UNUSED`. One tensor where others have several is all of their
+rows. `TABLES` is what is supported, on one screen.
 """
 
 from __future__ import annotations
 
 import re
+
+from twinline.facts.models import Family
 
 Table = dict[str, tuple[str, ...]]
 
@@ -66,5 +69,61 @@ DEEPSEEK_PLAIN_QUERY: Table = DEEPSEEK | {
     ),
 }
 
-# Tables of rotary frequencies that old exports carry; ours are computed.
-UNUSED = re.compile(r"\.rotary_emb\.inv_freq$")
+_HEAD_NORMS: Table = {f"layers.{{i}}.attention.{p}_norm.weight": (f"{_LAYER}self_attn.{p}_norm.weight",) for p in "qk"}
+
+QWEN3: Table = COMMON | _MOE | _HEAD_NORMS | {
+    f"layers.{{i}}.attention.{p}.{kind}": (f"{_LAYER}self_attn.{p}_proj.{kind}",)
+    for p in "qkv" for kind in ("weight", "bias")
+}  # fmt: skip
+
+_MIXTRAL_MOE = _LAYER + "block_sparse_moe."
+MIXTRAL: Table = LLAMA | {
+    "layers.{i}.mlp.gate.weight": (_MIXTRAL_MOE + "gate.weight",),
+    "layers.{i}.mlp.experts.gate_up": (_MIXTRAL_MOE + "experts.{e}.w1.weight", _MIXTRAL_MOE + "experts.{e}.w3.weight"),
+    "layers.{i}.mlp.experts.down": (_MIXTRAL_MOE + "experts.{e}.w2.weight",),
+}
+
+GLM: Table = LLAMA | {
+    "layers.{i}.mlp.gate_up.weight": (_LAYER + "mlp.gate_up_proj.weight",),
+    "layers.{i}.after_attention.weight": (_LAYER + "post_self_attn_layernorm.weight",),
+    "layers.{i}.after_mlp.weight": (_LAYER + "post_mlp_layernorm.weight",),
+}
+
+_CHATGLM_LAYER = "transformer.encoder.layers.{i}."
+CHATGLM: Table = {
+    "embed.weight": ("transformer.embedding.word_embeddings.weight",),
+    "norm.weight": ("transformer.encoder.final_layernorm.weight",),
+    "head.weight": ("transformer.output_layer.weight",),
+    "layers.{i}.input_norm.weight": (_CHATGLM_LAYER + "input_layernorm.weight",),
+    "layers.{i}.mlp_norm.weight": (_CHATGLM_LAYER + "post_attention_layernorm.weight",),
+    "layers.{i}.mlp.gate_up.weight": (_CHATGLM_LAYER + "mlp.dense_h_to_4h.weight",),
+    "layers.{i}.mlp.down.weight": (_CHATGLM_LAYER + "mlp.dense_4h_to_h.weight",),
+    "layers.{i}.attention.qkv.weight": (_CHATGLM_LAYER + "self_attention.query_key_value.weight",),
+    "layers.{i}.attention.qkv.bias": (_CHATGLM_LAYER + "self_attention.query_key_value.bias",),
+    "layers.{i}.attention.out.weight": (_CHATGLM_LAYER + "self_attention.dense.weight",),
+}
+
+ERNIE: Table = LLAMA | _MOE | {
+    "layers.{i}.mlp.gate.bias": (_LAYER + "mlp.moe_statics.e_score_correction_bias",),
+    "layers.{i}.mlp.gate_up.bias": (_LAYER + "mlp.gate_proj.bias", _LAYER + "mlp.up_proj.bias"),
+    "layers.{i}.mlp.down.bias": (_LAYER + "mlp.down_proj.bias",),
+}  # fmt: skip
+
+TABLES: dict[Family, Table] = {
+    "chatglm": CHATGLM,
+    "deepseek": DEEPSEEK,
+    "ernie": ERNIE,
+    "glm": GLM,
+    "llama": LLAMA,
+    "mixtral": MIXTRAL,
+    "qwen3": QWEN3,
+}
+
+# Vectors that a checkpoint keeps as a matrix of one row.
+ONE_ROW = re.compile(r"\.moe_statics\.e_score_correction_bias$")
+
+# Tables of rotary frequencies that old exports and ChatGLM carry, ours are computed; and ERNIE's block that drafts.
+UNUSED = re.compile(
+    r"\.rotary_emb\.inv_freq$|^transformer\.rotary_pos_emb\.inv_freq$|"
+    r"^model\.mtp_(block|emb_norm|hidden_norm|linear_proj)\.\d+\."
+)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from twinline.engine.models.attention import RopeAt, attention
+from twinline.engine.models.attention import Attention, GroupedQueryAttention, LatentAttention, RopeAt
+from twinline.engine.models.head_norms import NormedHeads
 from twinline.engine.models.moe import MoE
 from twinline.engine.models.parts import MLP, Embedding, Linear, Norm, Part, RopeTable
 from twinline.engine.ops.plan import Plan
@@ -20,7 +21,16 @@ from twinline.facts.models import Latent, ModelSpec
 LayerCache = Sequence[Tensor]
 
 
+def attention(ops: Ops, spec: ModelSpec) -> Attention:
+    """The attention kind that the spec names. A new kind is a class of its own and a line here."""
+    if isinstance(spec.attention, Latent):
+        return LatentAttention(ops, spec, spec.attention)
+    return (NormedHeads if spec.attention.head_norms else GroupedQueryAttention)(ops, spec, spec.attention)
+
+
 class Layer(Part):
+    """`after_attention` and `after_mlp` norm what is added to the residual stream, in the families that do."""
+
     def __init__(self, ops: Ops, spec: ModelSpec, index: int):
         super().__init__()
         self.input_norm = Norm(ops, spec.hidden, spec.norm_eps)
@@ -29,7 +39,9 @@ class Layer(Part):
         if spec.experts is not None and index in spec.expert_layers:
             self.mlp: Part = MoE(ops, spec.hidden, spec.experts)
         else:
-            self.mlp = MLP(ops, spec.hidden, spec.inner)
+            self.mlp = MLP(ops, spec.hidden, spec.inner, bias=spec.mlp_bias)
+        self.after_attention = Norm(ops, spec.hidden, spec.norm_eps) if spec.after_norms else None
+        self.after_mlp = Norm(ops, spec.hidden, spec.norm_eps) if spec.after_norms else None
 
     def forward(
         self, x: Tensor, residual: Tensor | None, rope: RopeAt, plan: Plan, cache: LayerCache
@@ -40,8 +52,11 @@ class Layer(Part):
         else:
             x, residual = self.input_norm.after(x, residual)
         x = self.attention(x, rope, plan, cache)
+        if self.after_attention is not None:
+            x = self.after_attention(x)
         x, residual = self.mlp_norm.after(x, residual)
-        return self.mlp(x), residual
+        x = self.mlp(x)
+        return x if self.after_mlp is None else self.after_mlp(x), residual
 
 
 class Transformer(Part):
@@ -77,8 +92,11 @@ class Transformer(Part):
         unused = {"attention_prefill", "attention_decode"}
         if not isinstance(self.spec.attention, Latent):
             unused = {"mla_absorb", "mla_prefill", "mla_decode"}
-        if self.spec.experts is None:
+        experts, routed = self.spec.experts, len(self.spec.expert_layers)
+        if experts is None or not routed:
             unused |= {"route", "experts"}
+        elif routed == self.spec.layers and not experts.shared_inner:
+            unused.add("silu_mul")
         return frozenset(OPS) - unused
 
     def cache_rows(self) -> list[tuple[tuple[int, int], ...]]:

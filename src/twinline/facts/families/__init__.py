@@ -1,13 +1,14 @@
 """Families of models: from a `config.json` to the tensors of its checkpoint.
 
-Owns the registry: which architecture is read by which file. Reads more than the engine runs (`facts/models.py`): here
-it is about what something weighs.
+Owns the registry: which architecture is read by which file. Reads more than the engine runs (`facts/models.py`): a
+file's `anatomy` says what something weighs, its `spec`, where there is one, what the engine computes.
 """
 
 from __future__ import annotations
 
 import importlib
 
+from twinline.facts.absent import ABSENT
 from twinline.facts.models import UnsupportedModel
 from twinline.facts.tensors import Anatomy, Config
 
@@ -49,7 +50,7 @@ def read_anatomy(config: Config) -> Anatomy:
         )
     family = importlib.import_module(f"twinline.facts.families.{FAMILIES[known]}")
     try:
-        anatomy: Anatomy = family.anatomy(config, known)
+        anatomy: Anatomy = family.anatomy(ABSENT.get(known, {}) | config, known)
     except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise UnsupportedModel(f"config.json: cannot be read as {known}: {error!r}") from error
     return anatomy

@@ -7,8 +7,12 @@ and copies of embedding and head (DeepSeek-V3's README_WEIGHTS.md).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
+from twinline.facts import models
 from twinline.facts.families import parts
+from twinline.facts.models import Experts, ModelSpec, UnsupportedModel
+from twinline.facts.models import Latent as LatentAttention
 from twinline.facts.tensors import Anatomy, Config, Latent, Mixture, Part, Tensor
 
 AT = "model.layers.{layer}"
@@ -127,3 +131,65 @@ def _drafting(hidden: int, vocab: int, layers: tuple[int, ...]) -> Iterator[Tens
         yield Tensor(
             name=f"{AT}.{name}.weight", shape=(vocab, hidden), part="predictor", split="vocabulary", layers=layers
         )
+
+
+def spec(config: Config, architecture: str) -> ModelSpec:
+    third = architecture == "DeepseekV3ForCausalLM"
+    nope, rope_size = models.need(config, "qk_nope_head_dim"), models.need(config, "qk_rope_head_dim")
+    fields = models.rope_fields(config)
+    scale = (nope + rope_size) ** -0.5
+    if fields["kind"] == "yarn" and fields.get("mscale_all_dim"):
+        # DeepSeek folds YaRN's temperature into the softmax scale, at every length (engines.md 3.7).
+        scale *= models.yarn_mscale(float(fields["factor"]), float(fields["mscale_all_dim"])) ** 2
+    attention = LatentAttention(
+        heads=models.need(config, "num_attention_heads"),
+        q_rank=models.count(config, "q_lora_rank", 0, least=0) or None,
+        kv_rank=models.need(config, "kv_lora_rank"),
+        nope=nope,
+        rope=rope_size,
+        value=models.need(config, "v_head_dim"),
+        scale=scale,
+        bias=bool(config.get("attention_bias", False)),
+    )
+    experts = _routing(config, third) if models.count(config, "n_routed_experts", 0, least=0) else None
+    rope = models.read_rope(config, rope_size, interleaved=bool(config.get("rope_interleave", True)))
+    sparse = _mlp(config, tuple(range(parts.layer_count(config, "num_hidden_layers"))))[3]
+    return models.decoder("deepseek", architecture, config, attention, rope, experts, sparse)
+
+
+def _routing(config: Config, third: bool) -> Experts:
+    count = models.need(config, "n_routed_experts")
+    method = config.get("topk_method") or ("noaux_tc" if third else "greedy")
+    limits: dict[str, Literal["top2", "max", "none"]] = {
+        "noaux_tc": "top2",
+        "group_limited_greedy": "max",
+        "greedy": "none",
+    }
+    scores: dict[str, Literal["sigmoid", "softmax"]] = {"sigmoid": "sigmoid", "softmax": "softmax"}
+    score = config.get("scoring_func") or ("sigmoid" if third else "softmax")
+    if method not in limits or score not in scores:
+        raise UnsupportedModel(f"config.json: routing {method!r} with {score!r} scores is not supported")
+    groups = models.count(config, "n_group", 1)
+    kept = models.count(config, "topk_group", groups)
+    if count % groups:
+        raise UnsupportedModel(f"config.json: {count} experts do not divide into {groups} groups")
+    if kept > groups:
+        raise UnsupportedModel(f"config.json: topk_group {kept} is more than n_group {groups}")
+    chosen = models.need(config, "num_experts_per_tok")
+    reach = count if limits[method] == "none" else count // groups * kept
+    if chosen > reach:
+        raise UnsupportedModel(f"config.json: {chosen} experts for each token where {reach} can be chosen")
+    inner = models.need(config, "moe_intermediate_size")
+    return Experts(
+        count=count,
+        per_token=chosen,
+        groups=groups,
+        groups_kept=kept,
+        score=scores[score],
+        limit=limits[method],
+        correction_bias=method == "noaux_tc",
+        normalise=bool(config.get("norm_topk_prob", third)),
+        scale=models.real(config, "routed_scaling_factor", 1.0),
+        inner=inner,
+        shared_inner=inner * models.count(config, "n_shared_experts", 0, least=0),
+    )

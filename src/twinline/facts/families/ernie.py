@@ -11,22 +11,20 @@ from collections.abc import Iterator
 
 import msgspec
 
+from twinline.facts import models
 from twinline.facts.families import parts
-from twinline.facts.models import UnsupportedModel
+from twinline.facts.models import GroupedQuery, ModelSpec, UnsupportedModel
 from twinline.facts.tensors import Anatomy, Config, Mixture, Tensor
 
 
 def anatomy(config: Config, architecture: str) -> Anatomy:
-    known = parts.common({"tie_word_embeddings": True} | config)
+    known = parts.common(config)
     hidden, inner = known["hidden"], parts.need(config, "intermediate_size")
     heads, kv_heads, size = parts.head_sizes(config)
     number = parts.layer_count(config, "num_hidden_layers")
     layers = tuple(range(number))
-    biased = bool(config.get("use_bias", False))
-    mixture, sparse, shared = _mixture(config, layers) if architecture == "Ernie4_5_MoeForCausalLM" else (None, (), 0)
+    biased, mixture, sparse, shared = _mlp(config, architecture, layers)
     dense = tuple(i for i in layers if i not in sparse)
-    if biased and mixture:
-        raise UnsupportedModel("config.json: use_bias with experts is not known of any published checkpoint")
     at = "model.layers.{layer}.mlp"
     tensors: list[Tensor] = [*parts.ends(config, hidden, known["vocab"], known["tied"])]
     tensors += parts.grouped_query(layers, hidden, heads, kv_heads, size, qkv_bias=biased, out_bias=biased)
@@ -93,3 +91,39 @@ def _mixture(config: Config, layers: tuple[int, ...]) -> tuple[Mixture, tuple[in
     every = parts.count(config, 1, "moe_layer_interval", least=1)
     sparse = tuple(i for i in layers if start <= i <= end and (i + 1) % every == 0)
     return mixture, sparse, inner * parts.count(config, 0, "moe_num_shared_experts")
+
+
+def _mlp(
+    config: Config, architecture: str, layers: tuple[int, ...]
+) -> tuple[bool, Mixture | None, tuple[int, ...], int]:
+    """Whether layers have biases; the experts, the layers that have them, and the width of the shared ones."""
+    biased = bool(config.get("use_bias", False))
+    if architecture != "Ernie4_5_MoeForCausalLM":
+        return biased, None, (), 0
+    if biased:
+        raise UnsupportedModel("config.json: use_bias with experts is not known of any published checkpoint")
+    return biased, *_mixture(config, layers)
+
+
+MOST_NORM_MIN = 1e-9
+
+
+def spec(config: Config, architecture: str) -> ModelSpec:
+    """Neighbouring values are rotated, of the whole head. The router adds a correction to softmax scores to choose, and
+    normalises those without it; the released code divides by `moe_norm_min` where their sum is smaller, the engine by
+    the sum: the same until all chosen experts together have less than that of the probability."""
+    heads, kv_heads, size = parts.head_sizes(config)
+    layers = tuple(range(parts.layer_count(config, "num_hidden_layers")))
+    biased, mixture, sparse, shared = _mlp(config, architecture, layers)
+    least = models.real(config, "moe_norm_min", 1e-12)
+    if least > MOST_NORM_MIN:
+        raise UnsupportedModel(f"config.json: moe_norm_min {least:g} is not supported (up to {MOST_NORM_MIN:g} is)")
+    experts = None
+    if mixture:
+        experts = parts.softmax_experts(mixture, normalise=True, correction_bias=True, shared_inner=shared)
+    return models.decoder(
+        "ernie", architecture, config,
+        GroupedQuery(heads, kv_heads, size, qkv_bias=biased, out_bias=biased),
+        models.read_rope(config, size, interleaved=True),
+        experts, sparse, mlp_bias=biased,
+    )  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from twinline.facts import models
 from twinline.facts.families import parts
+from twinline.facts.models import GroupedQuery, ModelSpec
 from twinline.facts.tensors import Anatomy, Config, Tensor
 
 
@@ -26,4 +28,16 @@ def anatomy(config: Config, architecture: str) -> Anatomy:
     return Anatomy(
         architecture=architecture, layers=number, context=parts.need(config, "max_position_embeddings"), heads=heads,
         kv_heads=kv_heads, head_size=size, inner=inner, tensors=tuple(tensors), **known,
+    )  # fmt: skip
+
+
+def spec(config: Config, architecture: str) -> ModelSpec:
+    """Neighbouring values of a head's first half are rotated; the output projection never has a bias."""
+    heads, kv_heads, size = parts.head_sizes(config)
+    biased = bool(config.get("attention_bias", False))
+    return models.decoder(
+        "glm", architecture, config,
+        GroupedQuery(heads, kv_heads, size, qkv_bias=biased, out_bias=False),
+        models.read_rope(config, size, interleaved=True),
+        after_norms=architecture == "Glm4ForCausalLM",
     )  # fmt: skip

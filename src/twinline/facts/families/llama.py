@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from twinline.facts import models
 from twinline.facts.families import parts
+from twinline.facts.models import GroupedQuery, ModelSpec, UnsupportedModel
 from twinline.facts.tensors import Anatomy, Config, Tensor
 
 
@@ -35,3 +37,28 @@ def _window(config: Config) -> tuple[str, ...]:
     if not window or config.get("use_sliding_window") is False:
         return ()
     return (f"attention sees {window} tokens back; the cache is counted as if it saw all: an upper bound",)
+
+
+def spec(config: Config, architecture: str) -> ModelSpec:
+    heads = models.need(config, "num_attention_heads")
+    hidden = models.need(config, "hidden_size")
+    if config.get("use_sliding_window"):
+        raise UnsupportedModel("config.json: sliding-window attention is not supported")
+    if config.get("mlp_bias"):
+        raise UnsupportedModel("config.json: mlp_bias is not supported")
+    qwen2, qwen3 = architecture == "Qwen2ForCausalLM", architecture == "Qwen3ForCausalLM"
+    if config.get("head_dim") is None and hidden % heads:
+        raise UnsupportedModel(f"config.json: hidden_size {hidden} is no multiple of {heads} heads; set head_dim")
+    head_size = models.count(config, "head_dim", hidden // heads)
+    attention = GroupedQuery(
+        heads=heads,
+        kv_heads=models.count(config, "num_key_value_heads", heads),
+        head_size=head_size,
+        qkv_bias=qwen2 or bool(config.get("attention_bias", False)),
+        out_bias=not qwen2 and bool(config.get("attention_bias", False)),
+        head_norms=qwen3,
+    )
+    if heads % attention.kv_heads:
+        raise UnsupportedModel(f"config.json: {heads} heads cannot share {attention.kv_heads} KV heads evenly")
+    rope = models.read_rope(config, head_size, interleaved=False)
+    return models.decoder("qwen3" if qwen3 else "llama", architecture, config, attention, rope)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from twinline.facts.models import LARGEST, MOST_LAYERS, UnsupportedModel
+from twinline.facts.models import LARGEST, MOST_LAYERS, Experts, UnsupportedModel
 from twinline.facts.tensors import Config, Mixture, Part, Split, Tensor
 
 Layers = tuple[int, ...]
@@ -50,6 +50,16 @@ def mixture(count: int, per_token: int, inner: int) -> Mixture:
     if per_token > count:
         raise UnsupportedModel(f"config.json: {per_token} experts for each token where the model has {count}")
     return Mixture(count, per_token, inner)
+
+
+def softmax_experts(
+    mixture: Mixture, *, normalise: bool, correction_bias: bool = False, shared_inner: int = 0
+) -> Experts:
+    """Experts chosen by softmax from all, without groups."""
+    return Experts(
+        count=mixture.count, per_token=mixture.per_token, groups=1, groups_kept=1, score="softmax", limit="none",
+        correction_bias=correction_bias, normalise=normalise, scale=1.0, inner=mixture.inner, shared_inner=shared_inner,
+    )  # fmt: skip
 
 
 def head_sizes(config: Config) -> tuple[int, int, int]:

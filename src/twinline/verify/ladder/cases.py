@@ -45,6 +45,8 @@ def _norm_sizes(m: Maker) -> list[int]:
     sizes = [m.spec.hidden]
     if isinstance(a, Latent):
         sizes += [a.kv_rank, *([a.q_rank] if a.q_rank else [])]
+    elif a.head_norms:
+        sizes.append(a.head_size)
     return sorted(set(sizes), reverse=True)
 
 
@@ -84,7 +86,9 @@ def _products(spec: ModelSpec) -> list[tuple[str, int, int]]:
         layers = [("down", x, (a.q_rank or wide_q) + a.kv_rank + a.rope), ("out", a.heads * a.value, x)]
         layers += [("q_up", a.q_rank, wide_q)] if a.q_rank else []
     else:
-        layers = [("qkv", x, (a.heads + 2 * a.kv_heads) * a.head_size), ("out", a.heads * a.head_size, x)]
+        rows, kv_rows = a.heads * a.head_size, a.kv_heads * a.head_size
+        layers = [("q", x, rows), ("k", x, kv_rows)] if a.head_norms else [("qkv", x, rows + 2 * kv_rows)]
+        layers.append(("out", rows, x))
     layers += [("gate_up", x, 2 * spec.inner), ("mlp down", spec.inner, x), ("head", x, spec.vocab)]
     return layers
 
@@ -123,7 +127,7 @@ def _silu_mul(m: Maker) -> Iterator[Case]:
 
 
 def _rope(m: Maker) -> Iterator[Case]:
-    a, half = m.spec.attention, m.spec.rope.size // 2
+    a, half = m.spec.attention, m.spec.rope.width // 2
     heads = min(a.heads, MOST_HEADS)
     for rows, count in ((1, heads), (7, 1), (131, heads), (-(-2 * 65536 // (heads * 2 * half)), heads)):
         positions = np.sort(m.draw.integers(0, m.spec.context, rows))
@@ -240,7 +244,7 @@ def _route(m: Maker) -> Iterator[Case]:
         yield m.case(f"{rows} rows", m.normal(rows, hidden), gate, bias, e)
     yield m.case("rows far apart", m.normal(33, hidden, scale=8.0), gate, bias, e)
     near = gate.clone()
-    near[1::2] = near[::2]  # every expert beside one that scores as it does: ties, and negative biased scores
+    near[1::2] = near[:-1:2]  # every expert beside one that scores as it does: ties, and negative biased scores
     yield m.case("ties", m.normal(33, hidden), near, None if bias is None else torch.full_like(bias, -2.0), e)
     yield m.case("rows of zeros", torch.zeros(3, hidden, dtype=m.dtype), gate, bias, e)
 
