@@ -91,6 +91,7 @@ class ChatRequest(Common, kw_only=True):
     continue_final_message: bool | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
 
 

@@ -24,7 +24,7 @@ from twinline.gateway.api_types import (
 from twinline.gateway.aside import made
 from twinline.gateway.choice import Choice
 from twinline.gateway.door import Door, Target
-from twinline.gateway.errors import ApiError, bad_request
+from twinline.gateway.errors import bad_request
 from twinline.gateway.exchange import Exchange
 from twinline.gateway.logprobs import chat_logprobs
 from twinline.gateway.order import Order
@@ -33,6 +33,7 @@ from twinline.gateway.sampling import TIMEOUT_HEADER, check_some, check_text, pl
 from twinline.gateway.served import ServedModel
 from twinline.gateway.text.reasoning import ReasoningParser
 from twinline.gateway.text.template import encode_prompt
+from twinline.gateway.tools import tool_use
 from twinline.gateway.transcript import Piece
 from twinline.lines.wire import TokenLogprob
 
@@ -50,6 +51,7 @@ class Chat:
         """Raises ApiError."""
         served = target.served
         _check(request, served)
+        use = tool_use(request, served.calls)
         envelope = Envelope("chatcmpl-", "chat.completion", request, exchange.request_id)
         rendered, prompt = await _prompt(request, served, exchange.body_bytes)
         limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
@@ -62,6 +64,7 @@ class Chat:
             max_tokens=room(len(prompt), limit, served, "messages"),
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             timeout_header=exchange.header(TIMEOUT_HEADER),
+            keep=served.text.call_marks if use.names else served.text.marks,
         )
         order = Order(target, visit, shared, body, chat=True, bounded=limit is not None)
         n = request.n or 1
@@ -71,7 +74,10 @@ class Chat:
         answer = Answer(exchange, self._door.access, visit, served.name, shape, streamed)
         ask = order.ask(prompt)
         choices = [
-            order.choice(prompt, ask, index, index, ReasoningParser.for_prompt(rendered), answer) for index in range(n)
+            order.choice(
+                prompt, ask, index, index, ReasoningParser.for_prompt(rendered), answer, use.parser(served.calls)
+            )
+            for index in range(n)
         ]
         await answer.run(choices)
 
@@ -113,8 +119,8 @@ class _Streamed:
             logprobs = None
         if logprobs is not None and logprobs.content:
             data += chunk(ChatChunkChoice(index, ChatDelta(content=""), logprobs))
-        if piece.tool_calls:
-            data += chunk(ChatChunkChoice(index, ChatDelta(tool_calls=piece.tool_calls)))
+        for call in piece.tool_calls or ():  # clients that add up deltas take one of a call at a time
+            data += chunk(ChatChunkChoice(index, ChatDelta(tool_calls=[call])))
         if piece.finish is not None:
             data += chunk(ChatChunkChoice(index, ChatDelta(), None, piece.finish))
         return data
@@ -152,11 +158,13 @@ class _Whole:
     def end(self, choices: Sequence[Choice]) -> bytes:
         made = []
         for index, last in enumerate(self._last):
+            content = "".join(self._texts[index]["content"])
+            calls = whole_calls(self._calls[index])
             message = ReplyMessage(
                 role="assistant",
-                content="".join(self._texts[index]["content"]),
+                content=content or (None if calls else ""),
                 reasoning_content="".join(self._texts[index]["reasoning"]) or None,
-                tool_calls=whole_calls(self._calls[index]) or None,
+                tool_calls=calls or None,
             )
             finish, reason = (last.finish, last.stop_reason) if last else (None, None)
             made.append(ChatChoice(index, message, self._logprobs.of(self._entries[index]), finish, reason))
@@ -185,8 +193,6 @@ def _check(request: ChatRequest, served: ServedModel) -> None:
             "messages",
             "context_length_exceeded",
         )
-    if request.tool_choice not in (None, "none", "auto") and not request.tools:
-        raise ApiError(400, "tool_choice needs tools.", param="tool_choice", code="unsupported_parameter")
     if request.top_logprobs and not request.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true.", "top_logprobs")
     if request.continue_final_message:
@@ -213,11 +219,13 @@ async def _prompt(request: ChatRequest, served: ServedModel, body_bytes: int) ->
     if template is None:
         raise bad_request(f"The model {served.name} has no chat template; use /v1/completions.", "model")
     going_on = bool(request.continue_final_message)
+    tools = tool_use(request, served.calls).tools
     opening = not going_on if request.add_generation_prompt is None else request.add_generation_prompt
 
     def make() -> tuple[str, list[int]]:
         rendered = template.render(
             [_plain(message) for message in request.messages],
+            tools,
             add_generation_prompt=opening,
             continue_final_message=going_on,
             **(request.chat_template_kwargs or {}),

@@ -19,6 +19,7 @@ from twinline.lines.protocol import TokenRequest
 
 TIMEOUT_HEADER = "x-request-timeout-s"
 NOTHING: frozenset[str] = frozenset()
+NOTHING_KEPT: frozenset[int] = frozenset()
 _SEEDS = 2**63
 _prefix = secrets.token_hex(4)
 _numbers = count(1)
@@ -62,8 +63,9 @@ def plan(
     logprobs: int | None,
     prompt_logprobs: int | None = None,
     timeout_header: str | None = None,
+    keep: frozenset[int] = NOTHING_KEPT,
 ) -> Plan:
-    """Raises ApiError 400 for fields that do not fit the model or each other."""
+    """`keep`: special tokens that are shown. Raises ApiError 400 for fields that do not fit the model or each other."""
     min_tokens = request.min_tokens or 0
     if min_tokens > max_tokens:
         raise bad_request(f"min_tokens {min_tokens} is more than max_tokens {max_tokens}.", "min_tokens")
@@ -95,8 +97,8 @@ def plan(
     }
     rules = _PLAIN
     include_stop, skip_special = bool(request.include_stop_str_in_output), request.skip_special_tokens is not False
-    if request.stop is not None or include_stop or not skip_special:
-        rules = TextRules(stop_strings(request.stop), include_stop, skip_special)
+    if request.stop is not None or include_stop or not skip_special or keep:
+        rules = TextRules(stop_strings(request.stop), include_stop, skip_special, keep)
     # Always keyed: a stream that moves to another line must draw the same noise there.
     seed = _random.getrandbits(63) if request.seed is None else request.seed % _SEEDS
     name = f"{request_id}-{_prefix}{next(_numbers):x}"  # clients reuse theirs, a line refuses two of one name
@@ -106,13 +108,16 @@ def plan(
 def _passed_on(request: Common) -> frozenset[str]:
     """What the client's own words ask for. A model folder's defaults ask for nothing: a remote has its own.
 
-    Tools and structured output are the engine's affair as yet: a line that takes text may have them.
+    Structured output is the engine's affair as yet: a line that takes text may have it. So are calls that must be made.
     """
     features = set()
     if request.top_k or request.min_p or request.min_tokens or request.repetition_penalty not in (None, 1):
         features.add("sampling")
-    if getattr(request, "tools", None) or getattr(request, "tool_choice", None) not in (None, "none", "auto"):
+    choice = getattr(request, "tool_choice", None)
+    if getattr(request, "tools", None) and choice != "none":
         features.add("tools")
+        if choice not in (None, "auto"):
+            features.add("tool_choice")
     format_ = request.response_format
     if format_ is not None and format_.type != "text":
         features.add("grammar")

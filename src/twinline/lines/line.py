@@ -30,7 +30,7 @@ class Line:
     """One running supply of a model. `model` is the name under which the line itself knows it.
 
     `calls` are the requests under way and whose they are, `facts` what the engine said of itself, `born` when it
-    started.
+    started, `lent` the features that whoever asks adds to an engine of tokens.
     """
 
     def __init__(self, name: str, spec: LineSpec, url: str | None = None) -> None:
@@ -41,6 +41,7 @@ class Line:
         self.driver = driver(spec.engine)
         self.life = Life(name)
         self.facts: Mapping[str, Any] = {}
+        self.lent: frozenset[str] = frozenset()
         self.declare(spec, {})
         self.born = 0.0
         self.calls: dict[Call, Any] = {}
@@ -51,7 +52,13 @@ class Line:
     def declare(self, spec: LineSpec, facts: Mapping[str, Any]) -> None:
         """What is said of it now; how it is spoken to must be the same."""
         self.spec, self.facts = spec, facts
-        self.features = self.driver.features - spec.lacks
+        own = self.driver.features
+        self.features = (own | self.lent if "token_ids" in own else own) - spec.lacks
+
+    def lend(self, features: frozenset[str]) -> None:
+        """What is done here with the tokens of any line counts as the line's own."""
+        self.lent = features
+        self.declare(self.spec, self.facts)
 
     def at(self, url: str | None) -> None:
         """The line listens there from now on; None: nowhere."""

@@ -22,6 +22,7 @@ FEATURES: Mapping[str, str] = {
     "prompt_logprobs": "log-probabilities of prompt tokens",
     "logit_bias": "biases by token id",
     "tools": "tool calls",
+    "tool_choice": "tool calls where the request wants one, or a certain one",
     "grammar": "structured output",
     "sampling": "top_k, min_p, repetition_penalty and min_tokens",
 }
