@@ -174,14 +174,16 @@ class _Whole:
 def whole_calls(deltas: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """OpenAI's streamed tool calls as whole ones: names come once, arguments in pieces."""
     calls: dict[int, dict[str, Any]] = {}
+    arguments: dict[int, list[str]] = {}
     for delta in deltas:
         said = delta.get("function") or {}
-        call = calls.setdefault(
-            delta.get("index", 0), {"id": None, "type": "function", "function": {"name": "", "arguments": ""}}
-        )
+        index = delta.get("index", 0)
+        call = calls.setdefault(index, {"id": None, "type": "function", "function": {"name": ""}})
         call["id"] = call["id"] or delta.get("id")
         call["function"]["name"] += said.get("name") or ""
-        call["function"]["arguments"] += said.get("arguments") or ""
+        arguments.setdefault(index, []).append(said.get("arguments") or "")
+    for index, call in calls.items():
+        call["function"]["arguments"] = "".join(arguments[index])
     return [calls[index] for index in sorted(calls)]
 
 

@@ -70,9 +70,12 @@ class ChatTemplate:
         `continue_final_message`: the prompt ends with the last message, left open, in place of a generation prompt.
         Raises ValueError with the template's message for messages that it refuses.
         """
-        chat = self._history.rewritten([_plain(message) for message in messages])
-        if tools and self.calls is not None and not self._history.lists_tools:
-            chat = with_tools_told(chat, self.calls.describe(tools))
+        try:
+            chat = self._history.rewritten([_plain(message) for message in messages])
+            if tools and self.calls is not None and not self._history.lists_tools:
+                chat = with_tools_told(chat, self.calls.describe(tools))
+        except RecursionError as error:
+            raise ValueError("tools or arguments of calls are nested too deeply") from error
         text = _mark_end(chat) if continue_final_message else ""
         opening = add_generation_prompt and not continue_final_message
         rendered = self._rendered(chat, tools, opening, kwargs)

@@ -76,9 +76,20 @@ def test_several_calls_and_content(family: str) -> None:
     assert rendered.index("Let me see.") < rendered.index("weather")
 
 
-def test_a_template_that_takes_one_call_says_so() -> None:
-    with pytest.raises(ValueError, match="only supports single tool-calls"):
-        template(LLAMA3).render([HI, called(times=2)])
+def test_a_template_that_takes_one_call_gets_them_one_by_one() -> None:
+    """Each before its own result, whatever the order of these; what belongs to none comes last."""
+    message = called(content="Let me see.", times=2)
+    first, second = (dict(call) for call in message["tool_calls"])
+    second |= {"id": "call_2", "function": {"name": "search", "arguments": "{}"}}
+    message["tool_calls"] = [first, second]
+    results = [
+        {"role": "tool", "tool_call_id": name, "content": f"of {name}"} for name in ("call_3", "call_2", "call_1")
+    ]
+    rendered = template(LLAMA3).render([HI, message, *results, HI])
+    places = [rendered.index(word) for word in ("weather", "of call_1", "search", "of call_2", "of call_3")]
+    assert places == sorted(places) and rendered.count("assistant") == 3
+    in_one = template(QWEN3).render([HI, message, *results])
+    assert in_one.index("search") < in_one.index("of call_3") < in_one.index("of call_1")
 
 
 @pytest.mark.parametrize("family", TEMPLATES)

@@ -2,13 +2,14 @@
 
 Owns finding that out, by rendering a conversation that is known, and changing messages accordingly. Must not know a
 template's text: Qwen's templates write arguments as JSON (a string would be written as a JSON string), DeepSeek's join
-them to text (an object is an error), and some write no call beside content, or none beside empty content.
+them to text (an object is an error), some write no call beside content or none beside empty content, and Llama's write
+one call in a message.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,22 +28,24 @@ class HistoryStyle:
     """What one template wants. `objects`, `texts`: it writes arguments of that kind as they should be.
 
     `empty` is the content of a message that has calls and says nothing. `apart`: content and calls of one message have
-    to be two messages, or the calls would be left out. `lists_tools`: it tells the model of its tools.
+    to be two messages, or the calls would be left out. `several`: a message may have more than one call. `lists_tools`:
+    it tells the model of its tools.
     """
 
     objects: bool
     texts: bool
     empty: str | None
     apart: bool
+    several: bool
     lists_tools: bool
 
     @classmethod
     def of(cls, render: Render) -> HistoryStyle:
         """`render` gives the prompt for messages and tools, or raises ValueError."""
 
-        def shown(content: str | None, arguments: object, apart: bool = False) -> str:
+        def shown(content: str | None, arguments: object, apart: bool = False, times: int = 1) -> str:
             call = {"id": "call_0", "type": "function", "function": {"name": _NAME, "arguments": arguments}}
-            said: list[Message] = [{"role": "assistant", "content": content, "tool_calls": [call]}]
+            said: list[Message] = [{"role": "assistant", "content": content, "tool_calls": [call] * times}]
             if apart:
                 said = [{"role": "assistant", "content": content}, {**said[0], "content": empty}]
             chat = [
@@ -73,18 +76,19 @@ class HistoryStyle:
                 break
         arguments: object = json.loads(_TEXT) if objects else _TEXT
         apart = _NAME not in shown(_SAID, arguments) and _NAME in shown(_SAID, arguments, apart=True)
+        several = shown(empty, arguments, times=2).count(_NAME) >= 2
         try:
             told = render([{"role": "user", "content": "hi"}], [_TOOL])
         except ValueError:
             told = ""
-        return cls(objects, texts, empty, apart, _NAME in told)
+        return cls(objects, texts, empty, apart, several, _NAME in told)
 
     def rewritten(self, messages: Sequence[Message]) -> list[Message]:
         """The messages as the template wants them. Raises ValueError for a call that it cannot write."""
         if not any(message.get("tool_calls") or message.get("role") == "tool" for message in messages):
             return list(messages)
         chat: list[Message] = []
-        for number, message in enumerate(messages):
+        for number, message in enumerate(messages if self.several else _one_by_one(messages)):
             if message.get("role") == "tool" and message["content"] is None:
                 chat.append({**message, "content": ""})
             elif not message.get("tool_calls"):
@@ -130,6 +134,26 @@ class HistoryStyle:
         if not isinstance(given, Mapping):
             raise ValueError(f"{where} must be a text, not {type(given).__name__}")
         return dict(given) if self.objects or not self.texts else json.dumps(given, ensure_ascii=False)
+
+
+def _one_by_one(messages: Sequence[Message]) -> Iterator[Message]:
+    """A message with several calls as one for each, every one before its own result."""
+    waiting = list(reversed(messages))
+    while waiting:
+        message = waiting.pop()
+        calls = message.get("tool_calls") or ()
+        if len(calls) < 2:
+            yield message
+            continue
+        results: list[Message] = []
+        while waiting and waiting[-1].get("role") == "tool":
+            results.append(waiting.pop())
+        for number, call in enumerate(calls):
+            yield {**message, "content": None if number else message["content"], "tool_calls": [call]}
+            name = call.get("id") if isinstance(call, Mapping) else None
+            yield from (result for result in results if result.get("tool_call_id") == name)
+            results = [result for result in results if result.get("tool_call_id") != name]
+        yield from results
 
 
 def with_tools_told(messages: Sequence[Message], told: str) -> list[Message]:
