@@ -25,7 +25,7 @@ CallDelta = dict[str, Any]
 class CallParser:
     """The content and the calls in the text pushed so far; the deltas are OpenAI's, the name before the arguments."""
 
-    __slots__ = ("_after", "_call", "_format", "_fresh", "_held", "_names", "_one", "_opened", "_opener", "_raw",
+    __slots__ = ("_call", "_format", "_fresh", "_held", "_names", "_one", "_opened", "_opener", "_raw",
                  "_series", "_spaces", "_tails", "count")  # fmt: skip
 
     def __init__(self, format_: CallFormat, names: Set[str], only_one: bool = False) -> None:
@@ -41,7 +41,6 @@ class CallParser:
         self._call: Call | None = None
         self._opened = False  # the call was given out
         self._fresh = True  # nothing but white space came yet
-        self._after = False  # only white space came since the last call
         self._tails: tuple[str, ...] | None = None  # that may still follow the last call
         self.count = 0  # calls that have ended
 
@@ -96,10 +95,9 @@ class CallParser:
         end = len(text) - open_end(text, self._format.openers) if found is None else found.start()
         words = text[:end].rstrip()
         if words:
-            said = words.lstrip() if self._after else words
-            content += [*self._spaces, said]
+            content += [*self._spaces, words]
             self._spaces.clear()
-            self._fresh = self._after = False
+            self._fresh = False
         self._space(text[len(words) : end])
         if found is None:
             self._held = text[end:]
@@ -108,7 +106,7 @@ class CallParser:
         return True
 
     def _space(self, text: str) -> None:
-        if text and not self._after:
+        if text:
             self._spaces.append(text)
 
     def _begin(self, opener: str, held: str) -> None:
@@ -142,7 +140,6 @@ class CallParser:
         if reading is Reading.DONE:
             self.count += 1
             self._opened = False
-            self._after = True
             self._tails = self._format.tails
             return
         raw = "".join(self._raw)
@@ -150,7 +147,6 @@ class CallParser:
         if raw:
             content += [*self._spaces, raw]
             self._spaces.clear()
-            self._after = False
 
     def _skip_tails(self) -> bool:
         """Passes over what belongs to the last call; False when more text is needed."""
