@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Protocol, TypeVar
@@ -69,7 +69,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "_connection", "_cycle", "_headers", "_held", "_keep", "_kept", "_receive", "_source", "body_bytes",
+        "_connection", "_cycle", "_headers", "_held", "_keep", "_kept", "_receive", "_source", "_told", "body_bytes",
         "cause", "done", "gone", "lines", "model", "request_id", "status", "streaming", "tenant", "turn",
     )  # fmt: skip
 
@@ -85,6 +85,7 @@ class Exchange:
         self._held: list[tuple[bytes, bool]] = []
         self._keep: Held | None = None
         self._kept = 0
+        self._told = b""
         self.status: int | None = None
         self.streaming = False
         self.gone = False
@@ -214,8 +215,13 @@ class Exchange:
         self.events(b"data: " + error.body() + b"\n\n", last=True)
         self.status = error.status
 
+    def warn(self, ignored: Sequence[str]) -> None:
+        """The answer's head will name the fields that have no effect (the form is RFC 7234's, section 5.5)."""
+        if ignored:
+            self._told += b'warning: 299 twinline "ignored: %b"\r\n' % ", ".join(ignored).encode()
+
     def _id_line(self) -> bytes:
-        return b"x-request-id: %b\r\n" % self.request_id.encode()
+        return b"x-request-id: %b\r\n%b" % (self.request_id.encode(), self._told)
 
     def _out(self, data: bytes, last: bool) -> None:
         if self.gone:
