@@ -62,7 +62,7 @@ def test_a_prompt_is_scored_without_generating(door: Gateway) -> None:
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_prompt_log_probabilities_and_bias_outlast_a_break(tiny_folder: Path, chat: bool) -> None:
-    """They are told once, by the line that computed them; the next goes on with the same bias and is asked for no more."""
+    """The line that computed them tells them, once; the next goes on with the same bias and is asked for no more."""
 
     async def test(made: Several) -> None:
         tokens = made.says("</think>one two three", "b")

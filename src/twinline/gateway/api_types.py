@@ -7,7 +7,7 @@ Unknown fields are ignored, but not those known to change an answer; null means 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -32,6 +32,7 @@ IGNORED: Mapping[str, tuple[object, ...]] = {
     "prompt_cache_retention": (), "safety_identifier": ("",), "prediction": ({},), "verbosity": ("medium",),
 }  # fmt: skip
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 _Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 _Share = Annotated[float, Meta(ge=0, le=1)]
@@ -46,8 +47,9 @@ class StreamOptions(msgspec.Struct):
     include_obfuscation: bool | None = None  # OpenAI's padding against eavesdroppers; there is none here
 
 
-class ResponseFormat(msgspec.Struct):
+class ResponseFormat(msgspec.Struct, omit_defaults=True):
     type: str
+    json_schema: Any = None
 
 
 class Common(msgspec.Struct, kw_only=True):
@@ -140,6 +142,8 @@ class ChatRequest(Common, kw_only=True):
     return_token_ids: bool | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Effort | None = None
     functions: list[Any] | None = None
 
 

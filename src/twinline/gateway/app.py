@@ -15,14 +15,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from twinline import __version__
 from twinline.gateway.api_types import ChatRequest, CompletionRequest
 from twinline.gateway.chat import Chat
 from twinline.gateway.completions import Completions
+from twinline.gateway.dialects.messages import Messages
+from twinline.gateway.dialects.messages_out import MessagesWording
+from twinline.gateway.dialects.messages_types import MessagesRequest, PromptRequest
 from twinline.gateway.door import Door, Endpoint
-from twinline.gateway.errors import ApiError, model_not_found
+from twinline.gateway.errors import OPENAI, ApiError, model_not_found
 from twinline.gateway.gauges import line_up
 from twinline.gateway.management import Management
 from twinline.gateway.passed import metrics_text, of_all
@@ -31,6 +34,8 @@ from twinline.gateway.supply import Supply
 from twinline.lines.client import LineClient
 from twinline.lines.state import LineState
 from twinline.store.keys import Key
+
+MESSAGES = MessagesWording()
 
 
 class App:
@@ -49,9 +54,13 @@ class App:
         """`siblings` are the Unix sockets of the other gateways of a fleet, `control` its control side's. `trusted`:
         whoever can reach it may manage it, and needs no key."""
         self.door = door
-        self._hot: dict[str, ASGIApp] = {
-            "/v1/chat/completions": Endpoint("chat", door, ChatRequest, Chat(door).answer),
+        chat = Chat(door)
+        messages = Messages(door, chat)
+        self._hot: dict[str, Endpoint[Any]] = {
+            "/v1/chat/completions": Endpoint("chat", door, ChatRequest, chat.answer),
             "/v1/completions": Endpoint("completions", door, CompletionRequest, Completions(door).answer),
+            "/v1/messages": Endpoint("messages", door, MessagesRequest, messages.answer, MESSAGES),
+            "/v1/messages/count_tokens": Endpoint("count_tokens", door, PromptRequest, messages.count, MESSAGES),
         }
         rest = _Rest(door, index, siblings, trusted)
         routes = [
@@ -193,7 +202,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return Response(error.body(), error.status, error.headers, media_type="application/json")
+    wording = MESSAGES if request.scope["path"].startswith("/v1/messages") else OPENAI
+    return Response(wording.body(error, None), error.status, error.headers, media_type="application/json")
 
 
 async def _failure(request: Request, error: Exception) -> Response:

@@ -282,7 +282,7 @@ async def prompt_of(request: ChatRequest, served: ServedModel, body_bytes: int) 
             [_plain(message) for message in request.messages],
             add_generation_prompt=opening,
             continue_final_message=going_on,
-            **(request.chat_template_kwargs or {}),
+            **(switches(request.reasoning_effort) | (request.chat_template_kwargs or {})),
         )
         check_text(len(rendered), served, "messages")
         return rendered, encode_prompt(served.tokenizer, rendered)
@@ -294,6 +294,14 @@ async def prompt_of(request: ChatRequest, served: ServedModel, body_bytes: int) 
     check_some(prompt, "messages")
     limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     return rendered, truncated(prompt, request.truncate_prompt_tokens, limit, served)
+
+
+def switches(effort: str | None) -> dict[str, Any]:
+    """What a template is told of reasoning: by the names that DeepSeek V3.1, Qwen3 and GLM, and gpt-oss ask for."""
+    if effort is None:
+        return {}
+    thinks = effort != "none"
+    return {"thinking": thinks, "enable_thinking": thinks, "reasoning_effort": effort}
 
 
 def _plain(message: Message) -> dict[str, Any]:
