@@ -106,6 +106,7 @@ class Endpoint(Generic[R]):
     ) -> None:
         self._name = name
         self._door = door
+        self.shape = shape
         self._decoder = msgspec.json.Decoder(shape)
         self._answer = answer
         self.wording = wording

@@ -17,6 +17,7 @@ from twinline.gateway.dialects.messages_types import IGNORED, MessagesRequest, P
 from twinline.gateway.door import Door, Target
 from twinline.gateway.exchange import Exchange
 from twinline.gateway.sampling import asked_of
+from twinline.gateway.tokens import counted
 
 
 class Messages:
@@ -46,7 +47,6 @@ class Messages:
         """Tokens of a prompt that is not answered. Raises ApiError."""
         chat = prompt_chat(request)
         check(chat, target.served)
-        await self._door.access.admit(visit, 0, 0.0)
         _, prompt = await prompt_of(chat, target.served, exchange.body_bytes)
-        self._door.access.book(visit, exchange, target.served.name, (), "finished")
+        await counted(self._door, exchange, visit, target)
         exchange.json(msgspec.json.encode(TokenCount(len(prompt))))

@@ -12,15 +12,15 @@ import msgspec
 
 from twinline.gateway.choice import Choice
 from twinline.gateway.dialects.messages_types import (
-    ErrorDetail,
     ErrorOut,
+    MessageError,
     MessageOut,
+    MessageUsage,
     StopReason,
     TextBlock,
     ThinkingBlock,
     ThinkingTokens,
     ToolUseBlock,
-    UsageOut,
 )
 from twinline.gateway.dialects.runs import Run, Runs
 from twinline.gateway.errors import ApiError
@@ -49,7 +49,7 @@ class MessagesWording:
 
     def body(self, error: ApiError, request_id: str | None) -> bytes:
         kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-        return _encode(ErrorOut(ErrorDetail(kind, error.message), request_id))
+        return _encode(ErrorOut(MessageError(kind, error.message), request_id))
 
     def event(self, error: ApiError, request_id: str) -> bytes:
         return b"event: error\ndata: %b\n\n" % self.body(error, request_id)
@@ -71,21 +71,21 @@ class Whole:
         return _encode(self.message(blocks, self.usage(choices), self.stop_reason, self.stop_sequence))
 
     def message(
-        self, blocks: list[Any], usage: UsageOut, reason: StopReason | None, sequence: str | None
+        self, blocks: list[Any], usage: MessageUsage, reason: StopReason | None, sequence: str | None
     ) -> MessageOut:
         return MessageOut(
             id=self._id, model=self._model, content=blocks, stop_reason=reason, stop_sequence=sequence, usage=usage
         )
 
-    def usage(self, choices: Sequence[Choice]) -> UsageOut:
+    def usage(self, choices: Sequence[Choice]) -> MessageUsage:
         """Before there are choices, of the prompt alone."""
         thought = ThinkingTokens(self.runs.reasoning_tokens)
         if not choices:
-            return UsageOut(self._prompt_tokens, 0, 0, 0, thought)
+            return MessageUsage(self._prompt_tokens, 0, 0, 0, thought)
         used = usage_of(choices)
         details = used.prompt_tokens_details
         cached = 0 if details is None else min(details.cached_tokens, used.prompt_tokens)
-        return UsageOut(used.prompt_tokens - cached, used.completion_tokens, 0, cached, thought)
+        return MessageUsage(used.prompt_tokens - cached, used.completion_tokens, 0, cached, thought)
 
     @property
     def stop_sequence(self) -> str | None:

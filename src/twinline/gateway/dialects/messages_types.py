@@ -135,7 +135,7 @@ class ThinkingTokens(msgspec.Struct, frozen=True):
     thinking_tokens: int
 
 
-class UsageOut(msgspec.Struct, frozen=True):
+class MessageUsage(msgspec.Struct, frozen=True):
     """`input_tokens` are those that no cache had."""
 
     input_tokens: int
@@ -155,18 +155,18 @@ class MessageOut(msgspec.Struct, frozen=True, kw_only=True, tag="message"):
     content: list[TextBlock | ThinkingBlock | ToolUseBlock]
     stop_reason: StopReason | None
     stop_sequence: str | None
-    usage: UsageOut
+    usage: MessageUsage
 
 
 class TokenCount(msgspec.Struct, frozen=True):
     input_tokens: int
 
 
-class ErrorDetail(msgspec.Struct, frozen=True):
+class MessageError(msgspec.Struct, frozen=True):
     type: str
     message: str
 
 
 class ErrorOut(msgspec.Struct, frozen=True, tag="error"):
-    error: ErrorDetail
+    error: MessageError
     request_id: str | None
