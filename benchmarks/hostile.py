@@ -323,11 +323,13 @@ async def running(keep: Path) -> AsyncIterator[Gateway]:
 
 
 async def schemathesis(gateway: Gateway, counts: Counter[str], executable: str, seconds: int) -> None:
-    document = HERE / "tests/gateway/hostile/openapi.yaml"
-    command = [executable, "run", str(document), "--url", f"http://127.0.0.1:{gateway.port}", "--workers", "1"]
+    """Over the document that the gateway serves."""
+    url = f"http://127.0.0.1:{gateway.port}"
+    command = [executable, "run", f"{url}/openapi.json", "--url", url, "--workers", "1"]
     command += [
         "--checks",
-        "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
+        "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
+        "response_headers_conformance,negative_data_rejection,unsupported_method",
     ]
     command += [
         "--phases",
@@ -338,7 +340,10 @@ async def schemathesis(gateway: Gateway, counts: Counter[str], executable: str, 
         "10",
         "--no-color",
     ]
-    made = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    environment = {**os.environ, "SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(HERE / "benchmarks")}
+    made = await asyncio.create_subprocess_exec(
+        *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    )
     try:
         async with asyncio.timeout(seconds):
             said, _ = await made.communicate()

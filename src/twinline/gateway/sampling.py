@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import random
 import secrets
+from collections.abc import Iterable, Mapping
 from itertools import count
 from operator import attrgetter
 from typing import Any
 
-from twinline.gateway.api_types import MAX_STOPS, NOT_SUPPORTED, Common
+from twinline.gateway.api_types import IGNORED, MAX_STOPS, NOT_SUPPORTED, Common
 from twinline.gateway.errors import ApiError, bad_request
 from twinline.gateway.served import ServedModel
 from twinline.gateway.transcript import TextRules
@@ -69,6 +70,8 @@ def plan(
     min_tokens = request.min_tokens or 0
     if min_tokens > max_tokens:
         raise bad_request(f"min_tokens {min_tokens} is more than max_tokens {max_tokens}.", "min_tokens")
+    if request.prompt_logprobs is not None and request.stream:
+        raise bad_request("prompt_logprobs are not streamed; ask with stream false.", "prompt_logprobs")
     defaults = served.defaults
     ignore_eos = bool(request.ignore_eos)
     stop_ids = [] if ignore_eos else served.tokenizer.eos_list
@@ -111,6 +114,8 @@ def _passed_on(request: Common) -> frozenset[str]:
     Structured output is the engine's affair as yet: a line that takes text may have it. So are calls that must be made.
     """
     features = set()
+    if request.truncate_prompt_tokens is not None or getattr(request, "add_special_tokens", None) is False:
+        features.add("token_ids")  # a line that takes text would be given all of it
     if request.top_k or request.min_p or request.min_tokens or request.repetition_penalty not in (None, 1):
         features.add("sampling")
     choice = getattr(request, "tool_choice", None)
@@ -203,8 +208,30 @@ def _timeout(field: float | None, header: str | None) -> float | None:
     return seconds
 
 
-_unsupported = attrgetter(*NOT_SUPPORTED)
-_UNSET = (None,) * len(NOT_SUPPORTED)
+_unsupported, _ignored = attrgetter(*NOT_SUPPORTED), attrgetter(*IGNORED)
+_UNSET, _NONE_IGNORED = (None,) * len(NOT_SUPPORTED), (None,) * len(IGNORED)
+
+
+def asked_of(fields: Mapping[str, tuple[object, ...]], values: Iterable[object]) -> list[str]:
+    """Names of the fields whose values ask for something."""
+    pairs = zip(fields.items(), values, strict=True)
+    return [name for (name, harmless), value in pairs if value not in (None, [], *(harmless or (False,)))]
+
+
+def ignored(request: Common) -> list[str]:
+    """Names of the fields that the client set and nothing here acts upon."""
+    values = _ignored(request)
+    return [] if values == _NONE_IGNORED else asked_of(IGNORED, values)
+
+
+def truncated(ids: list[int], asked: int | None, wanted: int | None, served: ServedModel) -> list[int]:
+    """The last `asked` token ids of a prompt; -1 asks for as many as leave room for the `wanted` output tokens."""
+    if asked is None:
+        return ids
+    most = max(1, served.max_model_len - (wanted or 1)) if asked < 0 else asked
+    if most == 0:
+        raise bad_request("truncate_prompt_tokens 0 leaves no prompt.", "truncate_prompt_tokens")
+    return ids[-most:]
 
 
 def refuse_unsupported(request: Common, fields: dict[str, bool]) -> None:
@@ -212,6 +239,6 @@ def refuse_unsupported(request: Common, fields: dict[str, bool]) -> None:
     named = [name for name, is_set in fields.items() if is_set]
     values = _unsupported(request)
     if values != _UNSET:
-        named += [name for name, value in zip(NOT_SUPPORTED, values) if value not in (None, False, [])]
+        named += asked_of(NOT_SUPPORTED, values)
     if named:
         raise ApiError(400, f"{named[0]} is not supported yet.", param=named[0], code="unsupported_parameter")

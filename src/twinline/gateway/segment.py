@@ -89,6 +89,8 @@ def asked_of(
     if attempt > 1:
         changes["request_id"] = f"{request.request_id}-{attempt}"
         changes["output_prefix_ids"] = list(journal)
+        if journal and request.prompt_logprobs is not None:
+            changes["prompt_logprobs"] = None  # they came before the first token
     if deadline is not None:
         changes["timeout_s"] = max(0.001, deadline - now)
     return msgspec.structs.replace(request, **changes) if changes else request
@@ -100,7 +102,7 @@ def resumed(ask: Ask, prompt_tokens: int, journal_tokens: int, keys: Sequence[in
         prompt_tokens=prompt_tokens + journal_tokens,
         keys=keys,
         output_tokens=max(1, ask.output_tokens - journal_tokens),
-        needs=ask.needs | {"token_ids"},
+        needs=(ask.needs | {"token_ids"}) - {"prompt_logprobs"},
         context=max(ask.context, prompt_tokens + journal_tokens + 1),
         key=ask.key,
     )
