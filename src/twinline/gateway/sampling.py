@@ -13,6 +13,7 @@ from typing import Any
 
 from twinline.gateway.api_types import MAX_STOPS, NOT_SUPPORTED, Common
 from twinline.gateway.errors import ApiError, bad_request
+from twinline.gateway.grammar import grammar_of
 from twinline.gateway.served import ServedModel
 from twinline.gateway.transcript import TextRules
 from twinline.lines.protocol import TokenRequest
@@ -62,8 +63,10 @@ def plan(
     logprobs: int | None,
     prompt_logprobs: int | None = None,
     timeout_header: str | None = None,
+    around_answer: tuple[str, str] = ("", ""),
 ) -> Plan:
-    """Raises ApiError 400 for fields that do not fit the model or each other."""
+    """`around_answer`: as `text.reasoning` has it. Raises ApiError 400 for fields that do not fit the model or each
+    other."""
     min_tokens = request.min_tokens or 0
     if min_tokens > max_tokens:
         raise bad_request(f"min_tokens {min_tokens} is more than max_tokens {max_tokens}.", "min_tokens")
@@ -72,6 +75,7 @@ def plan(
     stop_ids = [] if ignore_eos else served.tokenizer.eos_list
     if request.stop_token_ids:
         stop_ids = sorted({*_token_ids(request.stop_token_ids, served.vocab_size, "stop_token_ids"), *stop_ids})
+    grammar, features = grammar_of(request, around_answer)
     fields: dict[str, Any] = {
         "model": served.name,  # each line is asked under the name that it knows
         "max_tokens": max_tokens,
@@ -90,6 +94,7 @@ def plan(
         "ignore_eos": ignore_eos,
         "logprobs": logprobs,
         "prompt_logprobs": prompt_logprobs,
+        "grammar": grammar,
         "priority": request.priority or 0,
         "timeout_s": _timeout(request.timeout_s, timeout_header),
     }
@@ -100,22 +105,19 @@ def plan(
     # Always keyed: a stream that moves to another line must draw the same noise there.
     seed = _random.getrandbits(63) if request.seed is None else request.seed % _SEEDS
     name = f"{request_id}-{_prefix}{next(_numbers):x}"  # clients reuse theirs, a line refuses two of one name
-    return Plan(fields, name, seed, rules, _passed_on(request))
+    return Plan(fields, name, seed, rules, _passed_on(request) | features if features else _passed_on(request))
 
 
 def _passed_on(request: Common) -> frozenset[str]:
     """What the client's own words ask for. A model folder's defaults ask for nothing: a remote has its own.
 
-    Tools and structured output are the engine's affair as yet: a line that takes text may have them.
+    Tools are the engine's affair as yet: a line that takes text may have them.
     """
     features = set()
     if request.top_k or request.min_p or request.min_tokens or request.repetition_penalty not in (None, 1):
         features.add("sampling")
     if getattr(request, "tools", None) or getattr(request, "tool_choice", None) not in (None, "none", "auto"):
         features.add("tools")
-    format_ = request.response_format
-    if format_ is not None and format_.type != "text":
-        features.add("grammar")
     return frozenset(features) if features else NOTHING
 
 

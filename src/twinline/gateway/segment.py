@@ -100,7 +100,8 @@ def resumed(ask: Ask, prompt_tokens: int, journal_tokens: int, keys: Sequence[in
         prompt_tokens=prompt_tokens + journal_tokens,
         keys=keys,
         output_tokens=max(1, ask.output_tokens - journal_tokens),
-        needs=ask.needs | {"token_ids"},
+        # A grammar can be taken up in its middle only where what was said before counts as the line's own.
+        needs=ask.needs | ({"token_ids", "exact"} if "grammar" in ask.needs else {"token_ids"}),
         context=max(ask.context, prompt_tokens + journal_tokens + 1),
         key=ask.key,
     )

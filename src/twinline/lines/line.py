@@ -40,7 +40,6 @@ class Line:
         self.model = spec.known_as
         self.driver = driver(spec.engine)
         self.life = Life(name)
-        self.facts: Mapping[str, Any] = {}
         self.declare(spec, {})
         self.born = 0.0
         self.calls: dict[Call, Any] = {}
@@ -50,8 +49,18 @@ class Line:
 
     def declare(self, spec: LineSpec, facts: Mapping[str, Any]) -> None:
         """What is said of it now; how it is spoken to must be the same."""
-        self.spec, self.facts = spec, facts
-        self.features = self.driver.features - spec.lacks
+        self.spec = spec
+        self.facts = facts
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return self._facts
+
+    @facts.setter
+    def facts(self, facts: Mapping[str, Any]) -> None:
+        """`lacks` in it are features that this line's engine has in general, and this one has not."""
+        self._facts = facts
+        self.features = self.driver.features - self.spec.lacks - frozenset(facts.get("lacks") or ())
 
     def at(self, url: str | None) -> None:
         """The line listens there from now on; None: nowhere."""

@@ -22,7 +22,8 @@ FEATURES: Mapping[str, str] = {
     "prompt_logprobs": "log-probabilities of prompt tokens",
     "logit_bias": "biases by token id",
     "tools": "tool calls",
-    "grammar": "structured output",
+    "grammar": "structured output by OpenAI's response_format",
+    "patterns": "structured output by regular expressions, choices and EBNF grammars too, in vLLM's fields",
     "sampling": "top_k, min_p, repetition_penalty and min_tokens",
 }
 
