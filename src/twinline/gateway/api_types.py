@@ -15,9 +15,7 @@ MAX_CHOICES = 16
 MAX_STOPS = 16
 MAX_LOGPROBS = 20
 # Fields of `Common` that would change an answer and have no effect yet: refused, never dropped.
-NOT_SUPPORTED = (
-    "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "logits_processors",
-)  # fmt: skip
+NOT_SUPPORTED = ("logits_processors", "guided_decoding_backend", "guided_whitespace_pattern")
 
 _Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -29,8 +27,15 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
+class JsonSchema(msgspec.Struct):
+    """`name` and `strict` change nothing: a schema is always kept to."""
+
+    schema: Any = None
+
+
 class ResponseFormat(msgspec.Struct):
     type: str
+    json_schema: JsonSchema | None = None
 
 
 class Common(msgspec.Struct, kw_only=True):
@@ -65,6 +70,8 @@ class Common(msgspec.Struct, kw_only=True):
     guided_grammar: Any = None
     structured_outputs: Any = None
     logits_processors: Any = None
+    guided_decoding_backend: Any = None
+    guided_whitespace_pattern: Any = None
 
 
 class ContentPart(msgspec.Struct, omit_defaults=True):

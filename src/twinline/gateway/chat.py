@@ -31,7 +31,7 @@ from twinline.gateway.order import Order
 from twinline.gateway.reply import DONE, Envelope, usage_of
 from twinline.gateway.sampling import TIMEOUT_HEADER, check_some, check_text, plan, refuse_unsupported, room
 from twinline.gateway.served import ServedModel
-from twinline.gateway.text.reasoning import ReasoningParser
+from twinline.gateway.text.reasoning import ReasoningParser, around_answer
 from twinline.gateway.text.template import encode_prompt
 from twinline.gateway.tools import tool_use
 from twinline.gateway.transcript import Piece
@@ -65,6 +65,8 @@ class Chat:
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             timeout_header=exchange.header(TIMEOUT_HEADER),
             keep=served.text.call_marks if use.names else served.text.marks,
+            around_answer=around_answer(rendered),
+            calls=use.forced(served.calls),
         )
         order = Order(target, visit, shared, body, chat=True, bounded=limit is not None)
         n = request.n or 1

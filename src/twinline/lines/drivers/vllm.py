@@ -17,7 +17,7 @@ from twinline.lines.drivers.launch import LOOPBACK, check_launch, flags, launche
 from twinline.lines.drivers.native import read_chunk
 from twinline.lines.drivers.prometheus import totals, whole
 from twinline.lines.drivers.resume import approximated, resumed
-from twinline.lines.protocol import TextSource, TokenRequest
+from twinline.lines.protocol import Grammar, TextSource, TokenRequest
 from twinline.lines.spec import LineSpec
 from twinline.lines.wire import Delta
 
@@ -33,6 +33,8 @@ ALWAYS = {
     "return_token_ids": True,
     "return_tokens_as_token_ids": True,  # else log-probabilities stand under token texts, which two ids may share
 }
+
+STRUCTURED = {"json_schema": "json", "regex": "regex", "ebnf": "grammar", "structural_tag": "structural_tag"}
 
 _encode = msgspec.json.Encoder().encode
 
@@ -88,9 +90,11 @@ class VllmDialect:
     framing: ClassVar[str] = "sse"
     usage_after_finish: ClassVar[bool] = True
 
-    def __init__(self, priorities: bool) -> None:
-        """`priorities`: the engine was started with priority scheduling; without, vLLM may refuse any but 0."""
-        self._priorities = priorities
+    def __init__(self, priorities: bool, reasoning: bool = False) -> None:
+        """`priorities`: the engine was started with priority scheduling; without, vLLM may refuse any but 0.
+        `reasoning`: it was started with a reasoning parser, so that grammars wait for the end of reasoning.
+        """
+        self._priorities, self._reasoning = priorities, reasoning
 
     def encode(self, request: TokenRequest, text: TextSource | None) -> tuple[str, bytes]:
         asked = resumed(request)
@@ -118,7 +122,18 @@ class VllmDialect:
             body["logit_bias"] = asked.logit_bias
         if self._priorities:
             body["priority"] = asked.priority
+        if request.grammar is not None:
+            body["structured_outputs"] = self._structured(request.grammar, bool(request.output_prefix_ids))
         return "/v1/completions", _encode(body)
+
+    def _structured(self, grammar: Grammar, goes_on: bool) -> dict[str, str]:
+        if goes_on:
+            raise ValueError("grammar: vLLM would begin it anew in the middle of an answer")
+        if grammar.after and not grammar.opener and not self._reasoning:
+            raise ValueError(
+                "grammar: vLLM would hold the reasoning to it; start this line with options: {reasoning_parser: ...}"
+            )
+        return {STRUCTURED[grammar.kind]: grammar.text}
 
     def reader(self, request: TokenRequest) -> Reader:
         return Answer()
@@ -135,7 +150,9 @@ class Vllm:
     """vLLM's OpenAI server."""
 
     engine: ClassVar[str] = "vllm"
-    features: ClassVar[frozenset[str]] = frozenset({"token_ids", "logprobs", "logit_bias", "sampling"})
+    features: ClassVar[frozenset[str]] = frozenset(
+        {"token_ids", "logprobs", "logit_bias", "sampling", "grammar", "patterns"}
+    )
     health_path: ClassVar[str | None] = "/health"
     metrics_path: ClassVar[str | None] = "/metrics"
 
@@ -158,7 +175,8 @@ class Vllm:
 
     def dialect(self, spec: LineSpec) -> VllmDialect:
         policy = spec.options.get("scheduling_policy", spec.options.get("scheduling-policy"))
-        return VllmDialect(policy == "priority")
+        parser = spec.options.get("reasoning_parser", spec.options.get("reasoning-parser"))
+        return VllmDialect(policy == "priority", bool(parser))
 
     def headers(self, spec: LineSpec, env: Mapping[str, str]) -> Mapping[str, str]:
         return bearer(spec, env)
