@@ -43,6 +43,7 @@ def read(schema: Any) -> Any:
         ({"type": "string", "pattern": "a$b"}, "$ is supported at the ends"),
         ({"type": "string", "pattern": r"\bword"}, r"\b is not supported"),
         ({"type": "string", "pattern": "a{2000}"}, "repeated more than"),
+        ({"type": "string", "pattern": "((a{1,99}b)?{1,99}){1,99}"}, "repeated more than"),
         ({"type": "string", "maxLength": 10**9}, "maxLength must be a whole number"),
         ({"type": "string", "minLength": 1.5}, "minLength must be a whole number"),
         ({"type": "number", "multipleOf": 0.1}, "multipleOf"),
@@ -117,7 +118,7 @@ def test_disjoint_is_said_only_where_it_is_sure() -> None:
 
 
 def test_patterns_that_are_read_as_they_are_meant() -> None:
-    for pattern in ("^a[$^]b$", r"\$[0-9]+", "a|b", r"[\]^]x", "x{3,5}"):
+    for pattern in ("^a[$^]b$", r"\$[0-9]+", "a|b", r"[\]^]x", "x{3,5}", r"[(]{900}(a{900}|\({900}){9}b{900}"):
         check_pattern(pattern, "p")
 
 

@@ -55,8 +55,12 @@ def main() -> int:
         except BadGrammar as error:
             made = Made(refusal=str(error))
         except MemoryError:
-            made = Made(refusal=f"the grammar takes more than {MEMORY_BYTES >> 30} GiB to compile: simplify it")
+            # What it had is not surely free again, and the next grammar would be refused for it.
+            refusal = f"the grammar takes more than {MEMORY_BYTES >> 30} GiB to compile: simplify it"
+            made = Made(refusal=refusal, last=True)
         tell(msgspec.json.encode(made))
+        if made.last:
+            break
     return 0
 
 

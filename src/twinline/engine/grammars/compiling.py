@@ -45,6 +45,7 @@ class Made(msgspec.Struct):
 
     compiled: str = ""
     refusal: str = ""
+    last: bool = False  # it ends after this
 
 
 class Grammars:
@@ -128,8 +129,9 @@ class Grammars:
             async with asyncio.timeout(WALL_SECONDS):
                 process.stdin.write(len(frame).to_bytes(FRAME, "big") + frame)
                 answer = await _frame(process.stdout)
-            done = True
-            return msgspec.json.decode(answer, type=Made)
+            made = msgspec.json.decode(answer, type=Made)
+            done = not made.last
+            return made
         except TimeoutError:
             # Not kept: its processor time is bounded too, so it is the machine that was slow.
             raise BadGrammar(f"the grammar was not compiled within {WALL_SECONDS:g} s: simplify it") from None

@@ -13,9 +13,11 @@ from typing import Literal
 
 import numpy as np
 
-from twinline.engine.grammars.grammar import Compiled, Grammar, words_of
+from twinline.engine.grammars.grammar import BadGrammar, Compiled, Grammar, words_of
 
-SLOW_SECONDS = 1.0  # of the thread, for one token: a grammar that takes longer would hold up everybody's step
+# What a request's grammar may take of the thread: while it computes, everybody's step waits.
+ONCE_SECONDS, TOKEN_SECONDS = 1.0, 0.002
+FOLLOWED = 64  # tokens between two looks at the time, while an output is followed that came with the request
 
 
 class Constraint:
@@ -37,13 +39,13 @@ class Constraint:
         self._begun: int | None = None if self._waits else 0  # tokens before the grammar
         self._accepted = 0
         self._words: tuple[int, np.ndarray] | None = None  # what may follow so many tokens
-        self._slow = 0.0
+        self._spent = 0.0  # seconds
 
     def allowed(self, output: Sequence[int], guessed: Sequence[int] = ()) -> np.ndarray | None:
         """Which tokens may follow, in the form of `Matcher.allow`; None where the guesses break the grammar.
 
         `guessed` tokens follow the output; what is drawn after wrong ones is thrown away.
-        Raises ValueError if the output itself breaks the grammar.
+        Raises ValueError if the output itself breaks the grammar, BadGrammar if it takes too long to follow.
         """
         whole = len(output) + len(guessed)
         if not guessed and self._words is not None and self._words[0] == whole == self._sure:
@@ -66,17 +68,21 @@ class Constraint:
         words, ends = self._next()
         self._sure = len(self._taken)  # the loop appends it
         self._words = (self._sure, words)
-        self._slow = time.thread_time() - begun
-        if words.any() and self._slow <= SLOW_SECONDS:
+        self._spent += time.thread_time() - begun
+        if words.any() and not self._slow:
             return None
         return "stop" if ends and not self._ends_by_token else "error"
 
     @property
     def why(self) -> str:
         """Why `verdict` said "error"."""
-        if self._slow > SLOW_SECONDS:
-            return f"the grammar took {self._slow:.1f} s for one token, more than {SLOW_SECONDS:g} s: simplify it"
+        if self._slow:
+            return f"the grammar took {self._spent:.1f} s for {len(self._taken)} tokens, which is too long: simplify it"
         return "the grammar lets no token of this model's vocabulary follow"
+
+    @property
+    def _slow(self) -> bool:
+        return self._spent > ONCE_SECONDS + TOKEN_SECONDS * len(self._taken)
 
     def _next(self) -> tuple[np.ndarray, bool]:
         """What may follow the tokens taken, and whether the answer may end there."""
@@ -98,7 +104,10 @@ class Constraint:
         while at < min(len(taken), whole) and taken[at] == (output[at] if at < base else guessed[at - base]):
             at += 1
         self._back(at)
+        begun = time.thread_time() if whole - at > FOLLOWED else 0.0
         while at < whole:
+            if begun and at % FOLLOWED == 0 and time.thread_time() - begun > ONCE_SECONDS + TOKEN_SECONDS * at:
+                raise BadGrammar(f"the grammar took more than {ONCE_SECONDS:g} s to follow {at} tokens: simplify it")
             token = output[at] if at < base else guessed[at - base]
             if not self._take(token):
                 if at < base:

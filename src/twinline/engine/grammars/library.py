@@ -69,7 +69,7 @@ class Library:
         self._all = words_of(size, range(size))
 
     def compile(self, grammar: Grammar) -> str:
-        """The compiled grammar as text, for `read`. Raises BadGrammar."""
+        """The compiled grammar as text, for `read`. Raises BadGrammar, or MemoryError where a limit is set."""
         compiler = self._compiler
         try:
             match grammar.kind:
@@ -91,6 +91,8 @@ class Library:
         except BadGrammar:
             raise
         except Exception as error:  # RuntimeError, ValueError, and classes that the binding makes up
+            if "bad_alloc" in str(error):
+                raise MemoryError from None
             raise BadGrammar(_reason(error)) from None
         return text
 

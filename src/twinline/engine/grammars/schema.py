@@ -21,7 +21,7 @@ from twinline.engine.grammars.pattern import FORMATS, check_pattern
 DEEPEST = 64
 MOST_PARTS = 20_000
 MOST_REPEATS = 10_000  # of a string's characters, an array's items or an object's properties
-LARGEST_DIVISOR = 1000
+LARGEST_DIVISOR = 100
 WIDEST_RANGE = 10_000  # in which multiples are listed one by one
 
 _ANNOTATIONS = frozenset(

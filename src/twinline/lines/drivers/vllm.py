@@ -16,8 +16,8 @@ from twinline.lines.drivers.driver import Command, EngineMetrics, Reader
 from twinline.lines.drivers.launch import LOOPBACK, check_launch, flags, launched, program
 from twinline.lines.drivers.native import read_chunk
 from twinline.lines.drivers.prometheus import totals, whole
-from twinline.lines.drivers.resume import approximated, resumed
-from twinline.lines.protocol import Grammar, TextSource, TokenRequest
+from twinline.lines.drivers.resume import approximated, refuse_grammar, resumed
+from twinline.lines.protocol import TextSource, TokenRequest
 from twinline.lines.spec import LineSpec
 from twinline.lines.wire import Delta
 
@@ -123,17 +123,9 @@ class VllmDialect:
         if self._priorities:
             body["priority"] = asked.priority
         if request.grammar is not None:
-            body["structured_outputs"] = self._structured(request.grammar, bool(request.output_prefix_ids))
+            refuse_grammar(request.grammar, bool(request.output_prefix_ids), reasoning=self._reasoning)
+            body["structured_outputs"] = {STRUCTURED[request.grammar.kind]: request.grammar.text}
         return "/v1/completions", _encode(body)
-
-    def _structured(self, grammar: Grammar, goes_on: bool) -> dict[str, str]:
-        if goes_on:
-            raise ValueError("grammar: vLLM would begin it anew in the middle of an answer")
-        if grammar.after and not grammar.opener and not self._reasoning:
-            raise ValueError(
-                "grammar: vLLM would hold the reasoning to it; start this line with options: {reasoning_parser: ...}"
-            )
-        return {STRUCTURED[grammar.kind]: grammar.text}
 
     def reader(self, request: TokenRequest) -> Reader:
         return Answer()
