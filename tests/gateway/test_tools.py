@@ -17,6 +17,8 @@ from tests.gateway.text.calls.templates import LISTS_NONE, TEMPLATES
 from tests.gateway.text.calls.test_parser import BEGIN, BEGINS, END, ENDS, SEP, hermes, llama, v3, v31
 from tests.lines.line_double import Script
 
+from twinline.gateway.judging import traits_of
+
 HI: Any = [{"role": "user", "content": "hi"}]
 ARGUMENTS = '{"city": "東京", "note": "a \\"b\\" </tool_call>"}'
 TOOLS: Any = [
@@ -200,12 +202,53 @@ def test_tool_choice_none(family: Family) -> None:
     assert "It tells." not in family.prompt()
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
-def test_a_call_that_must_be_made_needs_a_line_that_can(family: Family, choice: Any) -> None:
-    with pytest.raises(openai.BadRequestError, match="line double lacks tool_choice") as refused:
-        family.ask(tool_choice=choice)
-    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "tool_choice")
-    assert not family.door.double.requests
+NAMED = {"type": "function", "function": {"name": "weather"}}
+# Where the answer begins, by the prompt's end: behind the reasoning that it opens, at once, or as the model likes.
+AROUND = {
+    "r1": {"after": "</think>", "opener": ""},
+    "v31": {"after": "", "opener": ""},
+    "qwen3": {"after": "</think>", "opener": "<think>"},
+    "llama3": {"after": "</think>", "opener": "<think>"},
+}
+
+
+def test_a_call_that_must_be_made(family: Family) -> None:
+    family.door.says(family.one)
+    for choice, names in (("required", ["weather", "search"]), (NAMED, ["weather"])):
+        answer = family.ask(tool_choice=choice).choices[0]
+        assert told(answer.message) == [("weather", ARGUMENTS)] and answer.finish_reason == "tool_calls"
+        grammar = family.door.asked()["grammar"]
+        assert grammar.items() >= ({"kind": "structural_tag"} | AROUND[family.name]).items()
+        said = json.loads(grammar["text"])["format"]["elements"]
+        (calls,) = [element for element in said if element["type"] == "tags_with_separator"]
+        assert len(calls["tags"]) == len(names) and calls["stop_after_first"] == (choice is NAMED)
+        for tag, name in zip(calls["tags"], names, strict=True):
+            assert name in tag["begin"] and tag["content"]["json_schema"]["type"] == "object"
+    family.ask(tool_choice="auto")
+    assert family.door.asked().get("grammar") is None
+
+
+def test_a_call_that_must_be_made_and_a_form_of_the_answer(family: Family) -> None:
+    with pytest.raises(openai.BadRequestError, match="exclude each other") as refused:
+        family.ask(tool_choice="required", response_format={"type": "json_object"})
+    assert refused.value.param == "tool_choice"
+
+
+def test_a_call_that_must_be_made_needs_a_line_that_can(family: Family) -> None:
+    async def say(facts: Any) -> None:
+        family.door.line.declare(family.door.line.spec, facts)
+        family.door.supply.router.update(traits_of(family.door.line))
+
+    before = family.door.line.facts
+    family.door.do(say({"lacks": ["grammar", "patterns"]}))
+    try:
+        with pytest.raises(openai.BadRequestError, match="line double lacks tool_choice") as refused:
+            family.ask(tool_choice="required")
+        assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "tool_choice")
+        family.door.says(family.one)
+        assert told(family.ask().choices[0].message) == [("weather", ARGUMENTS)]  # those it makes by itself need none
+    finally:
+        family.door.do(say(before))
 
 
 @pytest.fixture(scope="module")

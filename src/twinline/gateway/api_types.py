@@ -18,8 +18,8 @@ MAX_LOGPROBS = 20
 # Fields of `Common` that would change an answer and have no effect here: refused, never dropped, unless the value asks
 # for nothing: null, an empty list, or one of those beside the name; where there are none, false.
 NOT_SUPPORTED: Mapping[str, tuple[object, ...]] = {
-    "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (), "structured_outputs": (),
-    "logits_processors": (), "use_beam_search": (), "length_penalty": (1,), "early_stopping": (),
+    "guided_decoding_backend": (), "guided_whitespace_pattern": (), "logits_processors": (),
+    "use_beam_search": (), "length_penalty": (1,), "early_stopping": (),
     "allowed_token_ids": (), "bad_words": (), "spaces_between_special_tokens": (True,), "detokenize": (True,),
     "include_reasoning": (True,), "return_tokens_as_token_ids": (), "prompt_embeds": (), "cache_salt": (),
     "kv_transfer_params": (), "vllm_xargs": (), "mm_processor_kwargs": (), "chat_template": (), "documents": (),
@@ -47,9 +47,18 @@ class StreamOptions(msgspec.Struct):
     include_obfuscation: bool | None = None  # OpenAI's padding against eavesdroppers; there is none here
 
 
+class JsonSchema(msgspec.Struct, omit_defaults=True):
+    """`name` and `strict` change nothing: a schema is always kept to."""
+
+    name: Any = None
+    description: Any = None
+    schema: Any = None
+    strict: Any = None
+
+
 class ResponseFormat(msgspec.Struct, omit_defaults=True):
     type: str
-    json_schema: Any = None
+    json_schema: JsonSchema | None = None
 
 
 class Common(msgspec.Struct, kw_only=True):
@@ -114,6 +123,8 @@ class Common(msgspec.Struct, kw_only=True):
     safety_identifier: Any = None
     prediction: Any = None
     verbosity: Any = None
+    guided_decoding_backend: Any = None
+    guided_whitespace_pattern: Any = None
 
 
 class ContentPart(msgspec.Struct, omit_defaults=True):

@@ -40,7 +40,7 @@ from twinline.gateway.sampling import (
     truncated,
 )
 from twinline.gateway.served import ServedModel
-from twinline.gateway.text.reasoning import ReasoningParser
+from twinline.gateway.text.reasoning import ReasoningParser, around_answer
 from twinline.gateway.text.template import encode_prompt
 from twinline.gateway.tools import tool_use
 from twinline.gateway.transcript import Piece
@@ -99,6 +99,8 @@ class Chat:
             prompt_logprobs=request.prompt_logprobs,
             timeout_header=exchange.header(TIMEOUT_HEADER),
             keep=served.text.call_marks if use.names else served.text.marks,
+            around_answer=around_answer(rendered),
+            calls=use.forced(served.calls),
         )
         order = Order(target, visit, shared, body, chat=True, bounded=limit is not None)
         n = request.n or 1

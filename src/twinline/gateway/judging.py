@@ -17,6 +17,7 @@ FIELDS = {
     "tool_choice": "tool_choice",
     "tools": "tools",
     "grammar": "response_format",
+    "patterns": "structured_outputs",
     "logprobs": "logprobs",
     "logit_bias": "logit_bias",
 }

@@ -14,9 +14,10 @@ from typing import Any
 
 from twinline.gateway.api_types import IGNORED, MAX_STOPS, NOT_SUPPORTED, Common
 from twinline.gateway.errors import ApiError, bad_request
+from twinline.gateway.grammar import grammar_of
 from twinline.gateway.served import ServedModel
 from twinline.gateway.transcript import TextRules
-from twinline.lines.protocol import TokenRequest
+from twinline.lines.protocol import Grammar, TokenRequest
 
 TIMEOUT_HEADER = "x-request-timeout-s"
 NOTHING: frozenset[str] = frozenset()
@@ -65,8 +66,12 @@ def plan(
     prompt_logprobs: int | None = None,
     timeout_header: str | None = None,
     keep: frozenset[int] = NOTHING_KEPT,
+    around_answer: tuple[str, str] = ("", ""),
+    calls: str | None = None,
 ) -> Plan:
-    """`keep`: special tokens that are shown. Raises ApiError 400 for fields that do not fit the model or each other."""
+    """`keep`: special tokens that are shown. `around_answer`: as `text.reasoning` has it. `calls`: the structural tag
+    of calls that must be made. Raises ApiError 400 for fields that do not fit the model or each other.
+    """
     min_tokens = request.min_tokens or 0
     if min_tokens > max_tokens:
         raise bad_request(f"min_tokens {min_tokens} is more than max_tokens {max_tokens}.", "min_tokens")
@@ -77,6 +82,11 @@ def plan(
     stop_ids = [] if ignore_eos else served.tokenizer.eos_list
     if request.stop_token_ids:
         stop_ids = sorted({*_token_ids(request.stop_token_ids, served.vocab_size, "stop_token_ids"), *stop_ids})
+    grammar, features = grammar_of(request, around_answer)
+    if calls is not None:
+        if grammar is not None:
+            raise bad_request("tool_choice and a form of the answer exclude each other.", "tool_choice")
+        grammar = Grammar("structural_tag", calls, *around_answer)
     fields: dict[str, Any] = {
         "model": served.name,  # each line is asked under the name that it knows
         "max_tokens": max_tokens,
@@ -95,6 +105,7 @@ def plan(
         "ignore_eos": ignore_eos,
         "logprobs": logprobs,
         "prompt_logprobs": prompt_logprobs,
+        "grammar": grammar,
         "priority": request.priority or 0,
         "timeout_s": _timeout(request.timeout_s, timeout_header),
     }
@@ -105,14 +116,11 @@ def plan(
     # Always keyed: a stream that moves to another line must draw the same noise there.
     seed = _random.getrandbits(63) if request.seed is None else request.seed % _SEEDS
     name = f"{request_id}-{_prefix}{next(_numbers):x}"  # clients reuse theirs, a line refuses two of one name
-    return Plan(fields, name, seed, rules, _passed_on(request))
+    return Plan(fields, name, seed, rules, _passed_on(request) | features if features else _passed_on(request))
 
 
 def _passed_on(request: Common) -> frozenset[str]:
-    """What the client's own words ask for. A model folder's defaults ask for nothing: a remote has its own.
-
-    Structured output is the engine's affair as yet: a line that takes text may have it. So are calls that must be made.
-    """
+    """What the client's own words ask for. A model folder's defaults ask for nothing: a remote has its own."""
     features = set()
     if request.truncate_prompt_tokens is not None or getattr(request, "add_special_tokens", None) is False:
         features.add("token_ids")  # a line that takes text would be given all of it
@@ -123,9 +131,6 @@ def _passed_on(request: Common) -> frozenset[str]:
         features.add("tools")
         if choice not in (None, "auto"):
             features.add("tool_choice")
-    format_ = request.response_format
-    if format_ is not None and format_.type != "text":
-        features.add("grammar")
     return frozenset(features) if features else NOTHING
 
 

@@ -105,7 +105,7 @@ class ServedModel:
         self.defaults = text.defaults
         self.supply = supply
         self.calls = None if text.template is None else text.template.calls
-        supply.lent = frozenset() if self.calls is None else frozenset({"tools"})
+        supply.lent = frozenset() if self.calls is None else frozenset({"tools", "tool_choice"})
         for line in supply.lines.values():
             line.lend(supply.lent)
             supply.router.update(traits_of(line))

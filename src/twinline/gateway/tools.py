@@ -12,6 +12,7 @@ from typing import Any
 
 from twinline.gateway.api_types import ChatRequest
 from twinline.gateway.errors import ApiError, bad_request
+from twinline.gateway.text.calls.forced import structural_tag
 from twinline.gateway.text.calls.formats import CallFormat
 from twinline.gateway.text.calls.parser import CallParser
 
@@ -22,15 +23,26 @@ _NAME = re.compile(r"""[^\s"'`<>{}\\\x00-\x1f]{1,128}""")
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """`tools` go to the template; calls of `names` are looked for in the answer. Nothing of both: calls are not."""
+    """`tools` go to the template; calls of `names` are looked for in the answer. Nothing of both: calls are not.
+
+    `must`: one of these has to be called; empty where the model decides.
+    """
 
     tools: tuple[Mapping[str, Any], ...] = ()
     names: frozenset[str] = frozenset()
     only_one: bool = False
+    must: frozenset[str] = frozenset()
 
     def parser(self, format_: CallFormat | None) -> CallParser | None:
         """One for each choice; None where no calls are looked for."""
         return None if format_ is None or not self.names else CallParser(format_, self.names, self.only_one)
+
+    def forced(self, format_: CallFormat | None) -> str | None:
+        """The structural tag of calls that have to be made; None where none has to be."""
+        if format_ is None or not self.must:
+            return None
+        tools = [tool for tool in self.tools if tool["function"]["name"] in self.must]
+        return structural_tag(format_, tools, self.only_one)
 
 
 _NO_TOOLS = ToolUse()
@@ -51,10 +63,11 @@ def tool_use(request: ChatRequest, format_: CallFormat | None) -> ToolUse:
     if format_ is None:
         return _NO_TOOLS
     names = frozenset(_name(tool, f"tools[{index}]") for index, tool in enumerate(request.tools))
-    _check(choice, names)
+    named = _named(choice, names)
     if choice == "none":
         return _NO_TOOLS
-    return ToolUse(tuple(request.tools), names, request.parallel_tool_calls is False)
+    must = names if choice == "required" else frozenset(() if named is None else (named,))
+    return ToolUse(tuple(request.tools), names, request.parallel_tool_calls is False or named is not None, must)
 
 
 def _name(tool: object, where: str) -> str:
@@ -73,9 +86,10 @@ def _name(tool: object, where: str) -> str:
     return name
 
 
-def _check(choice: object, names: frozenset[str]) -> None:
+def _named(choice: object, names: frozenset[str]) -> str | None:
+    """The function that has to be called."""
     if choice in (None, "none", "auto", "required"):
-        return
+        return None
     function = choice.get("function") if isinstance(choice, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str):
@@ -85,3 +99,4 @@ def _check(choice: object, names: frozenset[str]) -> None:
         )
     if name not in names:
         raise bad_request(f"tool_choice names {name[:128]!r}, which is not among the tools.", "tool_choice")
+    return name

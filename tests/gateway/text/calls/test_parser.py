@@ -243,7 +243,7 @@ scraps = st.sampled_from(
     cuts=st.lists(st.integers(0, 999), max_size=8),
     only_one=st.booleans(),
 )
-@settings(max_examples=600, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @example(HERMES, ['<tool_call>{"name": "weather"', " " * 200, " " * 200, "}"], [3], False)
 def test_however_the_text_is_cut(format_: CallFormat, parts: list[str], cuts: list[int], only_one: bool) -> None:
     text = "".join(parts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from twinline.gateway.text.calls.call import Call
 from twinline.gateway.text.calls.deepseek_call import (
@@ -29,6 +29,23 @@ PYTHON_TAG = "<|python_tag|>"
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """How a model writes calls: `before` and `after` the arguments of each, `NAME` standing for the function's."""
+
+    NAME: ClassVar[str] = "\0"
+
+    before: str
+    after: str
+    between: str = ""
+    opens: str = ""
+    closes: str = ""
+
+    def one(self, name: str, arguments: str) -> str:
+        """One call alone."""
+        return f"{self.opens}{self.before.replace(self.NAME, name)}{arguments}{self.after}{self.closes}"
+
+
+@dataclass(frozen=True, slots=True)
 class CallFormat:
     """How calls stand in a text.
 
@@ -41,6 +58,7 @@ class CallFormat:
     tails: tuple[str, ...]
     read: Callable[[Set[str], str], Call]  # the functions' names, and the opener that was read
     describe: Callable[[Tools], str]
+    written: Written
     bare: bool = False
     repeats: bool = False
     inside: tuple[str, ...] = ()  # further marks that are tokens
@@ -61,14 +79,15 @@ def _listed(tools: Tools) -> str:
     return "\n".join(listed)
 
 
-def _told(call: str) -> Callable[[Tools], str]:
+def _told(written: Written) -> Callable[[Tools], str]:
     """What DeepSeek's model card of V3.1 says to put behind the system prompt, with a format's own call in it."""
+    call = written.before.replace(Written.NAME, "tool_call_name") + "tool_call_arguments" + written.after
 
     def describe(tools: Tools) -> str:
         return (
             f"## Tools\nYou have access to the following tools:\n\n{_listed(tools)}\n"
             "IMPORTANT: ALWAYS adhere to this exact format for tool use:\n"
-            f"{CALLS_BEGIN}{call}{{additional_tool_calls}}{CALLS_END}\n\n"
+            f"{written.opens}{call}{{additional_tool_calls}}{written.closes}\n\n"
             "Where:\n- `tool_call_name` must be an exact match to one of the available tools\n"
             "- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema\n"
             "- For multiple tool calls, chain them directly without separators or spaces"
@@ -77,48 +96,52 @@ def _told(call: str) -> Callable[[Tools], str]:
     return describe
 
 
-def _tagged(opening: str, arguments: str, closing: str) -> Callable[[Tools], str]:
+def _shown(written: Written) -> Callable[[Tools], str]:
     def describe(tools: Tools) -> str:
         shown = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-        return (
-            f"# Tools\n\nThese functions can be called:\n{shown}\n\nA call is one JSON object:\n"
-            f'{opening}{{"name": <function name>, "{arguments}": <arguments as a JSON object>}}{closing}'
+        return f"# Tools\n\nThese functions can be called:\n{shown}\n\nA call is one JSON object:\n" + written.one(
+            "<function name>", "<arguments as a JSON object>"
         )
 
     return describe
 
 
-def _deepseek(name: str, call: str) -> CallFormat:
+def _deepseek(name: str, before: str, after: str, between: str = "") -> CallFormat:
+    written = Written(before, after, between, CALLS_BEGIN, CALLS_END)
     return CallFormat(
         name,
         openers=(CALLS_BEGIN, CALL_BEGIN),
         tails=(FENCE, CALL_END, CALLS_END),
         read=DeepSeekCall,
-        describe=_told(call),
+        describe=_told(written),
+        written=written,
         inside=(SEPARATOR, CALL_END, CALLS_END),
     )
 
 
 DEEPSEEK_V3 = _deepseek(
-    "deepseek_v3",
-    f"{CALL_BEGIN}function{SEPARATOR}tool_call_name\n```json\ntool_call_arguments\n```{CALL_END}",
+    "deepseek_v3", f"{CALL_BEGIN}function{SEPARATOR}{Written.NAME}\n```json\n", f"\n```{CALL_END}", "\n"
 )
-DEEPSEEK_V31 = _deepseek("deepseek_v31", f"{CALL_BEGIN}tool_call_name{SEPARATOR}tool_call_arguments{CALL_END}")
+DEEPSEEK_V31 = _deepseek("deepseek_v31", f"{CALL_BEGIN}{Written.NAME}{SEPARATOR}", CALL_END)
+_HERMES = Written(f'{TAG}\n{{"name": "{Written.NAME}", "arguments": ', f"}}\n{END_TAG}", "\n")
 HERMES = CallFormat(
     "hermes",
     openers=(TAG,),
     tails=("}", END_TAG),  # models add a brace too many
     read=lambda names, opener: JsonCall(names, (END_TAG,)),
-    describe=_tagged(f"{TAG}\n", "arguments", f"\n{END_TAG}"),
+    describe=_shown(_HERMES),
+    written=_HERMES,
     repeats=True,
     inside=(END_TAG,),
 )
+_LLAMA3 = Written(f'{{"name": "{Written.NAME}", "parameters": ', "}", "; ")
 LLAMA3 = CallFormat(
     "llama3",
     openers=(PYTHON_TAG,),
     tails=(";",),
     read=lambda names, opener: JsonCall(names),
-    describe=_tagged("", "parameters", ""),
+    describe=_shown(_LLAMA3),
+    written=_LLAMA3,
     bare=True,
     repeats=True,
 )
