@@ -141,12 +141,17 @@ def _told(path: str, operation: Operation, needs_key: bool) -> dict[str, Any]:
             return {"text/plain": {"schema": {"type": "string"}}}
         return {"application/json": {"schema": refs[shape]}}
 
+    def event(operation: Operation) -> dict[str, Any]:
+        """One event of a stream, as OpenAPI 3.2 means it by `itemSchema`."""
+        data: dict[str, Any] = {"type": "string", "contentMediaType": "application/json"}
+        if operation.chunk is not None:
+            data["contentSchema"] = refs[operation.chunk]
+        properties = {"event": {"type": "string"}, "data": data}
+        return {"type": "object", "description": operation.events, "properties": properties, "required": ["data"]}
+
     answers = content(operation.answer)
     if operation.events is not None:
-        events: dict[str, Any] = {"schema": {"type": "string", "description": operation.events}}
-        if operation.chunk is not None:
-            events["x-event-data"] = refs[operation.chunk]
-        answers = answers | {"text/event-stream": events}
+        answers = answers | {"text/event-stream": {"schema": event(operation)}}
     responses: dict[str, Any] = {
         str(status): {"description": operation.summary, "content": answers} for status in (200, *operation.also)
     }
