@@ -14,6 +14,12 @@ import schemathesis
 MODELS = ("played", "played", "played", "played@a", "nothing")
 LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _NEVER = ("timeout_s", "min_tokens")
+_SELDOM = (
+    "tools", "tool_choice", "functions", "response_format", "stream_options", "top_logprobs", "chat_template_kwargs",
+    "continue_final_message", "echo", "return_token_ids", "suffix", "best_of",
+)  # fmt: skip
+REFUSED = "Refused"  # how the document describes a field that is
+SELDOM = 0.1
 
 
 @schemathesis.hook
@@ -24,6 +30,16 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     body = case.body
     if "model" in body:
         body["model"] = random.choice(MODELS)
+    shapes = case.operation.schema.raw_schema["components"]["schemas"].values()
+    refused = {
+        name
+        for shape in shapes
+        for name, told in shape.get("properties", {}).items()
+        if told.get("description", "").startswith(REFUSED)
+    }
+    for name in refused | set(_SELDOM):
+        if name in body and name != "prompt" and random.random() > SELDOM:  # else nearly nothing would be answered
+            del body[name]
     for name in _NEVER:
         body.pop(name, None)
     for name in LIMITS:

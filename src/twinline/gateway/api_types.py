@@ -127,13 +127,16 @@ class Common(msgspec.Struct, kw_only=True):
     guided_whitespace_pattern: Any = None
 
 
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
 class ContentPart(msgspec.Struct, omit_defaults=True):
-    type: str
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["text"]})]
     text: str | None = None
 
 
 class Message(msgspec.Struct, omit_defaults=True):
-    role: str
+    role: Annotated[str, Meta(extra_json_schema={"enum": ROLES})]
     content: str | list[ContentPart] | None = None
     name: str | None = None
     reasoning_content: str | None = None

@@ -13,6 +13,7 @@ import msgspec
 from twinline.gateway.access import Visit
 from twinline.gateway.answer import Answer, Shape
 from twinline.gateway.api_types import (
+    ROLES,
     ChatChoice,
     ChatChunkChoice,
     ChatDelta,
@@ -46,7 +47,6 @@ from twinline.gateway.tools import tool_use
 from twinline.gateway.transcript import Piece
 from twinline.lines.wire import TokenLogprob
 
-_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _RESERVED = frozenset({"self", "messages", "tools", "add_generation_prompt", "continue_final_message"})
 
 
@@ -272,8 +272,8 @@ def check(request: ChatRequest, served: ServedModel) -> None:
         if name in _RESERVED:
             raise bad_request(f"chat_template_kwargs must not set {name}.", "chat_template_kwargs")
     for index, message in enumerate(request.messages):
-        if message.role not in _ROLES:
-            roles = ", ".join(sorted(_ROLES))
+        if message.role not in ROLES:
+            roles = ", ".join(sorted(ROLES))
             raise bad_request(
                 f"A message's role must be one of {roles}, not {message.role!r}.", f"messages[{index}].role"
             )

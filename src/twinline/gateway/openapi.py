@@ -50,7 +50,7 @@ class Operation:
     query: Mapping[str, str] | None = None
 
 
-_DONE = "Server-sent events without a name, each of one chunk, then `[DONE]`."
+_DONE = "Server-sent events without a name, each of one chunk, then `[DONE]`; one that breaks off ends with an error."
 _MANAGED = "For those who manage the fleet: "
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/chat/completions"): Operation(
@@ -141,12 +141,19 @@ def _told(path: str, operation: Operation, needs_key: bool) -> dict[str, Any]:
             return {"text/plain": {"schema": {"type": "string"}}}
         return {"application/json": {"schema": refs[shape]}}
 
+    def event(operation: Operation) -> dict[str, Any]:
+        """One event of a stream, as OpenAPI 3.2 means it by `itemSchema`."""
+        told: dict[str, Any] = {"type": "string", "contentMediaType": "application/json"}
+        data: dict[str, Any] = told
+        if operation.chunk is not None:
+            parts = [told | {"contentSchema": refs[shape]} for shape in (operation.chunk, operation.error)]
+            data = {"anyOf": [{"const": "[DONE]"}, *parts]}
+        properties = {"event": {"type": "string"}, "data": data}
+        return {"type": "object", "description": operation.events, "properties": properties, "required": ["data"]}
+
     answers = content(operation.answer)
     if operation.events is not None:
-        events: dict[str, Any] = {"schema": {"type": "string", "description": operation.events}}
-        if operation.chunk is not None:
-            events["x-event-data"] = refs[operation.chunk]
-        answers = answers | {"text/event-stream": events}
+        answers = answers | {"text/event-stream": {"schema": event(operation)}}
     responses: dict[str, Any] = {
         str(status): {"description": operation.summary, "content": answers} for status in (200, *operation.also)
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from twinline.gateway.api_types import ChatRequest, ContentPart, Effort, Message, ResponseFormat
+from twinline.gateway.api_types import ChatRequest, ContentPart, Effort, JsonSchema, Message, ResponseFormat
 from twinline.gateway.dialects.messages_types import (
     NOT_SUPPORTED,
     MessageIn,
@@ -49,7 +49,7 @@ def prompt_chat(request: PromptRequest) -> ChatRequest:
         if choice.disable_parallel_tool_use:
             chat.parallel_tool_calls = False
     if config is not None and config.format is not None:
-        schema = {"name": "output", "schema": config.format.schema}
+        schema = JsonSchema(name="output", schema=config.format.schema)
         chat.response_format = ResponseFormat("json_schema", schema)
     return chat
 

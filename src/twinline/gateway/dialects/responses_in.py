@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from twinline.gateway.api_types import ChatRequest, ContentPart, Message, ResponseFormat
+from twinline.gateway.api_types import ChatRequest, ContentPart, JsonSchema, Message, ResponseFormat
 from twinline.gateway.dialects.responses_types import (
     IGNORED,
     NOT_SUPPORTED,
@@ -163,7 +163,5 @@ def _format(given: TextFormat) -> ResponseFormat:
         return ResponseFormat("json_object")
     if given.schema is None:
         raise bad_request("text.format of the type json_schema needs a schema.", "text.format.schema")
-    schema: dict[str, Any] = {"name": given.name or "output", "schema": given.schema}
-    if given.strict is not None:
-        schema["strict"] = given.strict
+    schema = JsonSchema(name=given.name or "output", schema=given.schema, strict=given.strict)
     return ResponseFormat("json_schema", schema)
