@@ -38,6 +38,10 @@ $(VENV)/.setup: $(VENV)/.python pyproject.toml scripts/install-torch $(wildcard 
 	@$(BIN)/python scripts/install-torch
 	@echo 'installing twinline'
 	@$(PIP) install --quiet --editable .
+	@# Without its dependencies: of transformers and triton it needs nothing here (engine/grammars/library.py).
+	@$(PIP) install --quiet 'apache-tvm-ffi>=0.1.11,<0.2' 'pydantic>=2,<3' && \
+	  $(PIP) install --quiet --no-deps 'xgrammar>=0.2.8,<0.3' || \
+	  echo 'xgrammar cannot be installed here: native lines have no structured output'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.setup

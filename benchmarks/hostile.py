@@ -322,23 +322,38 @@ async def running(keep: Path) -> AsyncIterator[Gateway]:
         subprocess.run([*cli, "down"], env=environment, check=False, stdout=subprocess.DEVNULL, timeout=60)
 
 
-async def schemathesis(gateway: Gateway, counts: Counter[str], executable: str, seconds: int) -> None:
-    document = HERE / "tests/gateway/hostile/openapi.yaml"
-    command = [executable, "run", str(document), "--url", f"http://127.0.0.1:{gateway.port}", "--workers", "1"]
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_schema_conformance",
+    "response_headers_conformance",
+    "negative_data_rejection",
+    "unsupported_method",
+)
+
+
+async def schemathesis(gateway: Gateway, counts: Counter[str], executable: str, seconds: int, examples: int) -> None:
+    """Over the document that the gateway serves."""
+    url = f"http://127.0.0.1:{gateway.port}"
+    command = [executable, "run", f"{url}/openapi.json", "--url", url, "--workers", "1"]
     command += [
         "--checks",
-        "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
+        ",".join(CHECKS),
     ]
     command += [
         "--phases",
         "examples,coverage,fuzzing",
         "--max-examples",
-        "200",
+        str(examples),
         "--request-timeout",
         "10",
         "--no-color",
     ]
-    made = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    environment = {**os.environ, "SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(HERE / "benchmarks")}
+    made = await asyncio.create_subprocess_exec(
+        *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    )
     try:
         async with asyncio.timeout(seconds):
             said, _ = await made.communicate()
@@ -361,7 +376,9 @@ async def main(arguments: argparse.Namespace) -> int:
                 counts: Counter[str] = Counter()
                 if name == "schemathesis":
                     if arguments.schemathesis:
-                        work: Awaitable[None] = schemathesis(gateway, counts, arguments.schemathesis, arguments.seconds)
+                        work: Awaitable[None] = schemathesis(
+                            gateway, counts, arguments.schemathesis, arguments.seconds, arguments.examples
+                        )
                         good &= await during(gateway, name, work, counts)
                     continue
                 attack, size = ATTACKS[name]
@@ -390,5 +407,6 @@ if __name__ == "__main__":
     parser.add_argument("--divide", type=int, default=1, metavar="N", help="attacks of a part of their size")
     parser.add_argument("--soak", type=float, default=0, metavar="SECONDS", help="then all at once for so long")
     parser.add_argument("--schemathesis", metavar="PATH", help="its executable; without it that part is left out")
-    parser.add_argument("--seconds", type=int, default=120, help="that schemathesis may take; default: %(default)s")
+    parser.add_argument("--seconds", type=int, default=600, help="that schemathesis may take; default: %(default)s")
+    parser.add_argument("--examples", type=int, default=100, help="that it makes of each door; default: %(default)s")
     sys.exit(asyncio.run(main(parser.parse_args())))

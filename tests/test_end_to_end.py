@@ -20,11 +20,13 @@ import openai
 import pytest
 from tests.serving import CLI, ENVIRONMENT, MODEL, Served, serving, until
 
+from twinline.engine.grammars.library import installed
 from twinline.verify.examine import examine
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
 ENDLESS = {"ignore_eos": True, "max_tokens": 900}
+NEEDS_XGRAMMAR = pytest.mark.skipif(not installed(), reason="xgrammar is not installed")
 
 
 @pytest.fixture(scope="session")
@@ -117,6 +119,61 @@ def test_completions_of_text_and_of_token_ids(client: openai.OpenAI) -> None:
     assert (ids.choices[0].model_extra or {})["token_ids"] == extra["token_ids"]
     several = client.completions.create(model=MODEL, prompt=["17+25=", "1+1="], n=2, max_tokens=2)
     assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
+
+
+SUM = {
+    "type": "object",
+    "properties": {"sum": {"type": "integer"}, "parity": {"enum": ["even", "odd", "偶"]}},
+    "required": ["sum", "parity"],
+    "additionalProperties": False,
+}
+
+
+@NEEDS_XGRAMMAR
+def test_an_answer_that_keeps_to_a_schema(client: openai.OpenAI) -> None:
+    """The model reasons first, as it always does; its answer is the schema's, whole and streamed."""
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "messages": asking("What is 17+25?"),
+        "response_format": {"type": "json_schema", "json_schema": {"name": "sum", "schema": SUM}},
+    }
+    (choice,) = client.chat.completions.create(**asked).choices
+    assert choice.message.content is not None and choice.finish_reason == "stop"
+    said = json.loads(choice.message.content)
+    assert said.keys() == {"sum", "parity"} and type(said["sum"]) is int and said["parity"] in ("even", "odd", "偶")
+    assert "17+25" in (choice.message.model_extra or {})["reasoning_content"]
+    deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(**asked, stream=True)]
+    assert "".join(delta.content or "" for delta in deltas) == choice.message.content
+
+
+@NEEDS_XGRAMMAR
+def test_other_grammars_beside_plain_requests(server: Served) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        chosen = pool.submit(server.chat, "What is 17+25?", guided_choice=["forty-two", "none"])
+        matched = pool.submit(
+            server.complete, "17+25=", structured_outputs={"regex": "[0-9]{2} (yes|no)"}, logprobs=1, n=2, max_tokens=40
+        )
+        written = pool.submit(server.complete, "x", guided_grammar='root ::= "<" [ab]{2,4} ">"', max_tokens=40)
+        plain = pool.submit(server.chat, "What is 17+25?")
+        assert chosen.result().json()["choices"][0]["message"]["content"] in ("forty-two", "none")
+        for choice in matched.result().json()["choices"]:
+            assert re.fullmatch("[0-9]{2} (yes|no)", choice["text"]) and choice["finish_reason"] == "stop"
+            assert "".join(choice["logprobs"]["tokens"]).startswith(choice["text"])
+        assert re.fullmatch("<[ab]{2,4}>", written.result().json()["choices"][0]["text"])
+        assert plain.result().json()["choices"][0]["message"]["content"] == "42"
+
+
+@NEEDS_XGRAMMAR
+def test_a_grammar_that_cannot_be_kept_to_is_refused(server: Served) -> None:
+    for fields, words in (
+        ({"guided_json": {"type": "array", "uniqueItems": True}}, "schema #: uniqueItems is not supported"),
+        ({"guided_json": '{"type": '}, "the schema is not JSON"),
+        ({"guided_regex": "(a"}, "parenthesis"),
+        ({"guided_grammar": "root ::= other"}, "other"),
+    ):
+        response = server.complete("x", **fields)
+        assert (response.status_code, words in response.json()["error"]["message"]) == (400, True), response.text
+    assert server.answers()
 
 
 def test_echo_scores_the_prompt(client: openai.OpenAI) -> None:

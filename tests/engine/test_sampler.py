@@ -248,7 +248,8 @@ def test_the_chunk_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stream_goes_on_the_same_after_preemption_and_on_another_line() -> None:
     vocab = 300
     rows = random_logits(40, vocab, seed=4)
-    setting: dict[str, Any] = {"seed": 77, "top_p": 0.95, "frequency_penalty": 0.5, "repetition_penalty": 1.1}
+    setting: dict[str, Any] = {"seed": 77, "top_p": 0.95, "frequency_penalty": 0.5, "repetition_penalty": 1.1,
+                               "logit_bias": ((7, 3.0), (9, -2.5))}  # fmt: skip
 
     def go_on(req: Request, sampler: Sampler, until: int) -> Request:
         while len(req.output) < until:

@@ -139,7 +139,7 @@ def test_what_holds_of_a_guess() -> None:
     assert agreed([], [7]) == 1 and agreed([7, 8], [7, 8, 9]) == 3
     assert agreed([7, 8], [7, 9, 9]) == 2 and agreed([7, 8], [6, 8, 9]) == 1
     request = Request("r", [1, 2], SamplingParams(seed=4), output=[3])
-    assert ahead(request, 0) is request and ahead(request, 2).known == 5
+    assert ahead(request, ()) is request and ahead(request, (8, 9)).known == 5
 
 
 def test_an_unknown_way_to_guess_is_refused(folder: Path) -> None:

@@ -76,6 +76,14 @@ def test_a_whole_answer(worker: Spawned) -> None:
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (6, 5, 11)
 
 
+def test_without_a_tokenizer_it_has_no_grammars(worker: Spawned) -> None:
+    assert worker.http.get("/v1/models").json()["data"][0]["lacks"] == worker.ready["lacks"] == ["grammar", "patterns"]
+    for grammar, words in (({"kind": "regex", "text": "a"}, "tokenizer.json"), ({"kind": "x", "text": "a"}, "kind")):
+        response = worker.complete(prompt=PROMPT, grammar=grammar)
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, "grammar") and words in error["message"]
+
+
 def test_a_stream_carries_the_same_tokens(worker: Spawned) -> None:
     asked: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 12, "ignore_eos": True, "temperature": 0.8, "seed": 1}
     response = worker.complete(**asked, stream=True, stream_options={"include_usage": True}, request_id="mine")

@@ -89,14 +89,14 @@ def served(name: str, text: ModelText, lines: Iterable[Line], meters: Meters) ->
 
 
 @contextmanager
-def gateway(folder: Path) -> Iterator[Gateway]:
+def gateway(folder: Path, spec: LineSpec = SPEC) -> Iterator[Gateway]:
     ready = threading.Event()
     made: list[Gateway] = []
     servers: list[Server] = []
 
     async def main() -> None:
         double = LineDouble()
-        line = Line("double", SPEC, await double.start())
+        line = Line("double", spec, await double.start())
         await line.verify()
         text = ModelText.load(folder)
         meters = Meters()

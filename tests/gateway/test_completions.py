@@ -148,7 +148,7 @@ def test_many_prompts_go_to_the_line_in_measure(door: Gateway) -> None:
         ({"logprobs": 21}, "logprobs"),
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 3}, "best_of"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
     ],
 )
 def test_refusals(door: Gateway, fields: dict[str, Any], param: str) -> None:

@@ -66,7 +66,19 @@ def error_of(response: Any, status: int) -> dict[str, Any]:
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"timeout_s": 0}, "timeout_s"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex"),
+        ({"guided_json": {}, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"guided_choice": ["a", ""]}, "guided_choice"),
+        ({"guided_choice": "a"}, "guided_choice"),
+        ({"guided_grammar": ""}, "guided_grammar"),
+        ({"guided_regex": 3}, "guided_regex"),
+        ({"structured_outputs": []}, "structured_outputs"),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "json": {}}}, "structured_outputs"),
+        ({"structured_outputs": {"whitespace_pattern": " "}}, "structured_outputs"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         *[({name: {}}, name) for name in NOT_SUPPORTED],
@@ -94,6 +106,9 @@ def test_null_is_the_default_everywhere(door: Gateway) -> None:
         "tools",
         "tool_choice",
         "response_format",
+        "structured_outputs",
+        "guided_json",
+        "guided_regex",
         *NOT_SUPPORTED,
     ]
     assert door.chat(**dict.fromkeys(names)).status_code == 200
@@ -101,9 +116,9 @@ def test_null_is_the_default_everywhere(door: Gateway) -> None:
 
 
 def test_what_is_not_supported_is_said_so(door: Gateway) -> None:
-    for response in (door.chat(guided_regex="a+"), door.complete(guided_regex="a+")):
+    for response in (door.chat(logits_processors=["a"]), door.complete(logits_processors=["a"])):
         error = error_of(response, 400)
-        assert (error["code"], error["message"]) == ("unsupported_parameter", "guided_regex is not supported yet.")
+        assert (error["code"], error["message"]) == ("unsupported_parameter", "logits_processors is not supported yet.")
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,9 @@ FOLDER_DEFAULTS = Defaults(temperature=0.6, top_p=0.95, top_k=20, repetition_pen
         ({"repetition_penalty": 1.0, "top_k": 0}, set()),
         ({"logit_bias": {"5": 1}}, {"logit_bias"}),
         ({"response_format": {"type": "json_object"}}, {"grammar"}),
+        ({"response_format": {"type": "text"}}, set()),
+        ({"guided_regex": "a"}, {"grammar", "patterns"}),
+        ({"structured_outputs": {"choice": ["a"]}, "top_k": 2}, {"grammar", "patterns", "sampling"}),
     ],
 )
 def test_needs(tiny_folder: Path, asked: dict[str, Any], needs: set[str]) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
 from tests.gateway.several import MODEL, PATIENCE, Several, events, plain, several
+from tests.gateway.test_tools import folder_of
 from tests.lines.text_double import TextDouble, Words
 
 from twinline.gateway.supply import Bounds
 from twinline.lines.spec import LineSpec
+from twinline.lines.state import LineState
 
 SAID = "The sky is blue."
 
@@ -144,3 +147,20 @@ def test_tools_go_to_the_line_that_has_them(tiny_folder: Path) -> None:
         assert (await made.chat(logprobs=True)).json()["choices"][0]["message"]["content"] == "It is."
 
     run(tiny_folder, [plain("near"), remote("far")], test)
+
+
+def test_a_call_that_must_be_made_goes_to_the_line_that_can_make_one(tiny_folder: Path, tmp_path: Path) -> None:
+    """Calls of tokens are read by the gateway, so any line may be asked for those that the model makes by itself."""
+
+    async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
+        made.says("It is.", "near")
+        tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+        for choice in ("required", {"type": "function", "function": {"name": "f"}}):
+            assert (await made.chat(tools=tools, tool_choice=choice)).status_code == 200
+            assert remotes["far"].requests[-1][1]["tool_choice"] == choice and not made.asked("near")
+        made.line("far").life.to(LineState.DRAINING, "a test")
+        answer = await made.chat(tools=tools)
+        assert answer.json()["choices"][0]["message"]["content"] == "It is." and made.asked("near")
+
+    folder = folder_of("v31", tiny_folder, tmp_path / "v31")
+    run(folder, [replace(plain("near"), context=4096, lacks=frozenset({"patterns"})), remote("far")], test)

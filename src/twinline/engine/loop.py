@@ -255,7 +255,7 @@ class Engine:
         if not sampling:
             return Sampled([], [])
         rows = [row for w, end in sampling.items() for row in range(end - len(w.draft), end + 1)]
-        asked = [ahead(w.request, n) for w in sampling for n in range(len(w.draft) + 1)]
+        asked = [ahead(w.request, w.draft[:n]) for w in sampling for n in range(len(w.draft) + 1)]
         return self.sampler.sample(self.runner.logits(hidden, rows), asked)
 
     def _take(self, sampling: dict[Work, int], result: Sampled) -> list[_New]:
@@ -280,11 +280,15 @@ class Engine:
             at = end
         return new
 
-    def _finish(self, request: Request, token: int) -> Literal["stop", "length"] | None:
-        """Why a request ends with this token as its next, if it does."""
+    def _finish(self, request: Request, token: int) -> Literal["stop", "length", "error"] | None:
+        """Why a request ends with this token as its next, if it does. "error": its grammar can go no further."""
         length = len(request.output) + 1
-        if token in request.params.stop_token_ids and length > request.params.min_tokens:
+        if token in request.params.stop_token_ids and (
+            length > request.params.min_tokens or request.constraint is not None
+        ):  # a grammar lets a stop token through where nothing else may follow, before min_tokens too
             return "stop"
+        if request.constraint is not None and (verdict := request.constraint.verdict(request.output, token)):
+            return verdict
         if length >= request.params.max_tokens or request.known + 1 >= self.scheduler.max_model_len:
             return "length"
         return None
@@ -301,6 +305,7 @@ class Engine:
         if finish:
             self.scheduler.finish(request)
             self._ended(request, finish, now)
+        error = request.constraint.why if finish == "error" and request.constraint is not None else None
         wants_prompt = first and request.params.prompt_logprobs is not None
         return Output(
             request.id,
@@ -308,8 +313,9 @@ class Engine:
             logprobs,
             tuple(request.prompt_logprobs) if wants_prompt else None,
             finish,
-            tokens[-1] if finish == "stop" else None,
+            tokens[-1] if finish == "stop" and tokens[-1] in request.params.stop_token_ids else None,
             request.cached_tokens,
+            error,
         )
 
     def _collect_prompt_logprobs(self, batch: batches.Batch, hidden: torch.Tensor) -> None:

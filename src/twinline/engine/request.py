@@ -12,7 +12,10 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from twinline.engine.grammars.constraint import Constraint
 
 FinishReason = Literal["stop", "length", "abort", "deadline", "error"]
 
@@ -103,7 +106,8 @@ class Request:
     """One sequence in the engine. `prompt` and `output` are token ids.
 
     `output` may begin non-empty: tokens generated on another line, which count for penalties, stops and limits.
-    `priority`: smaller is served first. `deadline`: `time.monotonic()` seconds, or None.
+    `priority`: smaller is served first. `deadline`: `time.monotonic()` seconds, or None. `constraint` holds the output
+    to a grammar.
     """
 
     id: str
@@ -112,6 +116,7 @@ class Request:
     output: list[int] = field(default_factory=list)
     priority: int = 0
     deadline: float | None = None
+    constraint: Constraint | None = None
     arrival: int = field(default_factory=lambda: next(_arrivals))
     arrived: float = field(default_factory=time.monotonic)
 
@@ -125,6 +130,11 @@ class Request:
 
     def __post_init__(self) -> None:
         self.carried = len(self.output)
+
+    @property
+    def guessed(self) -> tuple[int, ...]:
+        """Tokens that a sampler is to think of as following the output; see `speculation.ahead`."""
+        return ()
 
     @property
     def known(self) -> int:

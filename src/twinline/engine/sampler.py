@@ -10,9 +10,10 @@ In order, for each row:
 3. Stop tokens are impossible while the output is shorter than min_tokens.
 4. Repetition penalty over prompt and output: positive logits divided, others multiplied.
 5. Frequency and presence penalties over the output, tokens carried from another line included.
-6. Temperature 0: the likeliest token, the lowest id in a tie. Else logits are divided by the temperature.
-7. top_k, then top_p of what is left, then min_p.
-8. The argmax of logits plus Gumbel noise keyed by (seed, absolute position, token id), so a request's token depends on
+6. A grammar makes all tokens impossible but those that it lets follow, whatever their bias.
+7. Temperature 0: the likeliest token, the lowest id in a tie. Else logits are divided by the temperature.
+8. top_k, then top_p of what is left, then min_p.
+9. The argmax of logits plus Gumbel noise keyed by (seed, absolute position, token id), so a request's token depends on
    nothing else in its batch, and a stream goes on the same after a preemption or on another line.
 
 This is vLLM's order but for min_p, which vLLM applies before top_k; the outcome differs only where top_p acts as well:
@@ -33,6 +34,7 @@ import torch
 from torch import Tensor
 
 from twinline.engine.draw import draw, maxima
+from twinline.engine.grammars.masks import forbid
 from twinline.engine.logprobs import prompt_logprobs, token_logprobs
 from twinline.engine.penalties import Penalties
 from twinline.engine.request import Request, TokenLogprob
@@ -74,7 +76,7 @@ class Sampler:
         """The next token of each request from its row of logits, float32 or narrower, left as they are.
 
         Columns beyond the vocabulary (a padded output layer) are ignored. A row in which bias and min_tokens leave no
-        token possible falls back to the likeliest token of the unchanged logits.
+        token possible falls back to the likeliest token of the unchanged logits, of those that its grammar allows.
         Raises BadLogits, a ValueError naming the requests, where a row has no finite maximum; ValueError for a shape
         that does not fit.
         """
@@ -98,7 +100,7 @@ class Sampler:
         changed: list[int] = []
         sampled: list[int] = []
         for i, request in enumerate(requests):
-            if self._penalties.touches(request):
+            if request.constraint is not None or self._penalties.touches(request):
                 changed.append(i)
             elif not request.params.greedy:
                 sampled.append(i)
@@ -109,12 +111,18 @@ class Sampler:
         if changed:
             chosen = self._choose_changed(_copy(logits_SV, changed), [requests[i] for i in changed])
             for i, token_or_none in zip(changed, chosen, strict=True):
-                tokens[i] = tokens[i] if token_or_none is None else token_or_none
+                if token_or_none is not None:
+                    tokens[i] = token_or_none
+                elif requests[i].constraint is not None:  # its end, before min_tokens
+                    only_V = _copy(logits_SV, [i])
+                    forbid(only_V, [requests[i]])
+                    tokens[i] = int(maxima(only_V)[1])
         return tokens
 
     def _choose_changed(self, logits_MV: Tensor, requests: Sequence[Request]) -> list[int | None]:
         """The same for rows that may be written to; None where no token is left possible."""
         self._penalties.apply(logits_MV, requests)
+        forbid(logits_MV, requests)
         best_M, token_M = maxima(logits_MV)
         bests: list[float] = best_M.tolist()
         if bad := [r.id for r, best in zip(requests, bests, strict=True) if best != best or best == math.inf]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+from twinline.engine.grammars.constraint import Constraint
 from twinline.engine.request import Request, SamplingParams
 
 GRAMS = (4, 2)  # a guess follows the last place where so many tokens stood that stand at the end now, longest first
@@ -104,7 +105,8 @@ def _from(request: Request, at: int, count: int) -> list[int]:
 
 
 def _drawn_plainly(request: Request) -> bool:
-    """Whether a token's logits do not depend on the tokens before it but through the model."""
+    """Whether a token's logits do not depend on the tokens before it but through the model, or through a grammar, which
+    looks ahead itself."""
     params = request.params
     return not (params.penalised or params.logit_bias or len(request.output) < params.min_tokens)
 
@@ -118,13 +120,16 @@ class _Ahead:
     output: list[int]
     arrival: int
     known: int
+    constraint: Constraint | None
+    guessed: tuple[int, ...]
 
 
-def ahead(request: Request, count: int) -> Request:
-    """The request as a sampler sees it when `count` more tokens are known. For requests that guesses are made for."""
-    if not count:
+def ahead(request: Request, guessed: tuple[int, ...]) -> Request:
+    """The request as a sampler sees it when these tokens are known too. For requests that guesses are made for."""
+    if not guessed:
         return request
-    seen = _Ahead(request.id, request.params, request.output, request.arrival, request.known + count)
+    known = request.known + len(guessed)
+    seen = _Ahead(request.id, request.params, request.output, request.arrival, known, request.constraint, guessed)
     return cast(Request, seen)
 
 

@@ -20,6 +20,15 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool = False
 
 
+class GrammarField(msgspec.Struct):
+    """`engine.grammars.grammar.Grammar`, which says what may stand in it."""
+
+    kind: str
+    text: str
+    after: str = ""
+    opener: str = ""
+
+
 class CompletionRequest(msgspec.Struct):
     prompt: Annotated[list[Id], msgspec.Meta(min_length=1)]
     model: str | None = None
@@ -39,6 +48,7 @@ class CompletionRequest(msgspec.Struct):
     ignore_eos: bool = False
     logprobs: Integer | None = None
     prompt_logprobs: Integer | None = None
+    grammar: GrammarField | None = None
     priority: Integer = 0
     timeout_s: float | None = None
     request_id: str | None = None

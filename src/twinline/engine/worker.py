@@ -30,6 +30,8 @@ import uvicorn
 from twinline.engine import wire
 from twinline.engine.build import Built, Options, build
 from twinline.engine.devices.device import dtype_name
+from twinline.engine.grammars.compiling import Grammars
+from twinline.engine.grammars.grammar import BadGrammar, Grammar
 from twinline.engine.metrics import Metrics
 from twinline.engine.request import Output, Request
 from twinline.engine.scheduler import IdInUse, QueueFull, TooLong
@@ -55,6 +57,7 @@ class Worker:
         self.streams: dict[str, asyncio.Queue[Output]] = {}
         self.built: Built
         self.eos: frozenset[int] = frozenset()
+        self.grammars: Grammars
         self.loop: asyncio.AbstractEventLoop
 
     def deliver(self, outputs: Sequence[Output]) -> None:
@@ -94,8 +97,13 @@ class Worker:
 
     async def _models(self, receive: Receive, send: Send) -> None:
         card = {"id": self.name, "object": "model", "created": self.created, "owned_by": "twinline",
-                "max_model_len": self.built.max_model_len}  # fmt: skip
+                "max_model_len": self.built.max_model_len, "lacks": self.lacks}  # fmt: skip
         await _reply(send, 200, wire.encode({"object": "list", "data": [card]}))
+
+    @property
+    def lacks(self) -> list[str]:
+        """Features of a native line that this one has not."""
+        return [] if self.grammars.supported else ["grammar", "patterns"]
 
     async def _health(self, receive: Receive, send: Send) -> None:
         engine = self.built.engine
@@ -124,6 +132,10 @@ class Worker:
             raise wire.BadRequest(f"request_id {request_id!r} is in use", "request_id", 409)
         vocab = self.built.spec.vocab
         request = wire.to_request(asked, request_id, vocab=vocab, eos=self.eos, seed=secrets.randbits(63))
+        if asked.grammar is not None:
+            await self._constrain(request, asked.grammar)
+        if request_id in self.streams:  # since
+            raise wire.BadRequest(f"request_id {request_id!r} is in use", "request_id", 409)
         carried = len(asked.output_prefix_ids)
         log.debug("request %s: %d prompt tokens, %d to go on from", request_id, len(asked.prompt), carried)
         queue = self.streams[request_id] = asyncio.Queue()
@@ -137,6 +149,15 @@ class Worker:
             del self.streams[request_id]
             if live:  # an abort that comes late would hit the next request of the same id
                 self.built.engine.abort(request_id)
+
+    async def _constrain(self, request: Request, said: wire.GrammarField) -> None:
+        try:
+            grammar = Grammar(said.kind, said.text, said.after, said.opener)
+            request.constraint = await self.grammars.constraint(grammar, request.params.stop_token_ids, request.output)
+        except BadGrammar as error:
+            raise wire.BadRequest(str(error), "grammar") from None
+        except ValueError as error:
+            raise wire.BadRequest(str(error), "output_prefix_ids") from None
 
     def _submit(self, request: Request) -> None:
         try:
@@ -320,6 +341,7 @@ async def _serve(worker: Worker, sock: socket.socket, options: argparse.Namespac
         "simulated": built.device.simulated,
         "kv_tokens": built.kv_tokens,
         "providers": sorted({c.provider for c in built.ops.choices}),
+        "lacks": worker.lacks,
     }
     print(json.dumps(ready), flush=True)
     while not serving.done():
@@ -329,6 +351,7 @@ async def _serve(worker: Worker, sock: socket.socket, options: argparse.Namespac
             log.error("ending: %s", built.engine.failure)
             server.should_exit = True
     await serving
+    worker.grammars.close()
     built.engine.stop()
     if built.engine.failure_code == "device_hung":
         # The engine's thread will not end, and what a driver does at exit may wait for the device too.
@@ -358,6 +381,7 @@ def main() -> int:
         sock = bound(arguments.host, arguments.port)
         worker.built = build(arguments.model, engine_options, worker.deliver, metrics.observe)
         worker.eos = end_tokens(arguments.model)
+        worker.grammars = Grammars(arguments.model, worker.built.spec.vocab)
     except Exception as error:
         if not isinstance(error, (ValueError, OSError)):
             log.exception("the start failed")

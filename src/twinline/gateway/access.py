@@ -90,6 +90,10 @@ class Access:
         self.observers: list[Observer] = []
         self.on_refusal: Callable[[str, str], None] = lambda key, reason: None
 
+    @property
+    def needs_key(self) -> bool:
+        return self._ring is not None
+
     def enter(self, exchange: Exchange) -> Visit:
         """Whose request it is. Raises ApiError 401."""
         visit = Visit(None, time.time())

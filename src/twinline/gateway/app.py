@@ -15,22 +15,31 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from twinline import __version__
 from twinline.gateway.api_types import ChatRequest, CompletionRequest
 from twinline.gateway.chat import Chat
 from twinline.gateway.completions import Completions
+from twinline.gateway.dialects.messages import Messages
+from twinline.gateway.dialects.messages_out import MessagesWording
+from twinline.gateway.dialects.messages_types import MessagesRequest, PromptRequest
+from twinline.gateway.dialects.responses import Responses
+from twinline.gateway.dialects.responses_types import ResponsesRequest
 from twinline.gateway.door import Door, Endpoint
-from twinline.gateway.errors import ApiError, model_not_found
+from twinline.gateway.errors import OPENAI, ApiError, model_not_found
 from twinline.gateway.gauges import line_up
 from twinline.gateway.management import Management
+from twinline.gateway.openapi import document
 from twinline.gateway.passed import metrics_text, of_all
 from twinline.gateway.served import ServedModel
 from twinline.gateway.supply import Supply
+from twinline.gateway.tokens import DetokenizeRequest, TokenizeRequest, Tokens
 from twinline.lines.client import LineClient
 from twinline.lines.state import LineState
 from twinline.store.keys import Key
+
+MESSAGES = MessagesWording()
 
 
 class App:
@@ -49,9 +58,16 @@ class App:
         """`siblings` are the Unix sockets of the other gateways of a fleet, `control` its control side's. `trusted`:
         whoever can reach it may manage it, and needs no key."""
         self.door = door
-        self._hot: dict[str, ASGIApp] = {
-            "/v1/chat/completions": Endpoint("chat", door, ChatRequest, Chat(door).answer),
+        chat = Chat(door)
+        messages, tokens = Messages(door, chat), Tokens(door)
+        self._hot: dict[str, Endpoint[Any]] = {
+            "/v1/chat/completions": Endpoint("chat", door, ChatRequest, chat.answer),
             "/v1/completions": Endpoint("completions", door, CompletionRequest, Completions(door).answer),
+            "/tokenize": Endpoint("tokenize", door, TokenizeRequest, tokens.tokenize),
+            "/detokenize": Endpoint("detokenize", door, DetokenizeRequest, tokens.detokenize),
+            "/v1/responses": Endpoint("responses", door, ResponsesRequest, Responses(chat).answer),
+            "/v1/messages": Endpoint("messages", door, MessagesRequest, messages.answer, MESSAGES),
+            "/v1/messages/count_tokens": Endpoint("count_tokens", door, PromptRequest, messages.count, MESSAGES),
         }
         rest = _Rest(door, index, siblings, trusted)
         routes = [
@@ -60,6 +76,7 @@ class App:
             Route("/v1/models/{name:path}", rest.model, methods=["GET"]),
             Route("/health", rest.health, methods=["GET"]),
             Route("/metrics", rest.metrics, methods=["GET"]),
+            Route("/openapi.json", self._openapi, methods=["GET"]),
             *Management(door, trusted, control, generation).routes(),
         ]
         self._rest = Starlette(
@@ -67,6 +84,10 @@ class App:
             exception_handlers={HTTPException: _http_error, ApiError: _api_error, Exception: _failure},
         )
         self._rest.router.redirect_slashes = False
+        self._document = document(routes, needs_key=door.access.needs_key and not trusted)
+
+    async def _openapi(self, request: Request) -> Response:
+        return Response(self._document, media_type="application/json")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         hot = self._hot.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
@@ -193,7 +214,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return Response(error.body(), error.status, error.headers, media_type="application/json")
+    wording = MESSAGES if request.scope["path"].startswith("/v1/messages") else OPENAI
+    return Response(wording.body(error, None), error.status, error.headers, media_type="application/json")
 
 
 async def _failure(request: Request, error: Exception) -> Response:

@@ -5,14 +5,15 @@ Owns the chat shape. Must not know how tokens become text or how a line is spoke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from twinline.gateway.access import Visit
-from twinline.gateway.answer import Answer
+from twinline.gateway.answer import Answer, Shape
 from twinline.gateway.api_types import (
+    ROLES,
     ChatChoice,
     ChatChunkChoice,
     ChatDelta,
@@ -24,19 +25,28 @@ from twinline.gateway.api_types import (
 from twinline.gateway.aside import made
 from twinline.gateway.choice import Choice
 from twinline.gateway.door import Door, Target
-from twinline.gateway.errors import ApiError, bad_request
+from twinline.gateway.errors import bad_request
 from twinline.gateway.exchange import Exchange
-from twinline.gateway.logprobs import chat_logprobs
+from twinline.gateway.logprobs import chat_logprobs, checked, prompt_logprobs
 from twinline.gateway.order import Order
-from twinline.gateway.reply import DONE, Envelope, usage_of
-from twinline.gateway.sampling import TIMEOUT_HEADER, check_some, check_text, plan, refuse_unsupported, room
+from twinline.gateway.reply import DONE, Counting, Envelope, usage_of
+from twinline.gateway.sampling import (
+    TIMEOUT_HEADER,
+    check_some,
+    check_text,
+    ignored,
+    plan,
+    refuse_unsupported,
+    room,
+    truncated,
+)
 from twinline.gateway.served import ServedModel
-from twinline.gateway.text.reasoning import ReasoningParser
+from twinline.gateway.text.reasoning import ReasoningParser, around_answer
 from twinline.gateway.text.template import encode_prompt
+from twinline.gateway.tools import tool_use
 from twinline.gateway.transcript import Piece
 from twinline.lines.wire import TokenLogprob
 
-_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _RESERVED = frozenset({"self", "messages", "tools", "add_generation_prompt", "continue_final_message"})
 
 
@@ -48,10 +58,35 @@ class Chat:
 
     async def answer(self, exchange: Exchange, visit: Visit, request: ChatRequest, target: Target, body: bytes) -> None:
         """Raises ApiError."""
-        served = target.served
-        _check(request, served)
         envelope = Envelope("chatcmpl-", "chat.completion", request, exchange.request_id)
-        rendered, prompt = await _prompt(request, served, exchange.body_bytes)
+
+        def shape(prompt: list[int]) -> Shape:
+            if not request.stream:
+                whole = _Whole if request.prompt_logprobs is None else _Scored
+                return whole(envelope, target.served, request, request.n or 1)
+            streamed = _Streamed(envelope, target.served, request)
+            return Counting(streamed, envelope, [len(prompt)] * (request.n or 1)) if envelope.counts else streamed
+
+        await self.serve(exchange, visit, request, target, body, shape)
+
+    async def serve(
+        self,
+        exchange: Exchange,
+        visit: Visit,
+        request: ChatRequest,
+        target: Target,
+        body: bytes,
+        shape: Callable[[list[int]], Shape],
+    ) -> None:
+        """Whatever the door's dialect: `request` and `body` say the same, and `shape` writes the answer to a prompt.
+
+        Raises ApiError.
+        """
+        served = target.served
+        check(request, served)
+        use = tool_use(request, served.calls)
+        exchange.warn(ignored(request))
+        rendered, prompt = await prompt_of(request, served, exchange.body_bytes)
         limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
         if limit == 0:
             raise bad_request("max_tokens must be at least 1.", "max_tokens")
@@ -61,17 +96,22 @@ class Chat:
             request_id=exchange.request_id,
             max_tokens=room(len(prompt), limit, served, "messages"),
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+            prompt_logprobs=request.prompt_logprobs,
             timeout_header=exchange.header(TIMEOUT_HEADER),
+            keep=served.text.call_marks if use.names else served.text.marks,
+            around_answer=around_answer(rendered),
+            calls=use.forced(served.calls),
         )
         order = Order(target, visit, shared, body, chat=True, bounded=limit is not None)
         n = request.n or 1
         await order.admit(self._door.access, len(prompt), n)
-        streamed = bool(request.stream)
-        shape = _Streamed(envelope, served, request) if streamed else _Whole(envelope, served, request, n)
-        answer = Answer(exchange, self._door.access, visit, served.name, shape, streamed)
+        answer = Answer(exchange, self._door.access, visit, served.name, shape(prompt), bool(request.stream))
         ask = order.ask(prompt)
         choices = [
-            order.choice(prompt, ask, index, index, ReasoningParser.for_prompt(rendered), answer) for index in range(n)
+            order.choice(
+                prompt, ask, index, index, ReasoningParser.for_prompt(rendered), answer, use.parser(served.calls)
+            )
+            for index in range(n)
         ]
         await answer.run(choices)
 
@@ -113,8 +153,8 @@ class _Streamed:
             logprobs = None
         if logprobs is not None and logprobs.content:
             data += chunk(ChatChunkChoice(index, ChatDelta(content=""), logprobs))
-        if piece.tool_calls:
-            data += chunk(ChatChunkChoice(index, ChatDelta(tool_calls=piece.tool_calls)))
+        for call in piece.tool_calls or ():  # clients that add up deltas take one of a call at a time
+            data += chunk(ChatChunkChoice(index, ChatDelta(tool_calls=[call])))
         if piece.finish is not None:
             data += chunk(ChatChunkChoice(index, ChatDelta(), None, piece.finish))
         return data
@@ -152,41 +192,73 @@ class _Whole:
     def end(self, choices: Sequence[Choice]) -> bytes:
         made = []
         for index, last in enumerate(self._last):
+            content = "".join(self._texts[index]["content"])
+            calls = whole_calls(self._calls[index])
             message = ReplyMessage(
                 role="assistant",
-                content="".join(self._texts[index]["content"]),
+                content=content or (None if calls else ""),
                 reasoning_content="".join(self._texts[index]["reasoning"]) or None,
-                tool_calls=whole_calls(self._calls[index]) or None,
+                tool_calls=calls or None,
             )
             finish, reason = (last.finish, last.stop_reason) if last else (None, None)
             made.append(ChatChoice(index, message, self._logprobs.of(self._entries[index]), finish, reason))
-        return self._envelope.whole(made, usage_of(choices))
+        return self._envelope.whole(made, usage_of(choices), **self.more(choices))
+
+    def more(self, choices: Sequence[Choice]) -> dict[str, object]:
+        """Further fields of the answer."""
+        return {}
+
+
+class _Scored(_Whole):
+    """Tells the prompt's log-probabilities, too: once, for all choices have the same prompt."""
+
+    def __init__(self, envelope: Envelope, served: ServedModel, request: ChatRequest, n: int) -> None:
+        super().__init__(envelope, served, request, n)
+        self._tokenizer, self._alternatives = served.tokenizer, request.prompt_logprobs or 0
+        self._prompt: list[TokenLogprob | None] | None = None
+
+    def news(self, piece: Piece) -> bytes:
+        if piece.prompt_logprobs is not None:
+            self._prompt = piece.prompt_logprobs
+        return super().news(piece)
+
+    def more(self, choices: Sequence[Choice]) -> dict[str, object]:
+        entries = checked(self._prompt, len(choices[0].request.prompt))
+        return {"prompt_logprobs": prompt_logprobs(self._tokenizer, entries, self._alternatives)}
 
 
 def whole_calls(deltas: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """OpenAI's streamed tool calls as whole ones: names come once, arguments in pieces."""
     calls: dict[int, dict[str, Any]] = {}
+    arguments: dict[int, list[str]] = {}
     for delta in deltas:
         said = delta.get("function") or {}
-        call = calls.setdefault(
-            delta.get("index", 0), {"id": None, "type": "function", "function": {"name": "", "arguments": ""}}
-        )
+        index = delta.get("index", 0)
+        call = calls.setdefault(index, {"id": None, "type": "function", "function": {"name": ""}})
         call["id"] = call["id"] or delta.get("id")
         call["function"]["name"] += said.get("name") or ""
-        call["function"]["arguments"] += said.get("arguments") or ""
+        arguments.setdefault(index, []).append(said.get("arguments") or "")
+    for index, call in calls.items():
+        call["function"]["arguments"] = "".join(arguments[index])
     return [calls[index] for index in sorted(calls)]
 
 
-def _check(request: ChatRequest, served: ServedModel) -> None:
-    refuse_unsupported(request, {"functions": bool(request.functions)})
+def check(request: ChatRequest, served: ServedModel) -> None:
+    """Raises ApiError 400 for fields that do not fit each other."""
+    refuse_unsupported(
+        request,
+        {
+            "functions": bool(request.functions),
+            "echo": bool(request.echo),
+            "return_token_ids": bool(request.return_token_ids),
+        },
+    )
     if len(request.messages) > served.max_model_len:
         raise bad_request(
             f"{len(request.messages)} messages do not fit this model's context of {served.max_model_len} tokens.",
             "messages",
             "context_length_exceeded",
         )
-    if request.tool_choice not in (None, "none", "auto") and not request.tools:
-        raise ApiError(400, "tool_choice needs tools.", param="tool_choice", code="unsupported_parameter")
     if request.top_logprobs and not request.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true.", "top_logprobs")
     if request.continue_final_message:
@@ -200,27 +272,29 @@ def _check(request: ChatRequest, served: ServedModel) -> None:
         if name in _RESERVED:
             raise bad_request(f"chat_template_kwargs must not set {name}.", "chat_template_kwargs")
     for index, message in enumerate(request.messages):
-        if message.role not in _ROLES:
-            roles = ", ".join(sorted(_ROLES))
+        if message.role not in ROLES:
+            roles = ", ".join(sorted(ROLES))
             raise bad_request(
                 f"A message's role must be one of {roles}, not {message.role!r}.", f"messages[{index}].role"
             )
 
 
-async def _prompt(request: ChatRequest, served: ServedModel, body_bytes: int) -> tuple[str, list[int]]:
-    """The rendered prompt and its token ids."""
+async def prompt_of(request: ChatRequest, served: ServedModel, body_bytes: int) -> tuple[str, list[int]]:
+    """The rendered prompt and its token ids. Raises ApiError 400."""
     template = served.template
     if template is None:
         raise bad_request(f"The model {served.name} has no chat template; use /v1/completions.", "model")
     going_on = bool(request.continue_final_message)
+    tools = tool_use(request, served.calls).tools
     opening = not going_on if request.add_generation_prompt is None else request.add_generation_prompt
 
     def make() -> tuple[str, list[int]]:
         rendered = template.render(
             [_plain(message) for message in request.messages],
+            tools,
             add_generation_prompt=opening,
             continue_final_message=going_on,
-            **(request.chat_template_kwargs or {}),
+            **(switches(request.reasoning_effort) | (request.chat_template_kwargs or {})),
         )
         check_text(len(rendered), served, "messages")
         return rendered, encode_prompt(served.tokenizer, rendered)
@@ -230,7 +304,16 @@ async def _prompt(request: ChatRequest, served: ServedModel, body_bytes: int) ->
     except ValueError as error:
         raise bad_request(f"{error}", "messages") from error
     check_some(prompt, "messages")
-    return rendered, prompt
+    limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    return rendered, truncated(prompt, request.truncate_prompt_tokens, limit, served)
+
+
+def switches(effort: str | None) -> dict[str, Any]:
+    """What a template is told of reasoning: by the names that DeepSeek V3.1, Qwen3 and GLM, and gpt-oss ask for."""
+    if effort is None:
+        return {}
+    thinks = effort != "none"
+    return {"thinking": thinks, "enable_thinking": thinks, "reasoning_effort": effort}
 
 
 def _plain(message: Message) -> dict[str, Any]:

@@ -13,27 +13,31 @@ from typing import cast
 import msgspec
 
 from twinline.gateway.access import Visit
-from twinline.gateway.answer import Answer
-from twinline.gateway.api_types import CompletionRequest, LegacyLogprobs, TextChoice
+from twinline.gateway.answer import Answer, Shape
+from twinline.gateway.api_types import CompletionRequest, LegacyLogprobs, ScoredChoice, TextChoice
 from twinline.gateway.aside import made
 from twinline.gateway.choice import Choice
 from twinline.gateway.door import Door, Target
-from twinline.gateway.errors import ApiError, bad_request
+from twinline.gateway.errors import bad_request
 from twinline.gateway.exchange import Exchange
-from twinline.gateway.logprobs import LegacyWriter, joined
+from twinline.gateway.logprobs import LegacyWriter, checked, joined, prompt_logprobs
 from twinline.gateway.order import Order
-from twinline.gateway.reply import DONE, Envelope, usage_of
+from twinline.gateway.reply import DONE, Counting, Envelope, usage_of
 from twinline.gateway.sampling import (
     TIMEOUT_HEADER,
     check_given,
     check_some,
     check_text,
+    ignored,
     plan,
     refuse_unsupported,
     room,
+    truncated,
 )
 from twinline.gateway.served import ServedModel
+from twinline.gateway.text.tokenizer import Tokenizer
 from twinline.gateway.transcript import Piece, TextRules
+from twinline.lines.wire import TokenLogprob
 
 DEFAULT_TOKENS = 16  # OpenAI's default for this endpoint
 MAX_CHOICES = 1024  # prompts times n
@@ -60,6 +64,7 @@ class Completions:
         """Raises ApiError."""
         served = target.served
         _check(request)
+        exchange.warn(ignored(request))
         envelope = Envelope("cmpl-", "text_completion", request, exchange.request_id)
         given = _given(request, served)
         prompts = await made(lambda: _encode(given, served, request), exchange.body_bytes)
@@ -72,7 +77,7 @@ class Completions:
             request_id=exchange.request_id,
             max_tokens=max(1, wanted),
             logprobs=request.logprobs,
-            prompt_logprobs=request.logprobs if request.echo else None,
+            prompt_logprobs=_asked_of_prompt(request),
             timeout_header=exchange.header(TIMEOUT_HEADER),
         )
         n = request.n or 1
@@ -80,7 +85,11 @@ class Completions:
         await order.admit(self._door.access, sum(len(prompt.ids) for prompt in prompts), n * len(prompts))
         writers = [_Writer(request, served, prompts[index // n], shared.rules) for index in range(len(prompts) * n)]
         streamed = bool(request.stream)
-        shape = (_Streamed if streamed else _Whole)(envelope, writers)
+        shape: Shape = (_Streamed if streamed else _Whole)(envelope, writers)
+        if request.prompt_logprobs is not None:
+            shape = _Scored(envelope, writers, served.tokenizer, request.prompt_logprobs)
+        elif streamed and envelope.counts:
+            shape = Counting(shape, envelope, [len(prompts[index // n].ids) for index in range(len(writers))])
         answer = Answer(exchange, self._door.access, visit, served.name, shape, streamed)
         choices = []
         for number, prompt in enumerate(prompts):
@@ -88,6 +97,12 @@ class Completions:
             for step in range(n):
                 choices.append(order.choice(prompt.ids, ask, number * n + step, step, None, answer))
         await answer.run(choices)
+
+
+def _asked_of_prompt(request: CompletionRequest) -> int | None:
+    """Alternatives per token of the prompt, by either field that asks for them."""
+    asked = [request.prompt_logprobs, request.logprobs if request.echo else None]
+    return max((count for count in asked if count is not None), default=None)
 
 
 class _Writer:
@@ -132,9 +147,7 @@ class _Writer:
         )
 
     def _prompt_logprobs(self, writer: LegacyWriter, piece: Piece) -> LegacyLogprobs:
-        entries = piece.prompt_logprobs
-        if entries is None or len(entries) != len(self._prompt.ids):
-            raise ApiError(502, "The line sent no log-probabilities of the prompt.", code="line_broken")
+        entries = checked(piece.prompt_logprobs, len(self._prompt.ids))
         return writer.write_prompt(self._prompt.ids, entries, self._prompt.text, self._prompt.hidden)
 
 
@@ -146,8 +159,9 @@ def _check(request: CompletionRequest) -> None:
             "best_of": request.best_of is not None and request.best_of != (request.n or 1),
         },
     )
-    if request.max_tokens == 0 and not request.echo:
-        raise bad_request("max_tokens 0 generates nothing; it is allowed only with echo.", "max_tokens")
+    if request.max_tokens == 0 and not request.echo and request.prompt_logprobs is None:
+        told = "max_tokens 0 generates nothing; it is allowed only with echo or prompt_logprobs."
+        raise bad_request(told, "max_tokens")
 
 
 def _given(request: CompletionRequest, served: ServedModel) -> list[str | list[int]]:
@@ -182,13 +196,17 @@ def _encode(given: Iterable[str | list[int]], served: ServedModel, request: Comp
     prompts = []
     for item in given:
         if isinstance(item, str):
-            ids = tokenizer.encode(item, special=True)
+            ids = tokenizer.encode(item, special=request.add_special_tokens is not False)
             check_some(ids, "prompt")
             bos = tokenizer.bos_id
             hidden = bos is not None and ids[:1] == [bos] and not item.startswith(tokenizer.token(bos))
-            prompts.append(Prompt(ids, item, int(hidden)))
+            prompt = Prompt(ids, item, int(hidden))
         else:
-            prompts.append(Prompt(item, tokenizer.decode(item, skip_special=False) if shown else "", 0))
+            prompt = Prompt(item, tokenizer.decode(item, skip_special=False) if shown else "", 0)
+        kept = truncated(prompt.ids, request.truncate_prompt_tokens, request.max_tokens, served)
+        if len(kept) < len(prompt.ids):
+            prompt = Prompt(kept, tokenizer.decode(kept, skip_special=False) if shown else "", 0)
+        prompts.append(prompt)
     return prompts
 
 
@@ -222,8 +240,36 @@ class _Whole:
         return b""
 
     def end(self, choices: Sequence[Choice]) -> bytes:
-        made = [_as_one(parts) for parts in self._news]
+        return self.written(self.made(), choices)
+
+    def made(self) -> list[TextChoice]:
+        return [_as_one(parts) for parts in self._news]
+
+    def written(self, made: Sequence[TextChoice], choices: Sequence[Choice]) -> bytes:
         return self._envelope.whole(made, usage_of(choices, _counted(self._writers, choices)))
+
+
+class _Scored:
+    """A whole answer whose choices tell their prompt's log-probabilities, too."""
+
+    def __init__(self, envelope: Envelope, writers: Sequence[_Writer], tokenizer: Tokenizer, alternatives: int) -> None:
+        self._whole, self._tokenizer, self._alternatives = _Whole(envelope, writers), tokenizer, alternatives
+        self._entries: dict[int, list[TokenLogprob | None]] = {}
+
+    def news(self, piece: Piece) -> bytes:
+        if piece.prompt_logprobs is not None:
+            self._entries[piece.index] = piece.prompt_logprobs
+        return self._whole.news(piece)
+
+    def end(self, choices: Sequence[Choice]) -> bytes:
+        scored = []
+        for choice, written in zip(choices, self._whole.made(), strict=True):
+            entries = checked(self._entries.get(written.index), len(choice.request.prompt))
+            fields = {name: getattr(written, name) for name in written.__struct_fields__}
+            scored.append(
+                ScoredChoice(**fields, prompt_logprobs=prompt_logprobs(self._tokenizer, entries, self._alternatives))
+            )
+        return self._whole.written(scored, choices)
 
 
 def _counted(writers: Sequence[_Writer], choices: Sequence[Choice]) -> int:

@@ -9,21 +9,27 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar, cast
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
 from twinline.gateway.access import Access, Visit
-from twinline.gateway.api_types import Common
-from twinline.gateway.errors import ApiError, model_not_found, stopping
+from twinline.gateway.errors import OPENAI, ApiError, Wording, bad_request, model_not_found, stopping
 from twinline.gateway.exchange import CLIENT_LEFT, MAX_BODY_BYTES, MAX_HELD_BYTES, Exchange, Held, decode
 from twinline.gateway.meters import Meters
 from twinline.gateway.served import ServedModel
 
 log = logging.getLogger(__name__)
 LOGGED_CHARACTERS = 500  # of a failure's cause
-R = TypeVar("R", bound=Common)
+R = TypeVar("R")
+
+
+class Named(Protocol):
+    """A request that names its model; one without a name means the only one."""
+
+    @property
+    def model(self) -> str | None: ...
 
 
 class Target:
@@ -67,11 +73,16 @@ class Door:
         """Requests under way go on."""
         self._by_name.pop(name, None)
 
-    def find(self, name: str) -> Target:
-        """Raises ApiError 404."""
-        served = self._by_name.get(name)
+    def find(self, name: str | None) -> Target:
+        """None means the only model. Raises ApiError 404, or 400 where there are several."""
+        served = self._by_name.get(name)  # type: ignore[arg-type]
         if served is not None:
             return Target(served, None)
+        if name is None:
+            if len(self._by_name) != 1:
+                told = f"The request names no model, and there are {len(self._by_name)}: set `model` (/v1/models)."
+                raise bad_request(told, "model")
+            return Target(next(iter(self._by_name.values())), None)
         model, at, line = name.rpartition("@")
         served = self._by_name.get(model) if at else None
         if served is None:
@@ -91,17 +102,20 @@ class Endpoint(Generic[R]):
         door: Door,
         shape: type[R],
         answer: Callable[[Exchange, Visit, R, Target, bytes], Awaitable[None]],
+        wording: Wording = OPENAI,
     ) -> None:
         self._name = name
         self._door = door
+        self.shape = shape
         self._decoder = msgspec.json.Decoder(shape)
         self._answer = answer
+        self.wording = wording
         self._running = door.meters.running.labels(name)
         self._whole = door.meters.whole.labels(name)
         self._counts: dict[int, Callable[[], None]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive)
+        exchange = Exchange(scope, receive, self.wording)
         began = time.monotonic()
         self._running.inc()
         try:
@@ -131,8 +145,9 @@ class Endpoint(Generic[R]):
             exchange.gone = True
             return
         request = decode(self._decoder, body)
-        exchange.model = request.model
-        target = self._door.find(request.model)
+        model = cast(Named, request).model
+        exchange.model = model or "-"
+        target = self._door.find(model)
         self._door.access.allow(visit, target.served.name)
         await self._answer(exchange, visit, request, target, body)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -44,6 +45,32 @@ class ApiError(Exception):
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         detail = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return msgspec.json.encode({"error": detail})
+
+
+class Wording(Protocol):
+    """How a door words its errors, and names the request in the head of every answer."""
+
+    def head(self, request_id: str) -> bytes:
+        """Header lines."""
+
+    def body(self, error: ApiError, request_id: str | None) -> bytes: ...
+
+    def event(self, error: ApiError, request_id: str) -> bytes:
+        """For a stream that cannot have another status any more."""
+
+
+class OpenAIWording:
+    def head(self, request_id: str) -> bytes:
+        return b"x-request-id: %b\r\n" % request_id.encode()
+
+    def body(self, error: ApiError, request_id: str | None) -> bytes:
+        return error.body()
+
+    def event(self, error: ApiError, request_id: str) -> bytes:
+        return b"data: " + error.body() + b"\n\n"
+
+
+OPENAI = OpenAIWording()
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:

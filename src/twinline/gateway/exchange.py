@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Protocol, TypeVar
@@ -18,7 +18,7 @@ import msgspec
 from starlette.types import Message, Receive, Scope
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from twinline.gateway.errors import ApiError, bad_request
+from twinline.gateway.errors import OPENAI, ApiError, Wording, bad_request
 from twinline.gateway.heads import CONNECTION, CYCLE, Connection
 from twinline.gateway.sending import CHUNKED, LAST_CHUNK, body_of, head, send
 from twinline.lines.turn import Turn
@@ -69,11 +69,11 @@ class Exchange:
     """
 
     __slots__ = (
-        "_connection", "_cycle", "_headers", "_held", "_keep", "_kept", "_receive", "_source", "body_bytes",
-        "cause", "done", "gone", "lines", "model", "request_id", "status", "streaming", "tenant", "turn",
+        "_connection", "_cycle", "_headers", "_held", "_keep", "_kept", "_receive", "_source", "_told", "body_bytes",
+        "cause", "done", "gone", "lines", "model", "request_id", "status", "streaming", "tenant", "turn", "wording",
     )  # fmt: skip
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive, wording: Wording = OPENAI) -> None:
         self._receive = receive
         self._headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # of two of a name the first counts
         self._connection: Connection = scope[CONNECTION]
@@ -85,6 +85,8 @@ class Exchange:
         self._held: list[tuple[bytes, bool]] = []
         self._keep: Held | None = None
         self._kept = 0
+        self._told = b""
+        self.wording = wording
         self.status: int | None = None
         self.streaming = False
         self.gone = False
@@ -209,13 +211,18 @@ class Exchange:
             return  # an answer is being sent already
         self.cause = error.message
         if not self.streaming:
-            self.json(error.body(), error.status, error.headers)
+            self.json(self.wording.body(error, self.request_id), error.status, error.headers)
             return
-        self.events(b"data: " + error.body() + b"\n\n", last=True)
+        self.events(self.wording.event(error, self.request_id), last=True)
         self.status = error.status
 
+    def warn(self, ignored: Sequence[str]) -> None:
+        """The answer's head will name the fields that have no effect (the form is RFC 7234's, section 5.5)."""
+        if ignored:
+            self._told += b'warning: 299 twinline "ignored: %b"\r\n' % ", ".join(ignored).encode()
+
     def _id_line(self) -> bytes:
-        return b"x-request-id: %b\r\n" % self.request_id.encode()
+        return self.wording.head(self.request_id) + self._told
 
     def _out(self, data: bytes, last: bool) -> None:
         if self.gone:

@@ -149,7 +149,8 @@ class Following:
 
     def _add(self, supply: Supply, entry: Entry) -> None:
         line = Line(entry.name, entry.spec, entry.url)
-        line.facts, line.born = entry.facts, entry.born
+        line.declare(entry.spec, entry.facts)
+        line.born = entry.born
         line.life.state, line.life.reason = entry.state, entry.reason
         supply.add(line)
 

@@ -13,7 +13,14 @@ from twinline.lines.circuit import Circuit
 from twinline.lines.line import Line
 
 # Features (`lines/drivers/driver.py`) and the fields of requests that ask for them.
-FIELDS = {"tools": "tools", "grammar": "response_format", "logprobs": "logprobs", "logit_bias": "logit_bias"}
+FIELDS = {
+    "tool_choice": "tool_choice",
+    "tools": "tools",
+    "grammar": "response_format",
+    "patterns": "structured_outputs",
+    "logprobs": "logprobs",
+    "logit_bias": "logit_bias",
+}
 
 
 def why_not(line: Line, circuit: Circuit) -> str:

@@ -1,4 +1,5 @@
-"""Log-probabilities in the two shapes clients know: chat's list of tokens, and the legacy completions' four lists.
+"""Log-probabilities in the shapes clients know: chat's list of tokens, the legacy completions' four lists, and vLLM's
+of a prompt.
 
 Owns how a token is written there. Must not know requests or streams.
 """
@@ -7,7 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twinline.gateway.api_types import ChatLogprob, ChatLogprobs, LegacyLogprobs, TopLogprob
+from twinline.gateway.api_types import (
+    ChatLogprob,
+    ChatLogprobs,
+    LegacyLogprobs,
+    PromptLogprob,
+    PromptLogprobs,
+    TopLogprob,
+)
+from twinline.gateway.errors import ApiError
 from twinline.gateway.text.detokenize import Detokenizer
 from twinline.gateway.text.tokenizer import Tokenizer
 from twinline.lines.wire import TokenLogprob
@@ -31,6 +40,31 @@ def chat_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprob], alterna
             tops.append(TopLogprob(shown(top), logprob, list(top)))
         content.append(ChatLogprob(shown(data), entry.logprob, list(data), tops))
     return ChatLogprobs(content)
+
+
+def checked(entries: Sequence[TokenLogprob | None] | None, prompt_tokens: int) -> Sequence[TokenLogprob | None]:
+    """A line's log-probabilities of a prompt. Raises ApiError 502 if they are not there or not the prompt's."""
+    if entries is None or len(entries) != prompt_tokens:
+        raise ApiError(502, "The line sent no log-probabilities of the prompt.", code="line_broken")
+    return entries
+
+
+def prompt_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprob | None], alternatives: int) -> PromptLogprobs:
+    """Each token of a prompt and the likeliest alternatives at its place, by token id."""
+    written: PromptLogprobs = []
+    for entry in entries:
+        if entry is None:
+            written.append(None)
+            continue
+        row = {
+            str(token): PromptLogprob(logprob, rank, shown(tokenizer.token_bytes(token)))
+            for rank, (token, logprob) in enumerate(entry.top[:alternatives], 1)
+        }
+        own = row.pop(str(entry.token), None)
+        rank = entry.rank if entry.rank is not None else None if own is None else own.rank
+        row[str(entry.token)] = PromptLogprob(entry.logprob, rank, shown(tokenizer.token_bytes(entry.token)))
+        written.append(row)
+    return written
 
 
 class LegacyWriter:

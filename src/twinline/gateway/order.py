@@ -17,6 +17,7 @@ from twinline.gateway.door import Target
 from twinline.gateway.listener import Listener
 from twinline.gateway.routing import Ask
 from twinline.gateway.sampling import Plan
+from twinline.gateway.text.calls.parser import CallParser
 from twinline.gateway.text.reasoning import ReasoningParser
 from twinline.gateway.transcript import Transcript
 from twinline.lines.protocol import TextSource
@@ -68,11 +69,12 @@ class Order:
         step: int,
         reasoning: ReasoningParser | None,
         listener: Listener,
+        calls: CallParser | None = None,
     ) -> Choice:
         """Choice `index` of the answer; the `step`th with that prompt, which has a seed of its own."""
         plan = self._plan
         served = self._target.served
-        transcript = Transcript(served.tokenizer, plan.rules, reasoning, index, plan.min_tokens)
+        transcript = Transcript(served.tokenizer, plan.rules, reasoning, index, plan.min_tokens, calls)
         request = plan.for_choice(prompt, index, step)
         pinned = self._target.line
         choice = Choice(

@@ -11,9 +11,11 @@ from typing import Any
 
 import msgspec
 
+from twinline.gateway.answer import Shape
 from twinline.gateway.api_types import CachedTokens, Common, UsageOut
 from twinline.gateway.choice import Choice
 from twinline.gateway.errors import bad_request
+from twinline.gateway.transcript import Piece
 
 DONE = b"data: [DONE]\n\n"
 _encoder = msgspec.json.Encoder()
@@ -30,6 +32,8 @@ class Envelope:
         self.with_usage = bool(request.stream_options and request.stream_options.include_usage)
         if request.stream_options is not None and not request.stream:
             raise bad_request("stream_options is only allowed when stream is true.", "stream_options")
+        options = request.stream_options
+        self.counts = bool(self.with_usage and options and options.continuous_usage_stats)
         if request.stream:
             fields = self._fields(kind if kind == "text_completion" else f"{kind}.chunk")
             self._head = b"data: " + _encoder.encode(fields)[:-1] + b',"choices":['
@@ -37,6 +41,11 @@ class Envelope:
 
     def _fields(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+
+    def counted(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """The next chunks tell what their choice has used so far."""
+        usage = UsageOut(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
+        self._tail = b'],"usage":' + _encoder.encode(usage) + b"}\n\n"
 
     def chunk(self, choice: msgspec.Struct) -> bytes:
         """The event of one choice's news."""
@@ -59,9 +68,32 @@ class Envelope:
     def usage_chunk(self, usage: UsageOut) -> bytes:
         return self._head + b'],"usage":' + _encoder.encode(usage) + b"}\n\n"
 
-    def whole(self, choices: Sequence[msgspec.Struct], usage: UsageOut) -> bytes:
+    def whole(self, choices: Sequence[msgspec.Struct], usage: UsageOut, **more: object) -> bytes:
         """The body of an answer that is not streamed."""
-        return _encoder.encode(self._fields(self._kind) | {"choices": choices, "usage": usage})
+        return _encoder.encode(self._fields(self._kind) | {"choices": choices, "usage": usage} | more)
+
+
+class Counting:
+    """A streamed shape whose chunks tell what their choice has used so far."""
+
+    def __init__(self, shape: Shape, envelope: Envelope, prompt_tokens: Sequence[int]) -> None:
+        """`prompt_tokens` of each choice."""
+        self._shape, self._envelope, self._prompts = shape, envelope, prompt_tokens
+        self._made = [0] * len(prompt_tokens)
+        self._by_tokens: set[int] = set()
+
+    def news(self, piece: Piece) -> bytes:
+        """Text without token ids counts by its deltas, as everywhere."""
+        if piece.tokens:
+            self._by_tokens.add(piece.index)
+        elif piece.index not in self._by_tokens and (piece.parts or piece.tool_calls):
+            self._made[piece.index] += 1
+        self._made[piece.index] += len(piece.tokens)
+        self._envelope.counted(self._prompts[piece.index], self._made[piece.index])
+        return self._shape.news(piece)
+
+    def end(self, choices: Sequence[Choice]) -> bytes:
+        return self._shape.end(choices)
 
 
 def usage_of(choices: Sequence[Choice], completion: int | None = None) -> UsageOut:

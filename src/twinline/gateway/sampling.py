@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import random
 import secrets
+from collections.abc import Iterable, Mapping
 from itertools import count
 from operator import attrgetter
 from typing import Any
 
-from twinline.gateway.api_types import MAX_STOPS, NOT_SUPPORTED, Common
+from twinline.gateway.api_types import IGNORED, MAX_STOPS, NOT_SUPPORTED, Common
 from twinline.gateway.errors import ApiError, bad_request
+from twinline.gateway.grammar import grammar_of
 from twinline.gateway.served import ServedModel
 from twinline.gateway.transcript import TextRules
-from twinline.lines.protocol import TokenRequest
+from twinline.lines.protocol import Grammar, TokenRequest
 
 TIMEOUT_HEADER = "x-request-timeout-s"
 NOTHING: frozenset[str] = frozenset()
+NOTHING_KEPT: frozenset[int] = frozenset()
 _SEEDS = 2**63
 _prefix = secrets.token_hex(4)
 _numbers = count(1)
@@ -62,16 +65,28 @@ def plan(
     logprobs: int | None,
     prompt_logprobs: int | None = None,
     timeout_header: str | None = None,
+    keep: frozenset[int] = NOTHING_KEPT,
+    around_answer: tuple[str, str] = ("", ""),
+    calls: str | None = None,
 ) -> Plan:
-    """Raises ApiError 400 for fields that do not fit the model or each other."""
+    """`keep`: special tokens that are shown. `around_answer`: as `text.reasoning` has it. `calls`: the structural tag
+    of calls that must be made. Raises ApiError 400 for fields that do not fit the model or each other.
+    """
     min_tokens = request.min_tokens or 0
     if min_tokens > max_tokens:
         raise bad_request(f"min_tokens {min_tokens} is more than max_tokens {max_tokens}.", "min_tokens")
+    if request.prompt_logprobs is not None and request.stream:
+        raise bad_request("prompt_logprobs are not streamed; ask with stream false.", "prompt_logprobs")
     defaults = served.defaults
     ignore_eos = bool(request.ignore_eos)
     stop_ids = [] if ignore_eos else served.tokenizer.eos_list
     if request.stop_token_ids:
         stop_ids = sorted({*_token_ids(request.stop_token_ids, served.vocab_size, "stop_token_ids"), *stop_ids})
+    grammar, features = grammar_of(request, around_answer)
+    if calls is not None:
+        if grammar is not None:
+            raise bad_request("tool_choice and a form of the answer exclude each other.", "tool_choice")
+        grammar = Grammar("structural_tag", calls, *around_answer)
     fields: dict[str, Any] = {
         "model": served.name,  # each line is asked under the name that it knows
         "max_tokens": max_tokens,
@@ -90,32 +105,32 @@ def plan(
         "ignore_eos": ignore_eos,
         "logprobs": logprobs,
         "prompt_logprobs": prompt_logprobs,
+        "grammar": grammar,
         "priority": request.priority or 0,
         "timeout_s": _timeout(request.timeout_s, timeout_header),
     }
     rules = _PLAIN
     include_stop, skip_special = bool(request.include_stop_str_in_output), request.skip_special_tokens is not False
-    if request.stop is not None or include_stop or not skip_special:
-        rules = TextRules(stop_strings(request.stop), include_stop, skip_special)
+    if request.stop is not None or include_stop or not skip_special or keep:
+        rules = TextRules(stop_strings(request.stop), include_stop, skip_special, keep)
     # Always keyed: a stream that moves to another line must draw the same noise there.
     seed = _random.getrandbits(63) if request.seed is None else request.seed % _SEEDS
     name = f"{request_id}-{_prefix}{next(_numbers):x}"  # clients reuse theirs, a line refuses two of one name
-    return Plan(fields, name, seed, rules, _passed_on(request))
+    return Plan(fields, name, seed, rules, _passed_on(request) | features if features else _passed_on(request))
 
 
 def _passed_on(request: Common) -> frozenset[str]:
-    """What the client's own words ask for. A model folder's defaults ask for nothing: a remote has its own.
-
-    Tools and structured output are the engine's affair as yet: a line that takes text may have them.
-    """
+    """What the client's own words ask for. A model folder's defaults ask for nothing: a remote has its own."""
     features = set()
+    if request.truncate_prompt_tokens is not None or getattr(request, "add_special_tokens", None) is False:
+        features.add("token_ids")  # a line that takes text would be given all of it
     if request.top_k or request.min_p or request.min_tokens or request.repetition_penalty not in (None, 1):
         features.add("sampling")
-    if getattr(request, "tools", None) or getattr(request, "tool_choice", None) not in (None, "none", "auto"):
+    choice = getattr(request, "tool_choice", None)
+    if getattr(request, "tools", None) and choice != "none":
         features.add("tools")
-    format_ = request.response_format
-    if format_ is not None and format_.type != "text":
-        features.add("grammar")
+        if choice not in (None, "auto"):
+            features.add("tool_choice")
     return frozenset(features) if features else NOTHING
 
 
@@ -198,8 +213,30 @@ def _timeout(field: float | None, header: str | None) -> float | None:
     return seconds
 
 
-_unsupported = attrgetter(*NOT_SUPPORTED)
-_UNSET = (None,) * len(NOT_SUPPORTED)
+_unsupported, _ignored = attrgetter(*NOT_SUPPORTED), attrgetter(*IGNORED)
+_UNSET, _NONE_IGNORED = (None,) * len(NOT_SUPPORTED), (None,) * len(IGNORED)
+
+
+def asked_of(fields: Mapping[str, tuple[object, ...]], values: Iterable[object]) -> list[str]:
+    """Names of the fields whose values ask for something."""
+    pairs = zip(fields.items(), values, strict=True)
+    return [name for (name, harmless), value in pairs if value not in (None, [], *(harmless or (False,)))]
+
+
+def ignored(request: Common) -> list[str]:
+    """Names of the fields that the client set and nothing here acts upon."""
+    values = _ignored(request)
+    return [] if values == _NONE_IGNORED else asked_of(IGNORED, values)
+
+
+def truncated(ids: list[int], asked: int | None, wanted: int | None, served: ServedModel) -> list[int]:
+    """The last `asked` token ids of a prompt; -1 asks for as many as leave room for the `wanted` output tokens."""
+    if asked is None:
+        return ids
+    most = max(1, served.max_model_len - (wanted or 1)) if asked < 0 else asked
+    if most == 0:
+        raise bad_request("truncate_prompt_tokens 0 leaves no prompt.", "truncate_prompt_tokens")
+    return ids[-most:]
 
 
 def refuse_unsupported(request: Common, fields: dict[str, bool]) -> None:
@@ -207,6 +244,6 @@ def refuse_unsupported(request: Common, fields: dict[str, bool]) -> None:
     named = [name for name, is_set in fields.items() if is_set]
     values = _unsupported(request)
     if values != _UNSET:
-        named += [name for name, value in zip(NOT_SUPPORTED, values) if value not in (None, False, [])]
+        named += asked_of(NOT_SUPPORTED, values)
     if named:
         raise ApiError(400, f"{named[0]} is not supported yet.", param=named[0], code="unsupported_parameter")

@@ -16,6 +16,8 @@ from twinline.gateway.routing import Ask, Placement, Station
 from twinline.lines.line import Line
 from twinline.lines.protocol import TokenRequest
 
+HELD = frozenset({"grammar", "patterns", "tool_choice"})  # features of an answer that is held to a grammar
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -89,6 +91,8 @@ def asked_of(
     if attempt > 1:
         changes["request_id"] = f"{request.request_id}-{attempt}"
         changes["output_prefix_ids"] = list(journal)
+        if journal and request.prompt_logprobs is not None:
+            changes["prompt_logprobs"] = None  # they came before the first token
     if deadline is not None:
         changes["timeout_s"] = max(0.001, deadline - now)
     return msgspec.structs.replace(request, **changes) if changes else request
@@ -100,7 +104,8 @@ def resumed(ask: Ask, prompt_tokens: int, journal_tokens: int, keys: Sequence[in
         prompt_tokens=prompt_tokens + journal_tokens,
         keys=keys,
         output_tokens=max(1, ask.output_tokens - journal_tokens),
-        needs=ask.needs | {"token_ids"},
+        # A grammar can be taken up in its middle only where what was said before counts as the line's own.
+        needs=(ask.needs | ({"token_ids", "exact"} if ask.needs & HELD else {"token_ids"})) - {"prompt_logprobs"},
         context=max(ask.context, prompt_tokens + journal_tokens + 1),
         key=ask.key,
     )

@@ -6,13 +6,15 @@ Owns the join of a model folder and a supply of lines. Must not know HTTP or req
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from twinline.gateway.judging import traits_of
 from twinline.gateway.supply import Supply
 from twinline.gateway.text.folder import ModelFolder
+from twinline.gateway.text.reasoning import CLOSE, OPEN
 from twinline.gateway.text.template import ChatTemplate, NoChatTemplate
 from twinline.gateway.text.tokenizer import Tokenizer
 
@@ -53,12 +55,15 @@ class Defaults:
 class ModelText:
     """What of a served model is known from its folder alone, before any line is up.
 
-    `template` is None for a model without a chat template.
+    `template` is None for a model without a chat template. `marks` are the special tokens of a message that are shown
+    nevertheless, for they are parsed: of reasoning, and with tools those of calls.
     """
 
     tokenizer: Tokenizer
     template: ChatTemplate | None
     defaults: Defaults
+    marks: frozenset[int] = frozenset()
+    call_marks: frozenset[int] = frozenset()
 
     @classmethod
     def load(cls, directory: Path) -> ModelText:
@@ -69,7 +74,21 @@ class ModelText:
             template = ChatTemplate.load(directory)
         except NoChatTemplate:
             template = None
-        return cls(Tokenizer.load(directory), template, Defaults.of(folder.generation_config))
+        tokenizer = Tokenizer.load(directory)
+        calls = template.calls.marks if template is not None and template.calls is not None else ()
+        return cls(
+            tokenizer,
+            template,
+            Defaults.of(folder.generation_config),
+            _special(tokenizer, (OPEN, CLOSE)),
+            _special(tokenizer, (OPEN, CLOSE, *calls)),
+        )
+
+
+def _special(tokenizer: Tokenizer, texts: Iterable[str]) -> frozenset[int]:
+    """Those of the texts that are one special token each."""
+    written = [tokenizer.encode(text, special=False) for text in texts]
+    return frozenset(ids[0] for ids in written if len(ids) == 1) & tokenizer.special_ids
 
 
 class ServedModel:
@@ -85,6 +104,11 @@ class ServedModel:
         self.template = text.template
         self.defaults = text.defaults
         self.supply = supply
+        self.calls = None if text.template is None else text.template.calls
+        supply.lent = frozenset() if self.calls is None else frozenset({"tools", "tool_choice"})
+        for line in supply.lines.values():
+            line.lend(supply.lent)
+            supply.router.update(traits_of(line))
         self.label = label
         self.created = int(time.time())
         self.refresh()

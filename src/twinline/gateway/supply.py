@@ -60,6 +60,7 @@ class Supply:
         self.lines: dict[str, Line] = {}
         self.circuits: dict[str, Circuit] = {}
         self.router = Router(policy, clock)
+        self.lent: frozenset[str] = frozenset()  # see `Line`
         self.on_trip: Callable[[Line, str], None] = lambda line, reason: None
         self._clock = clock
         self._ready: tuple[str, ...] = ()
@@ -78,6 +79,7 @@ class Supply:
 
     def add(self, line: Line) -> None:
         """Raises ValueError if there is one of that name."""
+        line.lend(self.lent)
         self.router.add(traits_of(line))
         self.lines[line.name] = line
         self.circuits[line.name] = Circuit()

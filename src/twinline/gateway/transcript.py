@@ -1,4 +1,4 @@
-"""One choice's tokens as they become text: deltas -> text -> stop strings -> reasoning -> pieces.
+"""One choice's tokens as they become text: deltas -> text -> stop strings -> reasoning -> tool calls -> pieces.
 
 Owns the journal: the token ids whose text has been given out, up to the last whole character. Must not know lines: the
 same tokens give the same pieces whichever line they came from and however they were cut. So an answer goes on elsewhere
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from twinline.gateway.spoken import Spoken
+from twinline.gateway.text.calls.parser import CallDelta, CallParser
 from twinline.gateway.text.detokenize import Detokenizer, Vocabulary
 from twinline.gateway.text.reasoning import Part, ReasoningParser
 from twinline.gateway.text.stops import StopMatcher
@@ -22,7 +23,7 @@ from twinline.lines.wire import Delta, TokenLogprob
 class Piece(msgspec.Struct, frozen=True, gc=False):
     """What one delta meant for one choice. `parts` are (kind, text), none empty; `finish` is set in the last piece.
 
-    `tool_calls` come from lines that give text only, as they are.
+    `tool_calls` are OpenAI's deltas; those of lines that give text only are as they came.
     """
 
     index: int
@@ -42,14 +43,15 @@ class TextRules:
     stops: tuple[str, ...] = ()
     include_stop: bool = False
     skip_special: bool = True
+    keep: frozenset[int] = frozenset()  # special tokens shown nevertheless
 
 
 class Transcript:
     """One choice. `journal` is what was given out; `tokens` counts what came, the parts of a character included."""
 
     __slots__ = (
-        "_detokenizer", "_include_stop", "_index", "_logprobs", "_min_tokens", "_pending", "_reasoning", "_stops",
-        "_vocabulary", "journal", "shown", "spoken",
+        "_calls", "_detokenizer", "_include_stop", "_index", "_logprobs", "_min_tokens", "_pending", "_reasoning",
+        "_stops", "_vocabulary", "journal", "shown", "spoken",
     )  # fmt: skip
 
     def __init__(
@@ -59,12 +61,14 @@ class Transcript:
         reasoning: ReasoningParser | None,
         index: int = 0,
         min_tokens: int = 0,
+        calls: CallParser | None = None,
     ) -> None:
         # A message opens a text of its own; a completion, which has no reasoning to part, goes on from its prompt.
-        self._detokenizer = Detokenizer(vocabulary, rules.skip_special, opening=reasoning is not None)
+        self._detokenizer = Detokenizer(vocabulary, rules.skip_special, rules.keep, opening=reasoning is not None)
         self._stops = StopMatcher(rules.stops, rules.include_stop) if rules.stops else None
         self._include_stop = rules.include_stop
         self._reasoning = reasoning
+        self._calls = calls
         self._vocabulary = vocabulary
         self._index = index
         self._min_tokens = min_tokens
@@ -101,8 +105,8 @@ class Transcript:
         if delta.text or delta.reasoning or delta.tool_calls or self.spoken is not None:
             return self._text_only(delta)
         finish = delta.finish_reason
-        stops = self._stops
-        if stops is None and finish is None and delta.logprobs is None and not self._pending:  # nearly every token
+        plain = self._stops is None and self._calls is None
+        if plain and finish is None and delta.logprobs is None and not self._pending:  # nearly every token
             tokens = delta.tokens
             text = self._detokenizer.push(tokens)
             behind = len(self.journal) + len(tokens) - self._detokenizer.whole
@@ -135,7 +139,13 @@ class Transcript:
         if matched is not None:
             finish, reason = "stop", matched
         parts = self._parts(text, ended)
-        return Piece(self._index, parts, tokens, logprobs, delta.prompt_logprobs, finish, reason)
+        deltas = None
+        calls = self._calls
+        if calls is not None:
+            parts, deltas = _called(calls, parts, ended)
+            if calls.full or (calls.called and finish == "stop"):
+                finish = "tool_calls"
+        return Piece(self._index, parts, tokens, logprobs, delta.prompt_logprobs, finish, reason, deltas)
 
     def _parts(self, text: str, ended: bool) -> list[Part]:
         if self._reasoning is None:
@@ -177,3 +187,22 @@ class Transcript:
         return Piece(
             self._index, parts, [], None, None, delta.finish_reason, delta.stop_reason, tool_calls=delta.tool_calls
         )
+
+
+def _called(calls: CallParser, parts: list[Part], ended: bool) -> tuple[list[Part], list[CallDelta] | None]:
+    """The parts without the calls in their content, and those."""
+    kept: list[Part] = []
+    deltas: list[CallDelta] = []
+    for part in parts:
+        if part[0] == "content":
+            content, found = calls.push(part[1])
+            deltas += found
+            part = ("content", content)
+        if part[1]:
+            kept.append(part)
+    if ended:
+        content, found = calls.finish()
+        deltas += found
+        if content:
+            kept.append(("content", content))
+    return kept, deltas or None

@@ -14,6 +14,7 @@ from typing import Any
 
 from twinline.lines.client import Call, LineClient, Sink
 from twinline.lines.drivers import driver
+from twinline.lines.drivers.driver import RESTS_ON
 from twinline.lines.protocol import LineError, LineRefused, TextSource, TokenRequest
 from twinline.lines.spec import LineSpec
 from twinline.lines.state import Life, LineState
@@ -30,7 +31,7 @@ class Line:
     """One running supply of a model. `model` is the name under which the line itself knows it.
 
     `calls` are the requests under way and whose they are, `facts` what the engine said of itself, `born` when it
-    started.
+    started, `lent` the features that whoever asks adds to an engine of tokens.
     """
 
     def __init__(self, name: str, spec: LineSpec, url: str | None = None) -> None:
@@ -40,7 +41,7 @@ class Line:
         self.model = spec.known_as
         self.driver = driver(spec.engine)
         self.life = Life(name)
-        self.facts: Mapping[str, Any] = {}
+        self.lent: frozenset[str] = frozenset()
         self.declare(spec, {})
         self.born = 0.0
         self.calls: dict[Call, Any] = {}
@@ -50,8 +51,25 @@ class Line:
 
     def declare(self, spec: LineSpec, facts: Mapping[str, Any]) -> None:
         """What is said of it now; how it is spoken to must be the same."""
-        self.spec, self.facts = spec, facts
-        self.features = self.driver.features - spec.lacks
+        self.spec = spec
+        self.facts = facts
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return self._facts
+
+    @facts.setter
+    def facts(self, facts: Mapping[str, Any]) -> None:
+        """`lacks` in it are features that this line's engine has in general, and this one has not."""
+        self._facts = facts
+        own = self.driver.features - self.spec.lacks - frozenset(facts.get("lacks") or ())
+        lent = self.lent - self.spec.lacks if "token_ids" in own else frozenset()
+        self.features = own | {feature for feature in lent if RESTS_ON.get(feature, "token_ids") in own}
+
+    def lend(self, features: frozenset[str]) -> None:
+        """What is done here with the tokens of any line counts as the line's own."""
+        self.lent = features
+        self.facts = self._facts
 
     def at(self, url: str | None) -> None:
         """The line listens there from now on; None: nowhere."""

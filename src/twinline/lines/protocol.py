@@ -37,6 +37,19 @@ class LineBroken(LineError):
         self.reason, self.code = reason, code
 
 
+class Grammar(msgspec.Struct, frozen=True):
+    """What an answer must look like. `kind`: how `text` is read, `json_schema`, `regex`, `ebnf` or `structural_tag`.
+
+    It begins once the answer has said `after`, such as `</think>`; empty: at once. With `opener`, such as `<think>`, it
+    waits for that only in an answer that opens so.
+    """
+
+    kind: str
+    text: str
+    after: str = ""
+    opener: str = ""
+
+
 class TokenRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a line is asked for; every field is the protocol's. `max_tokens` counts `output_prefix_ids` too."""
 
@@ -59,6 +72,7 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
     priority: int = 0
     timeout_s: float | None = None
 

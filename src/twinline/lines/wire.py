@@ -13,11 +13,15 @@ TOKEN_PREFIX = "token_id:"
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
-    """The log-probability of one token, and the likeliest alternatives as (token id, log-probability), best first."""
+    """The log-probability of one token, and the likeliest alternatives as (token id, log-probability), best first.
+
+    `rank` is its place among all tokens, 1 the likeliest; None where the line does not say, as of output tokens.
+    """
 
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    rank: int | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
@@ -54,6 +58,7 @@ class _Logprobs(msgspec.Struct, gc=False):
 
 class _PromptLogprob(msgspec.Struct, gc=False):
     logprob: float | None
+    rank: int | None = None
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -198,7 +203,7 @@ def _prompt_logprob(token: int, entry: dict[str, _PromptLogprob] | None) -> Toke
     if own is None:
         raise ValueError(f"prompt_logprobs lacks the prompt's own token {token}")
     top = sorted(((int(name), _finite(item.logprob)) for name, item in entry.items()), key=lambda pair: -pair[1])
-    return TokenLogprob(token, _finite(own.logprob), tuple(top))
+    return TokenLogprob(token, _finite(own.logprob), tuple(top), own.rank)
 
 
 def _finite(logprob: float | None) -> float:

@@ -9,6 +9,7 @@ import pytest
 
 from twinline.lines.drivers.native import Native
 from twinline.lines.fleet.lines import weights_class
+from twinline.lines.line import Line
 from twinline.lines.spec import LineSpec
 
 
@@ -61,3 +62,13 @@ def test_lines_of_other_forms_are_of_other_classes() -> None:
     lines = [spec(), spec("int8"), spec(weights="int8", head_weights="plain"), spec(head_weights="int8"), spec("int4")]
     assert len({weights_class(line) for line in lines}) == len(lines)
     assert weights_class(spec("int8", threads=1)) == weights_class(spec("int8", threads=2))
+
+
+def test_a_line_lacks_what_its_worker_says_that_it_lacks() -> None:
+    facts = Native().facts({"data": [{"max_model_len": 64, "lacks": ["grammar", "patterns"]}]})
+    line = Line("a", spec())
+    assert {"grammar", "patterns"} <= line.features
+    line.facts = facts
+    assert line.features == Native.features - {"grammar", "patterns"} and line.context == 64
+    line.declare(LineSpec(name="a", model="m", engine="native", weights="/m", lacks=frozenset({"exact"})), {})
+    assert line.features == Native.features - {"exact"}

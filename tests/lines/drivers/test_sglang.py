@@ -7,7 +7,7 @@ import pytest
 from tests.lines.drivers.replay import ask, body, deltas, said, whole
 
 from twinline.lines.drivers import driver
-from twinline.lines.protocol import LineBroken
+from twinline.lines.protocol import Grammar, LineBroken
 from twinline.lines.spec import LineSpec
 from twinline.lines.wire import TokenLogprob, Usage
 
@@ -102,3 +102,13 @@ def test_the_command_line_has_no_negated_flags() -> None:
                  "--enable-metrics", "--enable-deterministic-inference"):  # fmt: skip
         assert f" {flag} " in f"{line} ", flag
     assert "radix" not in line
+
+
+def test_a_grammar_in_sglangs_words() -> None:
+    for kind in ("json_schema", "regex", "ebnf"):
+        asked = said(DIALECT, ask(grammar=Grammar(kind, "x", "</think>", "<think>")))[1]
+        assert asked["sampling_params"][kind] == "x"
+    for request in (ask(grammar=Grammar("regex", "ab"), output_prefix_ids=[4], max_tokens=9),
+                    ask(grammar=Grammar("regex", "ab", after="</think>"))):  # fmt: skip
+        with pytest.raises(ValueError, match="grammar:"):
+            DIALECT.encode(request, None)

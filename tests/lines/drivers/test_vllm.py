@@ -11,7 +11,7 @@ from tests.lines.drivers.replay import Replay, ask, body, deltas, said, status, 
 from twinline.lines.client import LineClient
 from twinline.lines.drivers import driver
 from twinline.lines.drivers.vllm import VllmDialect
-from twinline.lines.protocol import LineBroken, LineRefused
+from twinline.lines.protocol import Grammar, LineBroken, LineRefused
 from twinline.lines.spec import LineSpec
 from twinline.lines.wire import TokenLogprob, Usage
 
@@ -125,6 +125,19 @@ def test_prompt_logprobs_are_refused_since_vllm_does_not_stream_them() -> None:
     assert "prompt_logprobs" not in VLLM.features
     with pytest.raises(ValueError, match="prompt_logprobs"):
         DIALECT.encode(ask(prompt_logprobs=1), None)
+
+
+def test_a_grammar_in_vllms_words() -> None:
+    for kind, name in (("json_schema", "json"), ("regex", "regex"), ("ebnf", "grammar")):
+        assert said(DIALECT, ask(grammar=Grammar(kind, "x")))[1]["structured_outputs"] == {name: "x"}
+    with pytest.raises(ValueError, match="in the middle of an answer"):
+        DIALECT.encode(ask(grammar=Grammar("regex", "ab"), output_prefix_ids=[4], max_tokens=9), None)
+    reasoning = ask(grammar=Grammar("regex", "ab", after="</think>"))
+    with pytest.raises(ValueError, match="reasoning_parser"):
+        DIALECT.encode(reasoning, None)
+    parsed = LineSpec(name="a", model="m", engine="vllm", weights="w", options={"reasoning_parser": "deepseek_r1"})
+    assert said(VLLM.dialect(parsed), reasoning)[1]["structured_outputs"] == {"regex": "ab"}
+    assert "structured_outputs" in said(DIALECT, ask(grammar=Grammar("regex", "ab", "</think>", "<think>")))[1]
 
 
 def test_metrics_have_their_meaning() -> None:

@@ -18,6 +18,15 @@ Part = tuple[Kind, str]
 OPEN, CLOSE = "<think>", "</think>"
 
 
+def around_answer(rendered_prompt: str) -> tuple[str, str]:
+    """What comes before the answer proper, for a grammar: the text that it follows, and the token with which the output
+    must open for that; both empty where the answer comes at once. See `lines.protocol.Grammar`."""
+    end = rendered_prompt.rstrip()
+    if end.endswith(OPEN):
+        return CLOSE, ""
+    return ("", "") if end.endswith(CLOSE) else (CLOSE, OPEN)
+
+
 class _At(Enum):
     START = auto()  # the output may still open with its own tag
     REASONING_START = auto()  # a newline here belongs to the tag

@@ -1,18 +1,21 @@
 """Chat messages to a prompt, by the template that the model folder brings.
 
 Owns choosing the template, OpenAI's message shapes, and the one begin token of a rendered prompt. Must not know what
-the template says, nor read anything from the model's name.
+the template says (that is found out in `calls/`), nor read anything from the model's name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Template
 from jinja2.exceptions import TemplateError
 
+from twinline.gateway.text.calls.formats import CallFormat, detect
+from twinline.gateway.text.calls.history import HistoryStyle, with_tools_told
 from twinline.gateway.text.folder import ModelFolder, read_text
 from twinline.gateway.text.sandbox import compile_template
 from twinline.gateway.text.tokenizer import Tokenizer
@@ -29,7 +32,7 @@ class NoChatTemplate(ValueError):
 
 
 class ChatTemplate:
-    """One model's chat template, compiled."""
+    """One model's chat template, compiled. `calls` is the format in which its model calls tools, if one is known."""
 
     def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
         """`sources`: Jinja text by name, `default` and perhaps `tool_use`. `special_tokens`: `bos_token`, ... to text.
@@ -38,6 +41,8 @@ class ChatTemplate:
         """
         self._templates = {name: compile_template(source) for name, source in sources.items()}
         self._special = dict(special_tokens)
+        self.calls: CallFormat | None = detect(sources.values())
+        self._history = HistoryStyle.of(self._rendered)
 
     @classmethod
     def load(cls, directory: str | Path) -> ChatTemplate:
@@ -61,26 +66,42 @@ class ChatTemplate:
     ) -> str:
         """The prompt's text. `kwargs` are the template's own switches, such as `thinking`.
 
+        Tools that the template does not list are told behind the system prompt, in the words of `calls`.
         `continue_final_message`: the prompt ends with the last message, left open, in place of a generation prompt.
         Raises ValueError with the template's message for messages that it refuses.
         """
-        chat = [_plain(message) for message in messages]
+        try:
+            chat = self._history.rewritten([_plain(message) for message in messages])
+            if tools and self.calls is not None and not self._history.lists_tools:
+                chat = with_tools_told(chat, self.calls.describe(tools))
+        except RecursionError as error:
+            raise ValueError("tools or arguments of calls are nested too deeply") from error
         text = _mark_end(chat) if continue_final_message else ""
+        opening = add_generation_prompt and not continue_final_message
+        rendered = self._rendered(chat, tools, opening, kwargs)
+        return _cut_at_mark(rendered, text) if continue_final_message else rendered
+
+    def _rendered(
+        self,
+        chat: list[dict[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        opening: bool = False,
+        switches: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str:
         values = {
             "documents": None,
             **self._special,
-            **kwargs,
+            **switches,
             "messages": chat,
             "tools": list(tools) if tools else None,
-            "add_generation_prompt": add_generation_prompt and not continue_final_message,
+            "add_generation_prompt": opening,
         }
         try:
-            rendered = self._choose(bool(tools)).render(values)
+            return self._choose(bool(tools)).render(values)
         except TemplateError as error:
             raise ValueError(str(error) or "the chat template refuses these messages") from error
         except _MISFITS as error:
             raise ValueError(f"the chat template does not fit these messages: {error}") from error
-        return _cut_at_mark(rendered, text) if continue_final_message else rendered
 
     def _choose(self, with_tools: bool) -> Template:
         name = "tool_use" if with_tools and "tool_use" in self._templates else "default"

@@ -13,9 +13,9 @@ from typing import Any
 
 import tokenizers
 
+from twinline.facts.pieces import PieceRule
 from twinline.gateway.text.detokenize import Detokenizer
 from twinline.gateway.text.folder import ModelFolder, read_text
-from twinline.gateway.text.pieces import PieceRule
 from twinline.gateway.text.spans import Spans
 
 # Batches here hold one text: threads of the library's own would win nothing, and it warns of forks after using them.

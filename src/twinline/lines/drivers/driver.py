@@ -22,9 +22,13 @@ FEATURES: Mapping[str, str] = {
     "prompt_logprobs": "log-probabilities of prompt tokens",
     "logit_bias": "biases by token id",
     "tools": "tool calls",
-    "grammar": "structured output",
+    "tool_choice": "tool calls where the request wants one, or a certain one",
+    "grammar": "structured output by OpenAI's response_format",
+    "patterns": "structured output by regular expressions, choices and EBNF grammars too, in vLLM's fields",
     "sampling": "top_k, min_p, repetition_penalty and min_tokens",
 }
+# What a gateway adds to lines of tokens (`Line.lend`) only where they have this.
+RESTS_ON: Mapping[str, str] = {"tool_choice": "patterns"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ class Native:
 
     engine: ClassVar[str] = "native"
     features: ClassVar[frozenset[str]] = frozenset(
-        {"token_ids", "exact", "logprobs", "prompt_logprobs", "logit_bias", "sampling"}
+        {"token_ids", "exact", "logprobs", "prompt_logprobs", "logit_bias", "sampling", "grammar", "patterns"}
     )
     health_path: ClassVar[str | None] = "/health"
     metrics_path: ClassVar[str | None] = "/health"
@@ -166,4 +166,4 @@ class Native:
 
     def facts(self, models: Mapping[str, Any]) -> Mapping[str, Any]:
         listed = (models.get("data") or [{}])[0]
-        return {name: listed[name] for name in ("max_model_len", "vocab_size") if name in listed}
+        return {name: listed[name] for name in ("max_model_len", "vocab_size", "lacks") if name in listed}

@@ -176,7 +176,7 @@ class OpenAI:
     """A remote endpoint that is neither started nor watched here."""
 
     engine: ClassVar[str] = "openai"
-    features: ClassVar[frozenset[str]] = frozenset({"tools", "grammar"})
+    features: ClassVar[frozenset[str]] = frozenset({"tools", "tool_choice", "grammar"})
     health_path: ClassVar[str | None] = None
     metrics_path: ClassVar[str | None] = None
 

@@ -11,7 +11,7 @@ from collections import Counter
 
 import msgspec
 
-from twinline.lines.protocol import TokenRequest
+from twinline.lines.protocol import Grammar, TokenRequest
 
 SEED_BITS = 31  # the narrowest seed field among the engines: llama.cpp's is 32 bits, all ones meaning "any"
 
@@ -49,6 +49,20 @@ def resumed(request: TokenRequest, *, penalties: bool = True, same_noise: bool =
         logit_bias=biases,
         prompt_logprobs=None,  # the first line has sent them
     )
+
+
+def refuse_grammar(grammar: Grammar, goes_on: bool, *, reasoning: bool) -> None:
+    """Raises ValueError for a grammar that the engine would not keep to: it begins with an answer, not in the middle.
+
+    `goes_on`: the answer was begun elsewhere. `reasoning`: the engine lets a model's reasoning pass first.
+    """
+    if goes_on:
+        raise ValueError("grammar: the engine would begin it anew in the middle of an answer")
+    if grammar.after and not grammar.opener and not reasoning:
+        raise ValueError(
+            "grammar: the engine would hold the model's reasoning to it, unless it is vLLM started with "
+            "options: {reasoning_parser: ...}"
+        )
 
 
 def continued_seed(seed: int, k: int) -> int:

@@ -20,13 +20,14 @@ import msgspec
 from twinline.lines.drivers.driver import Command, EngineMetrics, Reader
 from twinline.lines.drivers.launch import LOOPBACK, flags, launched, program
 from twinline.lines.drivers.prometheus import totals, whole
-from twinline.lines.drivers.resume import approximated, resumed
+from twinline.lines.drivers.resume import approximated, refuse_grammar, resumed
 from twinline.lines.drivers.vllm import bearer, check_weights, dtype, listed_facts
 from twinline.lines.protocol import LineBroken, TextSource, TokenRequest
 from twinline.lines.spec import LineSpec
 from twinline.lines.wire import Delta, TokenLogprob, Usage
 
 PROGRAM = ("python3", "-m", "sglang.launch_server")
+STRUCTURED = {"json_schema": "json_schema", "regex": "regex", "ebnf": "ebnf", "structural_tag": "structural_tag"}
 IMPOSSIBLE = -9999.0  # what vLLM writes where JSON has no infinity
 OUTPUT_ONLY, WHOLE_PROMPT = -1, 0  # where log-probabilities start
 
@@ -163,6 +164,9 @@ class SglangDialect:
             sampling["logit_bias"] = asked.logit_bias
         if self._deterministic:
             sampling["sampling_seed"] = asked.seed
+        if request.grammar is not None:
+            refuse_grammar(request.grammar, bool(request.output_prefix_ids), reasoning=False)
+            sampling[STRUCTURED[request.grammar.kind]] = request.grammar.text
         body: dict[str, Any] = {
             "input_ids": asked.prompt,
             "sampling_params": sampling,
@@ -194,7 +198,7 @@ class Sglang:
 
     engine: ClassVar[str] = "sglang"
     features: ClassVar[frozenset[str]] = frozenset(
-        {"token_ids", "logprobs", "prompt_logprobs", "logit_bias", "sampling"}
+        {"token_ids", "logprobs", "prompt_logprobs", "logit_bias", "sampling", "grammar", "patterns"}
     )
     health_path: ClassVar[str | None] = "/health"
     metrics_path: ClassVar[str | None] = "/metrics"

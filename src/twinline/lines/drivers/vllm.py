@@ -16,7 +16,7 @@ from twinline.lines.drivers.driver import Command, EngineMetrics, Reader
 from twinline.lines.drivers.launch import LOOPBACK, check_launch, flags, launched, program
 from twinline.lines.drivers.native import read_chunk
 from twinline.lines.drivers.prometheus import totals, whole
-from twinline.lines.drivers.resume import approximated, resumed
+from twinline.lines.drivers.resume import approximated, refuse_grammar, resumed
 from twinline.lines.protocol import TextSource, TokenRequest
 from twinline.lines.spec import LineSpec
 from twinline.lines.wire import Delta
@@ -33,6 +33,8 @@ ALWAYS = {
     "return_token_ids": True,
     "return_tokens_as_token_ids": True,  # else log-probabilities stand under token texts, which two ids may share
 }
+
+STRUCTURED = {"json_schema": "json", "regex": "regex", "ebnf": "grammar", "structural_tag": "structural_tag"}
 
 _encode = msgspec.json.Encoder().encode
 
@@ -88,9 +90,11 @@ class VllmDialect:
     framing: ClassVar[str] = "sse"
     usage_after_finish: ClassVar[bool] = True
 
-    def __init__(self, priorities: bool) -> None:
-        """`priorities`: the engine was started with priority scheduling; without, vLLM may refuse any but 0."""
-        self._priorities = priorities
+    def __init__(self, priorities: bool, reasoning: bool = False) -> None:
+        """`priorities`: the engine was started with priority scheduling; without, vLLM may refuse any but 0.
+        `reasoning`: it was started with a reasoning parser, so that grammars wait for the end of reasoning.
+        """
+        self._priorities, self._reasoning = priorities, reasoning
 
     def encode(self, request: TokenRequest, text: TextSource | None) -> tuple[str, bytes]:
         asked = resumed(request)
@@ -118,6 +122,9 @@ class VllmDialect:
             body["logit_bias"] = asked.logit_bias
         if self._priorities:
             body["priority"] = asked.priority
+        if request.grammar is not None:
+            refuse_grammar(request.grammar, bool(request.output_prefix_ids), reasoning=self._reasoning)
+            body["structured_outputs"] = {STRUCTURED[request.grammar.kind]: request.grammar.text}
         return "/v1/completions", _encode(body)
 
     def reader(self, request: TokenRequest) -> Reader:
@@ -135,7 +142,9 @@ class Vllm:
     """vLLM's OpenAI server."""
 
     engine: ClassVar[str] = "vllm"
-    features: ClassVar[frozenset[str]] = frozenset({"token_ids", "logprobs", "logit_bias", "sampling"})
+    features: ClassVar[frozenset[str]] = frozenset(
+        {"token_ids", "logprobs", "logit_bias", "sampling", "grammar", "patterns"}
+    )
     health_path: ClassVar[str | None] = "/health"
     metrics_path: ClassVar[str | None] = "/metrics"
 
@@ -158,7 +167,8 @@ class Vllm:
 
     def dialect(self, spec: LineSpec) -> VllmDialect:
         policy = spec.options.get("scheduling_policy", spec.options.get("scheduling-policy"))
-        return VllmDialect(policy == "priority")
+        parser = spec.options.get("reasoning_parser", spec.options.get("reasoning-parser"))
+        return VllmDialect(policy == "priority", bool(parser))
 
     def headers(self, spec: LineSpec, env: Mapping[str, str]) -> Mapping[str, str]:
         return bearer(spec, env)

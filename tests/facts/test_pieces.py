@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models
 
-from twinline.gateway.text.pieces import PieceRule
+from twinline.facts.pieces import PieceRule
 
 PIECES = ["▁", "▁a", "▁▁", "a", "你", "<0x20>", "<0x41>"]
 LLAMA = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]

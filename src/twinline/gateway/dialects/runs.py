@@ -1,0 +1,112 @@
+"""An answer as runs: stretches of one kind, each opened, told piece by piece, and closed before the next begins.
+
+Owns where a run begins and ends, and how many tokens were reasoning. Must not know how a dialect writes them.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import Literal
+
+from twinline.gateway.transcript import Piece
+
+Kind = Literal["reasoning", "content", "call"]
+What = Literal["open", "more", "close"]
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """`place` counts the runs from 0. A call's text are its arguments, as JSON."""
+
+    kind: Kind
+    place: int
+    call_id: str = ""
+    name: str = ""
+    texts: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+Step = tuple[What, Run, str]
+
+
+class Runs:
+    """Of one choice. `runs` are those so far; `finish` and `stop_reason` are the last piece's."""
+
+    def __init__(self, *, shows_reasoning: bool = True) -> None:
+        """Without `shows_reasoning` there is no run of it; its tokens are counted all the same."""
+        self._shows = shows_reasoning
+        self._open: Run | None = None
+        self._call: object = None  # the index of the call that is open
+        self._tokens = 0  # before the answer itself began
+        self._reasons = self._answers = False
+        self.runs: list[Run] = []
+        self.finish: str | None = None
+        self.stop_reason: int | str | None = None
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens up to the piece in which the answer itself begins, tags included; 0 where there is no reasoning."""
+        return self._tokens if self._reasons else 0
+
+    @property
+    def calls(self) -> bool:
+        return any(run.kind == "call" for run in self.runs)
+
+    def push(self, piece: Piece) -> list[Step]:
+        """What the piece means, in order."""
+        steps: list[Step] = []
+        for kind, text in piece.parts:
+            if kind == "reasoning":
+                self._reasons = True
+                if not self._shows:
+                    continue
+            else:
+                self._answers = True
+            run = self._open
+            if run is None or run.kind != kind:
+                run = self._begin(Run(kind, len(self.runs)), steps)
+            self._more(run, text, steps)
+        for delta in piece.tool_calls or ():
+            self._answers = True
+            self._called(delta, steps)
+        if not self._answers:
+            self._tokens += len(piece.tokens)
+        if piece.finish is not None:
+            self.finish, self.stop_reason = piece.finish, piece.stop_reason
+            self._end(steps)
+        return steps
+
+    def _called(self, delta: dict[str, object], steps: list[Step]) -> None:
+        """OpenAI's streamed call: the name comes once, the arguments in parts."""
+        said = delta.get("function")
+        function = said if isinstance(said, dict) else {}
+        run = self._open
+        if run is None or run.kind != "call" or self._call != delta.get("index", 0):
+            call_id = delta.get("id") or f"call_{secrets.token_hex(12)}"
+            run = Run("call", len(self.runs), str(call_id), str(function.get("name") or ""))
+            self._call = delta.get("index", 0)
+            self._begin(run, steps)
+        arguments = function.get("arguments")
+        if isinstance(arguments, str) and arguments:
+            self._more(run, arguments, steps)
+
+    def _begin(self, run: Run, steps: list[Step]) -> Run:
+        self._end(steps)
+        self._open = run
+        self.runs.append(run)
+        steps.append(("open", run, ""))
+        return run
+
+    @staticmethod
+    def _more(run: Run, text: str, steps: list[Step]) -> None:
+        run.texts.append(text)
+        steps.append(("more", run, text))
+
+    def _end(self, steps: list[Step]) -> None:
+        if self._open is not None:
+            steps.append(("close", self._open, ""))
+            self._open = None

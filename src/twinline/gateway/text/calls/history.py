@@ -1,0 +1,167 @@
+"""Calls of earlier turns as a chat template wants them: arguments as an object or as text, content as none or empty.
+
+Owns finding that out, by rendering a conversation that is known, and changing messages accordingly. Must not know a
+template's text: Qwen's templates write arguments as JSON (a string would be written as a JSON string), DeepSeek's join
+them to text (an object is an error), some write no call beside content or none beside empty content, and Llama's write
+one call in a message.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Message = dict[str, Any]
+Render = Callable[[list[Message], list[Mapping[str, Any]] | None], str]
+
+_NAME, _SAID, _TEXT = "probe_name", "probe_said", '{"probe_key": "probe_value"}'
+_TOOL = {
+    "type": "function",
+    "function": {"name": _NAME, "description": "probe", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryStyle:
+    """What one template wants. `objects`, `texts`: it writes arguments of that kind as they should be.
+
+    `empty` is the content of a message that has calls and says nothing. `apart`: content and calls of one message have
+    to be two messages, or the calls would be left out. `several`: a message may have more than one call. `lists_tools`:
+    it tells the model of its tools.
+    """
+
+    objects: bool
+    texts: bool
+    empty: str | None
+    apart: bool
+    several: bool
+    lists_tools: bool
+
+    @classmethod
+    def of(cls, render: Render) -> HistoryStyle:
+        """`render` gives the prompt for messages and tools, or raises ValueError."""
+
+        def shown(content: str | None, arguments: object, apart: bool = False, times: int = 1) -> str:
+            call = {"id": "call_0", "type": "function", "function": {"name": _NAME, "arguments": arguments}}
+            said: list[Message] = [{"role": "assistant", "content": content, "tool_calls": [call] * times}]
+            if apart:
+                said = [{"role": "assistant", "content": content}, {**said[0], "content": empty}]
+            chat = [
+                {"role": "user", "content": "hi"},
+                *said,
+                {"role": "tool", "content": "1", "tool_call_id": "call_0"},
+            ]
+            try:
+                return render(chat, None)
+            except ValueError:
+                return ""
+
+        def is_python(text: str) -> bool:
+            """An object or None was written as Python's own text for it."""
+            return "'probe_key'" in text or text.count("None") > plain.count("None")
+
+        try:
+            plain = render([{"role": "user", "content": "hi"}], None)
+        except ValueError:
+            plain = ""
+        objects = texts = False
+        empty: str | None = None
+        for empty in (None, ""):
+            as_object, as_text = shown(empty, json.loads(_TEXT)), shown(empty, _TEXT)
+            objects = _NAME in as_object and "probe_value" in as_object and not is_python(as_object)
+            texts = _NAME in as_text and _TEXT in as_text and not is_python(as_text)
+            if objects or texts:
+                break
+        arguments: object = json.loads(_TEXT) if objects else _TEXT
+        apart = _NAME not in shown(_SAID, arguments) and _NAME in shown(_SAID, arguments, apart=True)
+        several = shown(empty, arguments, times=2).count(_NAME) >= 2
+        try:
+            told = render([{"role": "user", "content": "hi"}], [_TOOL])
+        except ValueError:
+            told = ""
+        return cls(objects, texts, empty, apart, several, _NAME in told)
+
+    def rewritten(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages as the template wants them. Raises ValueError for a call that it cannot write."""
+        if not any(message.get("tool_calls") or message.get("role") == "tool" for message in messages):
+            return list(messages)
+        chat: list[Message] = []
+        for number, message in enumerate(messages if self.several else _one_by_one(messages)):
+            if message.get("role") == "tool" and message["content"] is None:
+                chat.append({**message, "content": ""})
+            elif not message.get("tool_calls"):
+                chat.append({name: value for name, value in message.items() if name != "tool_calls"})
+            else:
+                chat += self._called(message, f"messages[{number}]")
+        return chat
+
+    def _called(self, message: Message, where: str) -> list[Message]:
+        given = message["tool_calls"]
+        calls = [self._call(call, f"{where}.tool_calls[{number}]") for number, call in enumerate(given)]
+        content = message["content"]
+        if not content:
+            return [{**message, "content": self.empty, "tool_calls": calls}]
+        if not self.apart:
+            return [{**message, "tool_calls": calls}]
+        said = {name: value for name, value in message.items() if name != "tool_calls"}
+        return [said, {"role": "assistant", "content": self.empty, "tool_calls": calls}]
+
+    def _call(self, call: object, where: str) -> dict[str, Any]:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(call, Mapping) or not isinstance(function, Mapping):
+            raise ValueError(f"{where} must be an object with a function")
+        if not isinstance(function.get("name"), str):
+            raise ValueError(f"{where}.function must have a name")
+        arguments = self._arguments(function.get("arguments"), f"{where}.function.arguments")
+        return {"type": "function", **call, "function": {**function, "arguments": arguments}}
+
+    def _arguments(self, given: object, where: str) -> object:
+        """An object where the template takes one, as models are trained on its own way to write JSON."""
+        if isinstance(given, str) and given.strip():
+            try:
+                value = json.loads(given)
+            except (ValueError, RecursionError):
+                value = None
+            if self.objects and isinstance(value, dict):
+                return value
+            if self.texts or not self.objects:
+                return given
+            raise ValueError(f"{where} must be the text of a JSON object: this model's chat template takes no other")
+        if given is None or given == "":
+            given = {}
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{where} must be a text, not {type(given).__name__}")
+        return dict(given) if self.objects or not self.texts else json.dumps(given, ensure_ascii=False)
+
+
+def _one_by_one(messages: Sequence[Message]) -> Iterator[Message]:
+    """A message with several calls as one for each, every one before its own result."""
+    waiting = list(reversed(messages))
+    while waiting:
+        message = waiting.pop()
+        calls = message.get("tool_calls") or ()
+        if len(calls) < 2:
+            yield message
+            continue
+        results: list[Message] = []
+        while waiting and waiting[-1].get("role") == "tool":
+            results.append(waiting.pop())
+        for number, call in enumerate(calls):
+            yield {**message, "content": None if number else message["content"], "tool_calls": [call]}
+            name = call.get("id") if isinstance(call, Mapping) else None
+            yield from (result for result in results if result.get("tool_call_id") == name)
+            results = [result for result in results if result.get("tool_call_id") != name]
+        yield from results
+
+
+def with_tools_told(messages: Sequence[Message], told: str) -> list[Message]:
+    """The messages with `told` behind the system prompt, for a template that does not list tools itself."""
+    chat = list(messages)
+    for number, message in enumerate(chat):
+        if message.get("role") == "system":
+            said = message.get("content")
+            chat[number] = {**message, "content": f"{said}\n\n{told}" if said else told}
+            return chat
+    return [{"role": "system", "content": told}, *chat]

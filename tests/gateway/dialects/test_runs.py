@@ -1,0 +1,65 @@
+"""Pieces as runs: one open at a time, text and calls whole however they were cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from twinline.gateway.dialects.runs import Runs
+from twinline.gateway.transcript import Piece
+
+
+def call(index: int, arguments: str, name: str | None = None, call_id: str | None = None) -> dict[str, Any]:
+    return {"index": index, "id": call_id, "function": {"name": name, "arguments": arguments}}
+
+
+PIECES = [
+    Piece(0, [("reasoning", "So")], [1, 2]),
+    Piece(0, [], [3]),
+    Piece(0, [("reasoning", ".")], [4]),
+    Piece(0, [("reasoning", "!"), ("content", "A")], [5]),
+    Piece(0, [("content", "B")], [6, 7]),
+    Piece(0, [], [], tool_calls=[call(0, "", "f", "one"), call(0, '{"a"')]),
+    Piece(0, [], [], tool_calls=[call(0, ":1}"), call(1, "{}", "g")]),
+    Piece(0, [], [8], None, None, "stop", "end"),
+]
+
+
+def test_each_kind_is_a_run_and_each_call_its_own() -> None:
+    runs = Runs()
+    steps = [step for piece in PIECES for step in runs.push(piece)]
+    assert [(run.kind, run.place, run.text) for run in runs.runs] == [
+        ("reasoning", 0, "So.!"), ("content", 1, "AB"), ("call", 2, '{"a":1}'), ("call", 3, "{}")
+    ]  # fmt: skip
+    assert [(run.name, run.call_id) for run in runs.runs[2:]] == [("f", "one"), ("g", runs.runs[3].call_id)]
+    assert len(runs.runs[3].call_id) > 8 and runs.calls
+    assert (runs.finish, runs.stop_reason) == ("stop", "end")
+    open_now: list[Any] = []
+    for what, run, text in steps:
+        if what == "open":
+            assert not open_now
+            open_now.append(run)
+        else:
+            assert open_now == [run] and bool(text) == (what == "more")
+            if what == "close":
+                open_now.clear()
+    assert not open_now
+
+
+@pytest.mark.parametrize("shows", [True, False])
+def test_reasoning_is_counted_to_where_the_answer_begins(shows: bool) -> None:
+    runs = Runs(shows_reasoning=shows)
+    for piece in PIECES:
+        runs.push(piece)
+    assert runs.reasoning_tokens == 4
+    assert [run.kind for run in runs.runs if run.kind == "reasoning"] == ["reasoning"] * shows
+    assert [run.place for run in runs.runs] == list(range(len(runs.runs)))
+    plain = Runs()
+    plain.push(Piece(0, [("content", "x")], [1, 2]))
+    assert plain.reasoning_tokens == 0
+
+
+def test_an_answer_of_nothing_has_no_run() -> None:
+    runs = Runs()
+    assert runs.push(Piece(0, [], [3], None, None, "stop", 3)) == [] and not runs.runs

@@ -1,0 +1,108 @@
+"""Chat templates in the manner of the published ones: what each family writes of calls, and asks of messages.
+
+They are written for these tests. `LISTS_NONE` (DeepSeek): the template does not tell the model of its tools.
+"""
+
+R1 = """\
+{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}
+{%- set ns = namespace(system='', tool=false) %}
+{%- for m in messages %}
+  {%- if m['role'] == 'system' %}{% set ns.system = ns.system + m['content'] %}{% endif %}
+{%- endfor %}
+{{- bos_token + ns.system }}
+{%- for m in messages %}
+  {%- if m['role'] == 'user' %}{% set ns.tool = false %}{{ '<｜User｜>' + m['content'] }}
+  {%- elif m['role'] == 'assistant' and m['content'] is none %}
+    {%- set ns.tool = false %}
+    {{- '<｜Assistant｜><｜tool▁calls▁begin｜>' }}
+    {%- for c in m['tool_calls'] %}
+      {{- '' if loop.first else '\\n' }}
+      {{- '<｜tool▁call▁begin｜>' + c['type'] + '<｜tool▁sep｜>' + c['function']['name'] + '\\n```json\\n' }}
+      {{- c['function']['arguments'] + '\\n```<｜tool▁call▁end｜>' }}
+    {%- endfor %}
+    {{- '<｜tool▁calls▁end｜>' + eos_token }}
+  {%- elif m['role'] == 'assistant' %}
+    {{- ('' if ns.tool else '<｜Assistant｜>') + m['content'].split('</think>')[-1] + eos_token }}
+    {%- set ns.tool = false %}
+  {%- elif m['role'] == 'tool' %}
+    {%- set ns.tool = true %}{{ '<｜tool▁output▁begin｜>' + m['content'] + '<｜tool▁output▁end｜>' }}
+  {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt and not ns.tool %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}
+"""
+
+V31 = """\
+{% if not thinking is defined %}{% set thinking = false %}{% endif %}
+{%- set ns = namespace(system='', user=false) %}
+{%- for m in messages %}
+  {%- if m['role'] == 'system' %}{% set ns.system = ns.system + m['content'] %}{% endif %}
+{%- endfor %}
+{{- bos_token + ns.system }}
+{%- for m in messages %}
+  {%- if m['role'] == 'user' %}{% set ns.user = true %}{{ '<｜User｜>' + m['content'] }}
+  {%- elif m['role'] == 'assistant' and m['tool_calls'] is defined and m['tool_calls'] is not none %}
+    {{- '<｜Assistant｜></think>' if ns.user }}{% set ns.user = false %}
+    {{- (m['content'] or '') + '<｜tool▁calls▁begin｜>' }}
+    {%- for c in m['tool_calls'] %}
+      {{- '<｜tool▁call▁begin｜>' + c['function']['name'] + '<｜tool▁sep｜>' + c['function']['arguments'] }}
+      {{- '<｜tool▁call▁end｜>' }}
+    {%- endfor %}
+    {{- '<｜tool▁calls▁end｜>' + eos_token }}
+  {%- elif m['role'] == 'assistant' %}
+    {{- '<｜Assistant｜></think>' if ns.user }}{% set ns.user = false %}{{ m['content'] + eos_token }}
+  {%- elif m['role'] == 'tool' %}
+    {%- set ns.user = false %}{{ '<｜tool▁output▁begin｜>' + m['content'] + '<｜tool▁output▁end｜>' }}
+  {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt and ns.user %}{{ '<｜Assistant｜>' + ('<think>' if thinking else '</think>') }}{% endif %}
+"""
+
+QWEN3 = """\
+{%- if tools %}{{ '<|im_start|>system\\n<tools>' }}
+  {%- for tool in tools %}{{ '\\n' }}{{ tool | tojson }}{% endfor %}
+  {{- '\\n</tools>\\n<tool_call>\\n{"name": <name>, "arguments": <object>}\\n</tool_call><|im_end|>\\n' }}
+{%- endif %}
+{%- for m in messages %}
+  {%- if m.role == 'tool' %}
+    {{- '<|im_start|>user\\n<tool_response>\\n' + m.content + '\\n</tool_response><|im_end|>\\n' }}
+  {%- elif m.role == 'assistant' %}
+    {%- set content = m.content %}
+    {%- if '</think>' in m.content %}{% set content = m.content.split('</think>')[-1].lstrip('\\n') %}{% endif %}
+    {{- '<|im_start|>assistant\\n' + content }}
+    {%- for c in m.tool_calls or [] %}
+      {{- '\\n' if content or not loop.first }}
+      {{- '<tool_call>\\n{"name": "' + c.function.name + '", "arguments": ' }}
+      {%- if c.function.arguments is string %}{{ c.function.arguments }}
+      {%- else %}{{ c.function.arguments | tojson }}{% endif %}
+      {{- '}\\n</tool_call>' }}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+  {%- else %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}
+  {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}
+  {%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}
+{%- endif %}
+"""
+
+LLAMA3 = """\
+{{- bos_token }}
+{%- for tool in tools or [] %}{{ tool | tojson(indent=4) + '\\n\\n' }}{% endfor %}
+{%- for m in messages %}
+  {%- if 'tool_calls' in m %}
+    {%- if m.tool_calls | length != 1 %}
+      {{- raise_exception('This model only supports single tool-calls at once!') }}
+    {%- endif %}
+    {%- set c = m.tool_calls[0].function %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n{"name": "' + c.name + '", "parameters": ' }}
+    {{- c.arguments | tojson }}{{ '}<|eot_id|>' }}
+  {%- else %}
+    {{- '<|start_header_id|>' + ('ipython' if m.role == 'tool' else m.role) + '<|end_header_id|>\\n\\n' }}
+    {{- m.content | trim + '<|eot_id|>' }}
+  {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}
+"""
+
+TEMPLATES = {"r1": R1, "v31": V31, "qwen3": QWEN3, "llama3": LLAMA3}
+LISTS_NONE = {"r1", "v31"}

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from tests.gateway.text.calls.templates import LISTS_NONE, LLAMA3, QWEN3, R1, TEMPLATES, V31
+
+from twinline.gateway.text.calls.formats import detect
+from twinline.gateway.text.reasoning import ReasoningParser
+from twinline.gateway.text.template import ChatTemplate
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather of a city.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+]
+ARGUMENTS = '{"city": "東京", "days": 2}'
+HI = {"role": "user", "content": "hi"}
+RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "晴"}
+
+
+def template(source: str) -> ChatTemplate:
+    return ChatTemplate({"default": source}, {"bos_token": "<B>", "eos_token": "<E>"})
+
+
+def called(arguments: object = ARGUMENTS, content: str | None = None, times: int = 1) -> dict[str, Any]:
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    return {"role": "assistant", "content": content, "tool_calls": [call] * times}
+
+
+def test_formats_are_known_by_their_templates() -> None:
+    found = {name: detect([source]) for name, source in TEMPLATES.items()}
+    assert {name: format_.name for name, format_ in found.items() if format_} == {
+        "r1": "deepseek_v3",
+        "v31": "deepseek_v31",
+        "qwen3": "hermes",
+        "llama3": "llama3",
+    }
+    assert detect([]) is None and detect(["{{ messages }}"]) is None
+    assert detect(["plain", QWEN3]) is not None  # a template of its own for tools
+    assert detect(["<tool_call>\n<function=name>\n<parameter=arguments>"]) is None  # Qwen3-Coder's are no JSON
+    assert detect(["<tool_call>name<arg_key>arguments"]) is None  # nor GLM's
+
+
+EXPECTED = {
+    "r1": "<｜Assistant｜><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n"
+    f"```json\n{ARGUMENTS}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜><E><｜tool▁output▁begin｜>晴",
+    "v31": "<｜Assistant｜></think><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>"
+    f"{ARGUMENTS}<｜tool▁call▁end｜><｜tool▁calls▁end｜><E><｜tool▁output▁begin｜>晴",
+    "qwen3": f'assistant\n<tool_call>\n{{"name": "weather", "arguments": {ARGUMENTS}}}\n</tool_call><|im_end|>\n',
+    "llama3": f'assistant<|end_header_id|>\n\n{{"name": "weather", "parameters": {ARGUMENTS}}}<|eot_id|>',
+}
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+@pytest.mark.parametrize("arguments", [ARGUMENTS, json.loads(ARGUMENTS)], ids=["text", "object"])
+@pytest.mark.parametrize("content", [None, ""])
+def test_calls_of_earlier_turns(family: str, arguments: object, content: str | None) -> None:
+    """However a client sends them, they stand in the prompt as the model wrote them."""
+    message = called(arguments, content)
+    message["tool_calls"][0].pop("type")
+    rendered = template(TEMPLATES[family]).render([HI, message, RESULT])
+    assert EXPECTED[family] in rendered
+
+
+@pytest.mark.parametrize("family", ["r1", "v31", "qwen3"])
+def test_several_calls_and_content(family: str) -> None:
+    rendered = template(TEMPLATES[family]).render([HI, called(content="Let me see.", times=2), RESULT])
+    assert rendered.count('"city": "東京"') == 2 and rendered.count("Let me see.") == 1
+    assert rendered.index("Let me see.") < rendered.index("weather")
+
+
+def test_a_template_that_takes_one_call_gets_them_one_by_one() -> None:
+    """Each before its own result, whatever the order of these; what belongs to none comes last."""
+    message = called(content="Let me see.", times=2)
+    first, second = (dict(call) for call in message["tool_calls"])
+    second |= {"id": "call_2", "function": {"name": "search", "arguments": "{}"}}
+    message["tool_calls"] = [first, second]
+    results = [
+        {"role": "tool", "tool_call_id": name, "content": f"of {name}"} for name in ("call_3", "call_2", "call_1")
+    ]
+    rendered = template(LLAMA3).render([HI, message, *results, HI])
+    places = [rendered.index(word) for word in ("weather", "of call_1", "search", "of call_2", "of call_3")]
+    assert places == sorted(places) and rendered.count("assistant") == 3
+    in_one = template(QWEN3).render([HI, message, *results])
+    assert in_one.index("search") < in_one.index("of call_3") < in_one.index("of call_1")
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_no_arguments(family: str) -> None:
+    for none in (None, "", {}):
+        rendered = template(TEMPLATES[family]).render([HI, called(none)])
+        assert "weather" in rendered and "{}" in rendered
+
+
+def test_arguments_that_are_no_object() -> None:
+    """What was cut off goes back as it is where the template takes text; else it is refused, by its place."""
+    cut = '{"city": "Ro'
+    for source in (R1, V31, QWEN3):
+        assert cut in template(source).render([HI, called(cut)])
+    with pytest.raises(ValueError, match=r"messages\[1\].tool_calls\[0\].function.arguments must be the text of"):
+        template(LLAMA3).render([HI, called(cut)])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (5, "must be an object with a function"),
+        ({"function": 5}, "must be an object with a function"),
+        ({"function": {"arguments": "{}"}}, "must have a name"),
+        ({"function": {"name": "f", "arguments": 5}}, "must be a text, not int"),
+    ],
+)
+def test_a_call_that_is_none(call: object, message: str) -> None:
+    for source in TEMPLATES.values():
+        with pytest.raises(ValueError, match=message):
+            template(source).render([HI, {"role": "assistant", "content": None, "tool_calls": [call]}])
+
+
+def test_messages_are_left_alone_where_no_tool_is_spoken_of() -> None:
+    chat = [HI, {"role": "assistant", "content": "a", "tool_calls": []}, {"role": "user", "content": "b"}]
+    assert "a<E>" in template(R1).render(chat) and "tool" not in template(R1).render(chat)
+
+
+def test_a_tool_that_says_nothing() -> None:
+    for source in TEMPLATES.values():
+        assert "None" not in template(source).render([HI, called(), {"role": "tool", "content": None}])
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_the_model_is_told_of_its_tools(family: str, system: str | None) -> None:
+    chat = [HI] if system is None else [{"role": "system", "content": system}, HI]
+    made = template(TEMPLATES[family])
+    rendered = made.render(chat, TOOLS)
+    assert rendered.count("The weather of a city.") == 1 and '"city"' in rendered
+    assert "weather" not in made.render(chat)
+    if family in LISTS_NONE:  # behind the system prompt, with the format in which to call
+        assert made.calls is not None
+        told = made.calls.describe(TOOLS)
+        assert f"<B>{system}\n\n{told}<｜User｜>hi" in rendered if system else f"<B>{told}<｜User｜>hi" in rendered
+    assert chat[0] in (HI, {"role": "system", "content": "Be brief."})  # the client's messages are its own
+
+
+def split(parser: ReasoningParser, text: str) -> dict[str, str]:
+    found = {"reasoning": "", "content": ""}
+    for kind, part in (*parser.push(text), *parser.finish()):
+        found[kind] += part
+    return found
+
+
+def test_trap_29_thinking_is_a_switch_of_the_template() -> None:
+    """V3.1 and Qwen3 are one model with a switch: the state of the parser is the prompt's, not the model's."""
+    for source, switch in ((V31, "thinking"), (QWEN3, "enable_thinking")):
+        made = template(source)
+        on, off = (made.render([HI], **{switch: value}) for value in (True, False))
+        told = {"reasoning": "Hm.", "content": "So."}
+        opened = "Hm.\n</think>\n\nSo." if on.endswith("<think>") else "<think>\nHm.\n</think>\n\nSo."
+        assert split(ReasoningParser.for_prompt(on), opened) == told
+        assert split(ReasoningParser.for_prompt(off), "So.") == {"reasoning": "", "content": "So."}
+    assert template(V31).render([HI]).endswith("</think>")  # off unless asked for, whereas Qwen3 thinks

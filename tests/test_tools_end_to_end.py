@@ -1,0 +1,72 @@
+"""A call that must be made, by a real engine that is held to it: tiny-r1 served with a template that knows tools."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from tests.gateway.text.calls.templates import QWEN3
+from tests.serving import Served, serving
+
+import twinline
+from twinline.engine.grammars.library import installed
+
+pytestmark = pytest.mark.skipif(not installed(), reason="xgrammar is not installed")
+
+WEIGHTS = Path(twinline.__file__).parent / "models" / "tiny-r1"
+UNITS = ["°C", "°F"]
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string", "maxLength": 4}, "unit": {"enum": UNITS}},
+                "required": ["unit", "city"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    for name in ("weather", "forecast")
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("tools") / "caller"
+    shutil.copytree(WEIGHTS, folder)
+    (folder / "chat_template.jinja").write_text(QWEN3, "utf-8")
+    with serving(str(folder)) as made:
+        yield made
+
+
+def test_a_call_that_must_be_made(server: Served) -> None:
+    """It was never trained to call: what it says in the arguments is its own, their form is the schema's."""
+    http = openai.DefaultHttpxClient(trust_env=False)
+    client = openai.OpenAI(base_url=server.base, api_key="none", max_retries=0, http_client=http)
+    asked: Any = {
+        "model": "caller",
+        "messages": [{"role": "user", "content": "What is 17+25?"}],
+        "tools": TOOLS,
+        "tool_choice": {"type": "function", "function": {"name": "forecast"}},
+        "extra_body": {"chat_template_kwargs": {"enable_thinking": False}},
+    }
+    answer = client.chat.completions.create(**asked)
+    assert answer.usage is not None and answer.usage.prompt_tokens < 700  # room for the longest call there can be
+    choice = answer.choices[0]
+    (call,) = choice.message.tool_calls or []
+    assert call.type == "function" and call.function.name == "forecast" and choice.finish_reason == "tool_calls"
+    arguments = json.loads(call.function.arguments)
+    assert arguments.keys() == {"unit", "city"} and arguments["unit"] in UNITS and len(arguments["city"]) <= 4
+    asked |= {"tool_choice": "required", "parallel_tool_calls": False}
+    with client.chat.completions.stream(**asked) as stream:
+        final = stream.get_final_completion().choices[0]
+    assert final.message.tool_calls and final.message.content in (None, "")
+    assert {each.function.name for each in final.message.tool_calls} <= {"weather", "forecast"}
+    assert json.loads(final.message.tool_calls[0].function.arguments).keys() == {"unit", "city"}
