@@ -52,6 +52,7 @@ def read(schema: Any) -> Any:
         ({"type": "integer", "maximum": 1e300}, "64 bits"),
         ({"type": "array", "items": [TEXT]}, "prefixItems"),
         ({"type": "object", "properties": {"a": TEXT}, "required": ["b"], "additionalProperties": False}, "'b'"),
+        ({"type": "object", "required": ["b"], "unevaluatedProperties": False}, "'b'"),
         ({"type": "object", "properties": {"a": TEXT}, "patternProperties": {"^b": TEXT}}, "patternProperties"),
         ({"type": "object", "minProperties": 2}, "minProperties"),
         ({"type": "object", "properties": [1]}, "properties must be an object"),
@@ -89,6 +90,7 @@ def test_what_is_rewritten_means_the_same_or_less() -> None:
     assert read(True) == {}
     assert read({"title": "t", "x-mine": 3, "type": "null"}) == {"type": "null"}
     assert read({"const": "a"}) == read({"enum": ["a", 3], "type": "string"}) == {"enum": ["a"]}
+    assert read({"type": "string", "format": "json-pointer"}) == TEXT
     assert read({"type": "array"}) == {"type": "array", "items": {}}
     free, closed = read({"type": "object"}), read({"type": "object", "properties": {"a": TEXT}})
     assert (free["additionalProperties"], closed["additionalProperties"]) == ({}, False)

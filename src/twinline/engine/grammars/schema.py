@@ -198,7 +198,7 @@ class _Reading:
             listed = {name: self.schema(schema, f"{at}/properties/{name}", depth)
                       for name, schema in properties.items() if schema is not False}  # fmt: skip
             if unlisted := [name for name in required if name not in properties]:
-                if not opens and own.get("additionalProperties") is False:
+                if own.get("additionalProperties", own.get("unevaluatedProperties")) is False:
                     _refuse(at, f"required names {unlisted[0]!r}, which is no property, and there may be no others")
                 schema = others if isinstance(others, dict) else {}
                 listed |= {name: self.schema(schema, f"{at}/properties/{name}", depth) for name in unlisted}
