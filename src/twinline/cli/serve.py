@@ -27,8 +27,8 @@ DEMONSTRATION = "demonstration model"
 # options that are the engine's own, handed on when given
 WORKER = {
     "dtype": "weights and arithmetic; auto takes what the checkpoint says and the device can do",
-    "weights": "form of the linear layers' weights: auto (as the checkpoint has them, the default), plain (dequantized), "
-    "fp8, int8, int4, int4:32, int4:64, int4:128 (the number is how many values share a scale)",
+    "weights": "form of the linear layers' weights: auto (as the checkpoint has them, the default), plain, fp8, int8, "
+    "int4, int4:32, int4:64, int4:128 (the number is how many values share a scale)",
     "head_weights": "form of the output head's weights; default: as --weights",
     "max_tokens_per_step": "tokens computed in one step, over all requests",
     "max_running": "requests computed at the same time",

@@ -41,8 +41,9 @@ class Quantized:
     dtype: torch.dtype
 
 
-def quantize(weight: Tensor, form: WeightForm) -> tuple[Tensor, Tensor]:
-    """The matrix in the form's own numbers, and float32 scales: value = number * scale.
+def quantize(weight: Tensor, form: WeightForm, scale_dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """The matrix in the form's own numbers, and float32 scales: value = number * scale. `scale_dtype`: what scales are
+    rounded to before the division, where they will be stored in less.
 
     int8 and int4: numbers int8 `[..., N, K]`, scales `[..., N, G]`, the last group short where K is no multiple. fp8:
     numbers float8_e4m3fn, scales `[..., N / 128, K / 128]`, rounded up. Raises ValueError for a plain form.
@@ -58,8 +59,7 @@ def quantize(weight: Tensor, form: WeightForm) -> tuple[Tensor, Tensor]:
     else:
         top = magnitude.amax(-1, keepdim=True)
     scales = top / GREATEST[form.kind]
-    if form.kind == "int4":
-        scales = scales.bfloat16().float()
+    scales = scales.to(torch.bfloat16 if form.kind == "int4" else scale_dtype).float()
     scales = torch.where(scales.abs() < torch.finfo(torch.float32).tiny, 1.0, scales)
     numbers = values / scales
     if form.kind == "fp8":

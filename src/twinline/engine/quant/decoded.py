@@ -31,7 +31,7 @@ class Decoded:
         assert self.columns is not None
         return product(self.numbers.float(), self.scales[:, self.columns], dtype)
 
-    def as_form(self, form: WeightForm) -> tuple[Tensor, Tensor]:
+    def as_form(self, form: WeightForm, scale_dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Numbers and scales in `form`: its own where it has them, else its numbers with scales rounded to what the
         form stores where that is all it takes, else quantized anew."""
         if self.form == form and (form.kind != "fp8" or self.numbers.dtype == torch.float8_e4m3fn):
@@ -40,7 +40,7 @@ class Decoded:
             scales = regrouped(self.scales, self.form.group, form.group, self.numbers.shape[1])
             if scales is not None and int(self.numbers.min()) >= -8 and int(self.numbers.max()) <= 7:
                 return self.numbers, scales.bfloat16().float()
-        return quantize(self.values(torch.float32), form)
+        return quantize(self.values(torch.float32), form, scale_dtype)
 
 
 def regrouped(scales: Tensor, group: int, smaller: int, inputs: int) -> Tensor | None:
