@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tests.engine.quant import writers
 from tests.engine.quant.writers import Written
@@ -114,8 +117,8 @@ def test_scales_of_every_type(tmp_path: Path) -> None:
     scales = made.tensors["m.weight_scale_inv"]
     bytes_ = (scales.log2() + 127).to(torch.uint8)
     assert matrices_scales(torch.arange(255, dtype=torch.uint8), tmp_path) == [2.0**e for e in range(-127, 128)]
-    for given in (bytes_, scales.bfloat16(), scales.half()):
-        made.tensors["m.weight_scale_inv"] = given
+    for other in (bytes_, scales.bfloat16(), scales.half()):
+        made.tensors["m.weight_scale_inv"] = other
         found = read(tmp_path, made)
         assert found.decode is not None
         assert torch.equal(found.decode().values(torch.float64), made.truth[NAME])
@@ -213,3 +216,50 @@ def test_the_second_code_of_eight_bits(tmp_path: Path) -> None:
     assert torch.equal(found.decode().values(torch.float64), made.truth[NAME] / 2)
     numbers, _ = found.decode().as_form(WeightForm("fp8"))
     assert numbers.dtype == torch.float8_e4m3fn
+
+
+@pytest.mark.parametrize("kind", ["int8 rows", "int8 groups", "int8 one"])
+def test_int8_with_zero_points_and_groups(kind: str, tmp_path: Path) -> None:
+    """compressed-tensors' int-quantized, less usual: numbers less zero points can be more than a byte holds."""
+    draw = torch.Generator().manual_seed(2)
+    numbers = torch.randint(-128, 128, (70, 96), generator=draw, dtype=torch.int8)
+    shape = {"int8 rows": (70, 1), "int8 groups": (70, 3), "int8 one": (1,)}[kind]
+    scales = torch.rand(shape, generator=draw).bfloat16()
+    spread = scales.double().reshape(1 if kind == "int8 one" else 70, -1)
+    spread = spread.repeat_interleave(96 // spread.shape[1], 1)
+    for wide in (False, True):
+        zeros = torch.randint(-128, 128, shape, generator=draw, dtype=torch.int8) if wide else None
+        config = writers.compressed("int-quantized", 8, 32 if kind == "int8 groups" else 0, not wide)
+        made = Written(config, {NAME: numbers, "m.weight_scale": scales})
+        offsets = torch.zeros(())
+        if zeros is not None:
+            made.tensors["m.weight_zero_point"] = zeros
+            offsets = zeros.double().reshape(len(spread), -1)
+            offsets = offsets.repeat_interleave(96 // offsets.shape[1], 1)
+        found = read(tmp_path, made)
+        assert found.decode is not None and (found.form is None) == wide
+        assert torch.equal(found.decode().values(torch.float64), (numbers.double() - offsets) * spread)
+
+
+SHAPES = st.lists(st.integers(0, 20), max_size=3)
+DTYPES = st.sampled_from([torch.int32, torch.int8, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64])
+PARTS = ("weight", "weight_scale", "weight_scale_inv", "weight_packed", "weight_shape", "weight_zero_point",
+         "weight_g_idx", "qweight", "qzeros", "scales", "g_idx")  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(PARTS), st.tuples(SHAPES, DTYPES), min_size=1),
+       st.sampled_from([make for make, _ in KINDS.values()]))  # fmt: skip
+def test_any_tensors_are_read_or_refused(parts: dict[str, tuple[list[int], torch.dtype]], make: Any) -> None:
+    """Whatever lies under these names: one line that says why, never a crash."""
+    config = make({}).config
+    with tempfile.TemporaryDirectory() as folder:
+        save_file({f"m.{n}": torch.ones(shape).to(dtype) for n, (shape, dtype) in parts.items()},
+                  Path(folder) / "model.safetensors")  # fmt: skip
+        with Checkpoint(Path(folder)) as checkpoint:
+            try:
+                found = matrix(checkpoint, NAME, quantization({"quantization_config": config}))
+                result = "" if found is None or found.plain else str(found.read().values(torch.float32).shape)
+            except UnsupportedModel as refusal:
+                result = str(refusal)
+    assert "\n" not in result and len(result) < 400

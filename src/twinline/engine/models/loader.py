@@ -101,8 +101,8 @@ class _Filling:
                 f"{name}: shape {list(matrix.shape)} where the configuration asks for {list(target.shape)}"
             )
         self.waiting -= 1
-        if matrix.decode is not None:
-            decoded = matrix.decode()
+        if not matrix.plain:
+            decoded = matrix.read()
             if self.scales is None:
                 target.copy_(decoded.values(target.dtype))
             else:

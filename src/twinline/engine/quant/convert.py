@@ -253,15 +253,13 @@ def _write(
 
 
 def _tensors(checkpoint: Checkpoint, change: Change) -> list[Tensor]:
-    decode = change.matrix.decode
+    found = change.matrix
     if change.form == PLAIN:
-        return [
-            checkpoint.read(change.matrix.name).to(change.dtype) if decode is None else decode().values(change.dtype)
-        ]
-    if decode is None:
-        numbers, scales = quantize(checkpoint.read(change.matrix.name).float(), change.form, change.scale)
+        return [checkpoint.read(found.name).to(change.dtype) if found.plain else found.read().values(change.dtype)]
+    if found.plain:
+        numbers, scales = quantize(checkpoint.read(found.name).float(), change.form, change.scale)
     else:
-        numbers, scales = decode().as_form(change.form, change.scale)
+        numbers, scales = found.read().as_form(change.form, change.scale)
     return Variant(change.form, None).tensors(numbers, scales.to(change.scale))
 
 

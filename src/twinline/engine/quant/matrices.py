@@ -42,6 +42,16 @@ class Matrix:
     def plain(self) -> bool:
         return self.decode is None
 
+    def read(self) -> Decoded:
+        """A quantized one's numbers and scales. Raises UnsupportedModel for tensors that contradict each other."""
+        assert self.decode is not None
+        try:
+            return self.decode()
+        except (IndexError, TypeError, ArithmeticError, RuntimeError, ValueError) as error:
+            if isinstance(error, UnsupportedModel):
+                raise
+            raise UnsupportedModel(f"{self.name} cannot be decoded: {' '.join(repr(error).split()):.100}") from None
+
 
 def matrix(checkpoint: Checkpoint, name: str, declared: Quantization | None) -> Matrix | None:
     """The matrix of this name; None if the checkpoint has nothing of it. Raises UnsupportedModel for tensors that do
@@ -49,6 +59,17 @@ def matrix(checkpoint: Checkpoint, name: str, declared: Quantization | None) -> 
     stem = name.removesuffix("weight")
     if declared is None or stem == name:
         return _plain(checkpoint, name) if name in checkpoint else None
+    try:
+        return _quantized(checkpoint, name, stem, declared)
+    except (IndexError, TypeError, ArithmeticError, RuntimeError, ValueError) as error:
+        if isinstance(error, UnsupportedModel):
+            raise
+        raise UnsupportedModel(
+            f"{name} cannot be read as {declared.method}'s: {' '.join(repr(error).split()):.100}"
+        ) from None
+
+
+def _quantized(checkpoint: Checkpoint, name: str, stem: str, declared: Quantization) -> Matrix | None:
     if name in checkpoint:
         dtype = checkpoint.dtype(name)
         if dtype in FLOATS8:
@@ -167,12 +188,15 @@ def _bytes(checkpoint: Checkpoint, name: str, stem: str, declared: Quantization)
     schemes = [s for s in declared.schemes if not s.floats and s.bits == 8]
     group = _group_of(checkpoint, name, scales, rows, columns, schemes)
     zeros = _side(checkpoint, stem, "weight_zero_point")
+    for side in zeros:
+        _shaped(checkpoint, side, checkpoint.stored(scales).shape)
 
     def decode() -> Decoded:
         numbers, read = checkpoint.read(name), _scales(checkpoint, scales)
         read = read.reshape(rows, -1) if read.numel() > 1 else read.reshape(1, 1).expand(rows, 1)
         if zeros:
-            offsets = checkpoint.read(zeros[0]).to(torch.int16).reshape(len(read) if read.numel() > 1 else 1, -1)
+            offsets = checkpoint.read(zeros[0]).to(torch.int16)
+            offsets = offsets.reshape(rows if offsets.numel() > 1 else 1, -1)
             numbers = numbers.to(torch.int16) - _spread(offsets.expand(rows, -1), group, columns)
         return _integers(numbers, read, group)
 
@@ -206,6 +230,8 @@ def _packed(checkpoint: Checkpoint, name: str, stem: str, declared: Quantization
     group = _group_of(checkpoint, name, scales, rows, columns, schemes)
     zeros, order = _side(checkpoint, stem, "weight_zero_point"), _side(checkpoint, stem, "weight_g_idx")
     jumbled = _columns(checkpoint, order, columns, group)
+    for side in zeros:
+        _shaped(checkpoint, side, (math.ceil(rows * bits / 32), math.ceil(columns / group) if group else 1))
 
     def decode() -> Decoded:
         numbers, read = unpack(checkpoint.read(words), bits, 1, columns), _scales(checkpoint, scales).reshape(rows, -1)
