@@ -19,6 +19,7 @@ from twinline.engine.loop import Engine
 from twinline.engine.models import loader
 from twinline.engine.models.checkpoint import Checkpoint
 from twinline.engine.models.forms import Forms, as_stored, says
+from twinline.engine.models.half_range import exponent_for
 from twinline.engine.models.loader import load
 from twinline.engine.models.transformer import Transformer
 from twinline.engine.ops.registry import Ops, StaticFacts
@@ -134,6 +135,10 @@ def build(
     )
     pages = -(-tokens // page_size)
     model = load(directory, spec, ops, device.torch_device, context, forms).eval()
+    if exponent := exponent_for(dtype, spec):
+        log.info(
+            "float16: the residual stream is kept at 1/%d of its size, its weights and norms to match", 2**exponent
+        )
     pool = PagePool(pages, page_size, prefix_cache=options.prefix_cache)
     scheduler = Scheduler(
         pool,

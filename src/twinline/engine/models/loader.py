@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from twinline.engine.models import tables
 from twinline.engine.models.checkpoint import Checkpoint
 from twinline.engine.models.forms import Forms, Piece, apart, parameters_with_form
+from twinline.engine.models.half_range import exponent_for, match_norms, shrink
 from twinline.engine.models.parts import Part
 from twinline.engine.models.shards import Memory
 from twinline.engine.models.transformer import Transformer
@@ -149,6 +150,8 @@ def load(
     model = Transformer(ops, spec)
     if forms is not None:
         forms.give(model)
+    exponent = exponent_for(ops.facts.dtype, spec)
+    match_norms(model, exponent)
     parameters = dict(model.named_parameters())
     wanted = places(spec, iter(parameters))
     filling: dict[str, _Filling] = {}
@@ -165,7 +168,10 @@ def load(
                 filling[key] = _Filling(parameters[key], device, tensors[key], experts, memory, kept.get(key, PLAIN))
             filling[key].put(checkpoint, place, found[name], memory)
             if filling[key].waiting == 0:
-                _settle(model, key, filling.pop(key).finished(), unsealed)
+                data = filling.pop(key).finished()
+                if exponent:
+                    shrink(model, key, data, exponent)
+                _settle(model, key, data, unsealed)
     if spec.tied:
         model.head.share(model.embed.weight.data)
     model.ready(context, device)
