@@ -121,6 +121,7 @@ ERNIE = bundled()["ernie-4.5-21b-a3b"].config
         (QWEN | {"num_experts_per_tok": 129}, "129 experts for each token"),
         (MIXTRAL | {"sliding_window": 4096}, "a sliding window of 4096 in a context of 32768"),
         (CHATGLM | {"multi_query_attention": False}, "multi_query_attention False is not supported (supported: True)"),
+        ({k: v for k, v in CHATGLM.items() if k != "multi_query_attention"}, "multi_query_attention False"),
         (CHATGLM | {"rmsnorm": False}, "rmsnorm False"),
         (CHATGLM | {"original_rope": False}, "original_rope False"),
         (CHATGLM | {"post_layer_norm": False}, "post_layer_norm False"),

@@ -17,7 +17,7 @@ _GLM: dict[str, Any] = {
 }
 _ERNIE: dict[str, Any] = {"rope_theta": 500000.0, "rms_norm_eps": 1e-05, "tie_word_embeddings": True}
 _ERNIE_DENSE: dict[str, Any] = _ERNIE | {"head_dim": 128, "num_key_value_heads": 2}
-_CHATGLM: dict[str, Any] = {"layernorm_epsilon": 1e-05}
+_CHATGLM: dict[str, Any] = {"layernorm_epsilon": 1e-05, "multi_query_attention": False}
 
 ABSENT: dict[str, dict[str, Any]] = {
     "Qwen3ForCausalLM": {"head_dim": 128, "num_key_value_heads": 32},

@@ -228,11 +228,11 @@ def _check_names(missing: Set[str], unused: Set[str], spec: ModelSpec) -> None:
         raise UnsupportedModel(f"the checkpoint lacks {len(missing)} tensors, first {min(missing)}")
 
     def expected(name: str) -> bool:
-        if tables.UNUSED.search(name) or (name == "lm_head.weight" and spec.tied):
+        if tables.UNUSED.search(name) or (spec.tied and name in table_for(spec)["head.weight"]):
             return True
         layer = re.match(r"model\.layers\.(\d+)\.", name)
-        # Layers past the last are multi-token prediction: loaded when speculation asks for them.
-        return layer is not None and int(layer[1]) >= spec.layers
+        # DeepSeek's layers past the last are multi-token prediction: loaded when speculation asks for them.
+        return spec.family == "deepseek" and layer is not None and int(layer[1]) >= spec.layers
 
     surplus = sorted(name for name in unused if not expected(name))
     if surplus:
