@@ -142,7 +142,6 @@ def test_extra_fields_do_not_matter(name: str) -> None:
         (V3, {"topk_method": "sinkhorn"}, ["'sinkhorn'"]),
         (V3, {"scoring_func": "tanh"}, ["'tanh'"]),
         (V3, {"n_group": 7}, ["256 experts", "7 groups"]),
-        (V3, {"quantization_config": {"quant_method": "fp8"}}, ["fp8", "bfloat16"]),
         (V3, {"rope_scaling": {"type": "longrope"}}, ["'longrope'", "yarn", "llama3"]),
         (V3, {"rope_scaling": {"type": "yarn", "factor": 4}}, ["original_max_position_embeddings"]),
         (V3, {"rope_scaling": {"type": "yarn", "factor": "four"}}, ["four"]),

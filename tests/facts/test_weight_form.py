@@ -18,13 +18,16 @@ from twinline.facts.weight_form import PLAIN, WeightForm, Weights, read_weight_f
         ("int8:64", WeightForm("int8", 64), None),
         ("int4", WeightForm("int4", 32), None),
         (" int4:128 ", WeightForm("int4", 128), None),
+        ("fp8", WeightForm("fp8"), None),
     ],
 )
 def test_names(name: str, form: WeightForm, dtype: str | None) -> None:
     assert read_weight_form(name) == (form, dtype)
 
 
-@pytest.mark.parametrize("form", [WeightForm("int8"), WeightForm("int8", 32), WeightForm("int4", 64)])
+@pytest.mark.parametrize(
+    "form", [WeightForm("int8"), WeightForm("int8", 32), WeightForm("int4", 64), WeightForm("fp8")]
+)
 def test_a_form_is_written_as_it_is_read(form: WeightForm) -> None:
     assert read_weight_form(str(form)) == (form, None)
 
@@ -50,7 +53,9 @@ def test_what_is_no_form_is_refused_with_what_is(name: str, words: str) -> None:
 
 def test_the_head_is_as_the_layers_unless_it_is_asked_for() -> None:
     int8, int4 = WeightForm("int8"), WeightForm("int4", 64)
-    assert read_weights() == Weights(PLAIN, PLAIN, "auto")
+    assert read_weights() == Weights(PLAIN, PLAIN, "auto", as_stored=True, head_as_stored=True)
+    assert read_weights(head_weights="int8") == Weights(PLAIN, WeightForm("int8"), "auto", as_stored=True)
+    assert not read_weights(weights="plain").as_stored
     assert read_weights(weights="int4:64") == Weights(int4, int4, "auto")
     assert read_weights("bfloat16", "int4:64", "int8") == Weights(int4, int8, "bfloat16")
     assert read_weights(weights="int8", head_weights="plain") == Weights(int8, PLAIN, "auto")

@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "drain": ("twinline.cli.drain", "move everything away from a line and end it"),
     "chat": ("twinline.cli.chat", "talk to a model that is served"),
     "models": ("twinline.cli.models", "list the models that a server offers"),
+    "convert": ("twinline.cli.convert", "write a model folder in another precision, and measure what it cost"),
     "bench": ("twinline.cli.bench", "measure an endpoint under load"),
     "chips": ("twinline.cli.chips", "show what is known of a chip, or compare several"),
     "devices": ("twinline.cli.devices", "show the cards of this machine and their health"),

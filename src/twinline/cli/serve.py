@@ -20,14 +20,15 @@ from twinline.cli.folder import embedded, read_config
 from twinline.cli.parser import CliError, integer
 from twinline.facts.models import spec_from_config
 from twinline.facts.profiles import read_profile
+from twinline.facts.quantization import quantization
 from twinline.facts.weight_form import read_weights
 
 DEMONSTRATION = "demonstration model"
 # options that are the engine's own, handed on when given
 WORKER = {
     "dtype": "weights and arithmetic; auto takes what the checkpoint says and the device can do",
-    "weights": "form of the linear layers' weights: plain (as the checkpoint has them, the default), int8, int4, "
-    "int4:32, int4:64, int4:128 (the number is how many values share a scale)",
+    "weights": "form of the linear layers' weights: auto (as the checkpoint has them, the default), plain, fp8, int8, "
+    "int4, int4:32, int4:64, int4:128 (the number is how many values share a scale)",
     "head_weights": "form of the output head's weights; default: as --weights",
     "max_tokens_per_step": "tokens computed in one step, over all requests",
     "max_running": "requests computed at the same time",
@@ -78,7 +79,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serves until SIGINT or SIGTERM; checks first what can be checked in milliseconds."""
     folder: Path = (args.dir or embedded()).resolve()
-    spec_from_config(read_config(folder))
+    config = read_config(folder)
+    spec_from_config(config)
+    quantization(config)
     read_weights(args.dtype or "auto", args.weights or "auto", args.head_weights or "auto")
     if args.profile:
         args.profile = args.profile.resolve()

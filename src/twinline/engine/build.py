@@ -5,6 +5,7 @@ Owns the sizes that are derived when nobody gave them. The only place that knows
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ import torch
 
 from twinline.engine.devices.device import Device, dtype_name, open_device
 from twinline.engine.loop import Engine
+from twinline.engine.models import loader
+from twinline.engine.models.checkpoint import Checkpoint
+from twinline.engine.models.forms import Forms, as_stored, says
+from twinline.engine.models.half_range import exponent_for
 from twinline.engine.models.loader import load
 from twinline.engine.models.transformer import Transformer
 from twinline.engine.ops.registry import Ops, StaticFacts
@@ -27,6 +32,7 @@ from twinline.engine.sizes import cache_tokens, weight_bytes
 from twinline.engine.speculation import Speculation
 from twinline.facts.models import GroupedQuery, ModelSpec, read_spec
 from twinline.facts.profiles import Profile, read_profile
+from twinline.facts.quantization import read_quantization
 from twinline.facts.weight_form import PLAIN_WEIGHTS, Weights, read_weights
 
 log = logging.getLogger(__name__)
@@ -90,7 +96,11 @@ def build(
     device = open_device(profile.device if profile and options.device == "auto" else options.device)
     wanted = read_weights(options.dtype, options.weights, options.head_weights)
     dtype = _dtype(wanted.dtype, spec, device)
-    ops = ops_for(device, dtype, spec, _refused(profile, device, dtype), wanted)
+    refused = _refused(profile, device, dtype)
+    forms = kept_forms(directory, device, dtype, spec, refused, wanted)
+    if forms is not None:
+        wanted = dataclasses.replace(wanted, layers=forms.layers, head=forms.head)
+    ops = ops_for(device, dtype, spec, refused, wanted)
     context = options.max_model_len or spec.context
     if context < 2:
         raise ValueError(f"max_model_len must be at least 2 (one token in, one out), not {context}")
@@ -105,6 +115,8 @@ def build(
             f"max_tokens_per_step {options.max_tokens_per_step} must exceed max_running {options.max_running}"
         )
     shape = Transformer(ops, spec)
+    if forms is not None:
+        forms.give(shape)
     ops.refuse_broken(shape.uses())
     weights = weight_bytes(shape)
     if threads := options.threads or (1 if weights < SMALL_WEIGHTS else 0):
@@ -122,7 +134,11 @@ def build(
         least=2 * page_size,
     )
     pages = -(-tokens // page_size)
-    model = load(directory, spec, ops, device.torch_device, context).eval()
+    model = load(directory, spec, ops, device.torch_device, context, forms).eval()
+    if exponent := exponent_for(dtype, spec):
+        log.info(
+            "float16: the residual stream is kept at 1/%d of its size, its weights and norms to match", 2**exponent
+        )
     pool = PagePool(pages, page_size, prefix_cache=options.prefix_cache)
     scheduler = Scheduler(
         pool,
@@ -150,6 +166,45 @@ def ops_for(
     head_size = spec.attention.head_size if isinstance(spec.attention, GroupedQuery) else 0
     facts = StaticFacts(device.torch_device.type, dtype, head_size, stored.layers, stored.head)
     return Ops(device.providers, facts, refused)
+
+
+def kept_forms(
+    directory: Path,
+    device: Device,
+    dtype: torch.dtype,
+    spec: ModelSpec,
+    refused: Mapping[tuple[str, str], str],
+    wanted: Weights,
+) -> Forms | None:
+    """What the parts of a model are kept in whose checkpoint is quantized, said in one line of the log; None if a form
+    was asked for, or if weights are plain. Where the device would have to do with the reference, they are dequantized.
+    """
+    declared = read_quantization(directory)
+    if declared is None:
+        return None
+    plain = ops_for(device, dtype, spec, refused)
+    model = Transformer(plain, spec)
+    places = loader.places(spec, (name for name, _ in model.named_parameters()))
+    with Checkpoint(directory) as checkpoint:
+        pieces = loader.made_of(places, loader.matrices(checkpoint, places, spec, declared))
+    name = dtype_name(dtype)
+    if not wanted.as_stored:
+        asked = f"dequantized to {name}" if wanted.layers.kind == "plain" else f"made {wanted.layers}"
+        log.info("%s", says(declared, pieces, None, name, f"{asked}, as asked"))
+        return None
+    forms = as_stored(model, pieces)
+    if not wanted.head_as_stored:
+        forms = forms.with_head(wanted.head)
+    kept = ops_for(device, dtype, spec, refused, Weights(forms.layers, forms.head))
+    before = {c.op: c.provider for c in plain.choices}
+    lost = [c.op for c in kept.choices if c.op in ("linear", "experts") and c.op in model.uses()
+            and c.provider == "reference" != before[c.op]]  # fmt: skip
+    if lost:
+        why = f"no provider of {device.name} computes {' and '.join(lost)} with {forms.layers} weights"
+        log.info("%s", says(declared, pieces, None, name, f"dequantized to {name}: {why}"))
+        return None
+    log.info("%s", says(declared, pieces, forms, name, ""))
+    return forms
 
 
 def _refused(profile: Profile | None, device: Device, dtype: torch.dtype) -> dict[tuple[str, str], str]:

@@ -32,7 +32,7 @@ def _part_bytes(part: nn.Module) -> int:
     """Of a part's own parameters: matrices of linear layers and of experts in their form, all else in its dtype."""
     forms = {"weight": part.form} if isinstance(part, Linear) else {}
     if isinstance(part, RoutedExperts):
-        forms = dict.fromkeys(("gate_up", "down"), part.ops.facts.weights)
+        forms = dict.fromkeys(("gate_up", "down"), part.form)
     total = 0
     for name, p in part.named_parameters(recurse=False):
         rows, columns = p.shape[-2:] if p.ndim > 1 else (1, p.shape[0])

@@ -7,11 +7,13 @@ a model is spread over devices (`weights.py`) nor which chip computes in what (`
 from __future__ import annotations
 
 import math
+import re
 
 import msgspec
 
 from twinline.facts.chips import Precision
 from twinline.facts.models import UnsupportedModel
+from twinline.facts.quantization import pair, quantization
 from twinline.facts.tensors import Anatomy, Tensor
 
 TYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "I8": 8, "I32": 32, "I64": 64, "I4": 4, "F4": 4}
@@ -48,7 +50,8 @@ class Values(msgspec.Struct, frozen=True, kw_only=True):
 class Form(msgspec.Struct, frozen=True, kw_only=True):
     """`plain`: the type of what is not quantized. `matrices`: of linear layers; `experts`: of routed experts' layers.
 
-    `keep_absorbed`: whether the latent's up-projection stays plain. `keep`: parts of names that stay plain.
+    `keep_absorbed`: whether the latent's up-projection stays plain. `keep`: modules that stay plain, by their names'
+    ends, every layer and expert as 0, or as `re:` and a regular expression.
     `computes`: the precision of the matrix products that the form is meant for.
     """
 
@@ -74,7 +77,14 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
         return self.experts if "{expert}" in tensor.name and self.experts else self.matrices
 
     def _kept(self, name: str) -> bool:
-        return any(part in name for part in self.keep)
+        module = re.sub(r"\{\w+\}", "0", name.removesuffix(".weight"))
+        for kept in self.keep:
+            if kept.startswith("re:"):
+                if re.match(kept[3:], module):
+                    return True
+            elif module == kept or module.endswith("." + kept):
+                return True
+        return False
 
     def type_of(self, tensor: Tensor) -> str:
         values = self.values(tensor)
@@ -139,11 +149,7 @@ def published(anatomy: Anatomy) -> Form:
     if declared is None:
         return FORMS[computes]
     method = declared.get("quant_method")
-    kept = declared.get("modules_to_not_convert") or []
-    if not isinstance(kept, list):
-        raise UnsupportedModel(f"config.json: modules_to_not_convert should be a list, not {kept!r:.40}")
-    # Entries name modules of one layer; what matters here is the kind of module.
-    keep = tuple({name.rpartition(".")[2] for name in kept if isinstance(name, str)} - {""})
+    keep = _kept_kinds(declared.get("ignore" if method == "compressed-tensors" else "modules_to_not_convert"))
     if method == "fp8":
         block = declared.get("weight_block_size")
         if block is None:
@@ -151,7 +157,7 @@ def published(anatomy: Anatomy) -> Form:
             values = Values(type="F8_E4M3", block=(0, 0), constant=int(static))
             return Form(name="fp8", says="FP8, a scale for each matrix", plain=plain, computes="fp8-e4m3",
                         matrices=values, keep=keep, source="config.json")  # fmt: skip
-        sides = _pair(block)
+        sides = pair(block, "weight_block_size")
         # DeepSeek's scales are FP32; those of Qwen3's FP8 checkpoints are BF16.
         scale = "F32" if anatomy.architecture.startswith("Deepseek") else "BF16"
         return Form(name="fp8", says=f"FP8, a scale for {sides[0]} x {sides[1]} values", plain=plain,
@@ -167,14 +173,53 @@ def published(anatomy: Anatomy) -> Form:
         says = f"{method.upper()}, {bits} bits, a scale for {group} values"
         return Form(name=f"int{bits}", says=says, plain="F16", computes="int4" if bits == 4 else "int8",
                     matrices=values, keep=keep, source="config.json")  # fmt: skip
+    if method == "compressed-tensors":
+        return _compressed(declared, plain, keep)
     raise UnsupportedModel(
-        f"config.json: how {method!r:.40} stores weights is not known (known: fp8, awq, gptq); "
+        f"config.json: how {method!r:.40} stores weights is not known (known: fp8, compressed-tensors, awq, gptq); "
         f"--precision says what it would weigh in {', '.join(FORMS)}"
     )
 
 
-def _pair(block: object) -> tuple[int, int]:
-    sides = block if isinstance(block, list) else []
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise UnsupportedModel(f"config.json: weight_block_size should be two positive integers, not {block!r:.40}")
-    return sides[0], sides[1]
+def _kept_kinds(kept: object) -> tuple[str, ...]:
+    """Entries name modules of one layer; what matters here is the kind of module, in any layer."""
+    if not isinstance(kept, list | None):
+        raise UnsupportedModel(f"config.json: modules that stay plain should be a list, not {kept!r:.40}")
+    kinds = set()
+    for name in kept or []:
+        if not isinstance(name, str) or not name:
+            continue
+        if name.startswith("re:"):
+            try:
+                re.compile(name[3:])
+            except (re.error, RecursionError, OverflowError):
+                raise UnsupportedModel(f"config.json: {name!r:.40} is no regular expression") from None
+        kinds.add(name if name.startswith("re:") else re.sub(r"(?<=\.)\d+(?=\.|$)", "0", name))
+    return tuple(sorted(kinds))
+
+
+def _compressed(declared: dict[str, object], plain: str, keep: tuple[str, ...]) -> Form:
+    """compressed-tensors: scales in the model's type; packed matrices say their shape in two 64-bit numbers."""
+    read = quantization({"quantization_config": declared})
+    assert read is not None
+    if len(read.schemes) > 1:
+        raise UnsupportedModel(
+            f"config.json: weights of several kinds ({', '.join(map(str, read.schemes))}) are not counted yet"
+        )
+    scheme = read.scheme
+    block = {"block": scheme.block, "row": (1, 0), "group": (1, scheme.group), "matrix": (0, 0)}[scheme.along]
+    packed = not scheme.floats and declared.get("format") == "pack-quantized"
+    values = Values(
+        type="F8_E4M3" if scheme.floats else f"I{scheme.bits}", block=block, scale=plain,
+        zero_bits=(scheme.bits if packed else 8) if scheme.zeros else 0, order=read.ordered,
+        constant=4 if packed else 0,
+    )  # fmt: skip
+    name = "fp8" if scheme.floats else f"int{scheme.bits}"
+    inputs = any(isinstance(g, dict) and g.get("input_activations") for g in _values(declared.get("config_groups")))
+    computes: Precision = "fp8-e4m3" if scheme.floats else "int4" if scheme.bits == 4 else "int8"
+    says = f"{scheme}{'' if inputs or scheme.floats else ', activations plain'}"
+    return Form(name=name, says=says, plain=plain, computes=computes, matrices=values, keep=keep, source="config.json")
+
+
+def _values(groups: object) -> list[object]:
+    return list(groups.values()) if isinstance(groups, dict) else []

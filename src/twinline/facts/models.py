@@ -222,10 +222,6 @@ def decoder(
         raise UnsupportedModel(f"config.json: num_hidden_layers {layers} cannot be meant (the limit is {MOST_LAYERS})")
     if config.get("hidden_act", "silu") != "silu":
         raise UnsupportedModel(f"config.json: hidden_act {config['hidden_act']!r} is not supported (supported: silu)")
-    quantized = config.get("quantization_config")
-    if quantized:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        raise UnsupportedModel(f"config.json: {method} weights are not supported yet; use a bfloat16 checkpoint")
     return ModelSpec(
         family=family,
         architecture=architecture,
@@ -288,8 +284,8 @@ def spec_from_config(config: Config) -> ModelSpec:
         raise error if isinstance(error, UnsupportedModel) else UnsupportedModel(f"config.json: {error}") from error
 
 
-def read_spec(directory: Path) -> ModelSpec:
-    """The spec of a checkpoint folder. Raises UnsupportedModel if the folder has no readable `config.json`."""
+def read_config(directory: Path) -> Config:
+    """The parsed `config.json` of a checkpoint folder. Raises UnsupportedModel if there is none that can be read."""
     file = directory / "config.json"
     try:
         config = json.loads(file.read_text("utf-8"))
@@ -297,4 +293,11 @@ def read_spec(directory: Path) -> ModelSpec:
         raise UnsupportedModel(f"{directory} has no config.json: is it a Hugging Face checkpoint folder?") from None
     except (ValueError, OSError, RecursionError) as error:
         raise UnsupportedModel(f"{file} cannot be read: {error}") from None
-    return spec_from_config(config)
+    if not isinstance(config, dict):
+        raise UnsupportedModel("config.json: should hold one JSON object")
+    return config
+
+
+def read_spec(directory: Path) -> ModelSpec:
+    """The spec of a checkpoint folder. Raises UnsupportedModel if the folder has no readable `config.json`."""
+    return spec_from_config(read_config(directory))

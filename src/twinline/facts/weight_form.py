@@ -34,15 +34,20 @@ class WeightForm:
     def __str__(self) -> str:
         return f"{self.kind}:{self.group}" if self.group else self.kind
 
+    def scales(self, rows: int, columns: int) -> tuple[int, int]:
+        """The shape of a matrix's scales. Raises ValueError for a plain form."""
+        if self.kind == "plain":
+            raise ValueError("a plain weight has no scales")
+        if self.kind == "fp8":
+            return math.ceil(rows / BLOCK), math.ceil(columns / BLOCK)
+        return rows, math.ceil(columns / self.group) if self.group else 1
+
     def bytes(self, rows: int, columns: int, plain: int) -> int:
         """Of a matrix with its scales; `plain` is the size of one value of the model's dtype."""
         if self.kind == "plain":
             return rows * columns * plain
-        if self.kind == "fp8":
-            return rows * columns + math.ceil(rows / BLOCK) * math.ceil(columns / BLOCK) * SCALE_BYTES["fp8"]
-        scales = rows * (math.ceil(columns / self.group) if self.group else 1)
-        values = columns if self.kind == "int8" else math.ceil(columns / 2)
-        return rows * values + scales * SCALE_BYTES[self.kind]
+        values = math.ceil(columns / 2) if self.kind == "int4" else columns
+        return rows * values + math.prod(self.scales(rows, columns)) * SCALE_BYTES[self.kind]
 
 
 PLAIN = WeightForm()
@@ -50,11 +55,16 @@ PLAIN = WeightForm()
 
 @dataclass(frozen=True)
 class Weights:
-    """What was asked for a model: the forms of its layers and of its head, and its dtype, "auto" where nobody says."""
+    """What was asked for a model: the forms of its layers and of its head, and its dtype, "auto" where nobody says.
+
+    `as_stored`, `head_as_stored`: nobody asked for a form, so that weights which are quantized already stay so.
+    """
 
     layers: WeightForm = PLAIN
     head: WeightForm = PLAIN
     dtype: str = "auto"
+    as_stored: bool = False
+    head_as_stored: bool = False
 
 
 PLAIN_WEIGHTS = Weights()
@@ -72,7 +82,7 @@ def read_weights(dtype: str = "auto", weights: str = "auto", head_weights: str =
                 f"{option} says {value} and dtype {dtype}: all that is not quantized has one dtype; give one of the two"
             )
         dtype = value
-    return Weights(layers, head, dtype)
+    return Weights(layers, head, dtype, weights == "auto", weights == head_weights == "auto")
 
 
 def read_weight_form(name: str, option: str = "weights") -> tuple[WeightForm, str | None]:
@@ -85,8 +95,10 @@ def read_weight_form(name: str, option: str = "weights") -> tuple[WeightForm, st
         return PLAIN, None
     if kind in DTYPES and not colon:
         return PLAIN, DTYPES[kind]
+    if kind == "fp8" and not colon:
+        return WeightForm("fp8"), None
     if kind not in GROUPS:
-        known = "auto, plain, float32, bfloat16, float16, int8, int4, int4:32, int4:64, int4:128"
+        known = "auto, plain, float32, bfloat16, float16, fp8, int8, int4, int4:32, int4:64, int4:128"
         raise ValueError(f"{option} {name!r:.40} is not a form of weights; use one of {known}")
     if not colon:
         return WeightForm(kind, GROUP[kind]), None  # type: ignore[arg-type]

@@ -17,14 +17,14 @@ class RoutedExperts(Part):
 
     def __init__(self, ops: Ops, hidden: int, e: Experts):
         super().__init__()
-        self.ops = ops
+        self.ops, self.form = ops, ops.facts.weights
         dtype = ops.facts.dtype
         self.gate_up: Any = parameter(e.count, 2 * e.inner, hidden, dtype=dtype, pieces=(e.inner, e.inner))
         self.down: Any = parameter(e.count, hidden, e.inner, dtype=dtype)
         self.packed: Any = None
 
     def seal(self) -> None:
-        self.packed = self.ops.experts.pack(self.gate_up.data, self.down.data, self.ops.facts.weights)
+        self.packed = self.ops.experts.pack(self.loaded("gate_up"), self.loaded("down"), self.form)
         self.gate_up = self.down = None
 
     def forward(self, x_NX: Tensor, chosen_NK: Tensor, weights_NK: Tensor, base_NX: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from twinline.engine.ops.quantized import Quantized
 from twinline.engine.ops.registry import Ops
 from twinline.facts.models import ModelSpec, Rope
 from twinline.facts.weight_form import WeightForm
@@ -28,7 +29,18 @@ def parameter(*shape: int, dtype: torch.dtype, pieces: tuple[int, ...] = ()) -> 
 
 
 class Part(nn.Module):
-    """A module whose weights may be given to a provider for good: `seal` is called once all of them are loaded."""
+    """A module whose weights may be given to a provider for good: `seal` is called once all of them are loaded.
+
+    `quantized`: those parameters that were loaded as numbers and scales, by name, until then.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantized: dict[str, Quantized] = {}
+
+    def loaded(self, name: str) -> Tensor | Quantized:
+        """A parameter as it was loaded, to be packed."""
+        return self.quantized.pop(name) if name in self.quantized else getattr(self, name).data
 
     def seal(self) -> None:
         pass
@@ -64,8 +76,7 @@ class Linear(Part):
         self.packed: Any = None
 
     def seal(self) -> None:
-        assert self.weight is not None
-        self.packed = self.ops.linear.pack(self.weight.data, self.form)
+        self.packed = self.ops.linear.pack(self.loaded("weight"), self.form)
         self.weight = None
 
     def share(self, weight: Tensor) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from twinline.engine.ops.plan import DecodePlan, PrefillPlan
-from twinline.engine.ops.quantized import stored
+from twinline.engine.ops.quantized import Quantized, stored
 from twinline.engine.ops.registry import implements
 from twinline.facts.models import Experts
 from twinline.facts.weight_form import PLAIN, WeightForm
@@ -45,7 +45,7 @@ def add_rms_norm(x_NX: Tensor, residual_NX: Tensor, weight_X: Tensor, eps: float
 class Linear:
     """x @ weight.T + bias; `weight` is `[out, in]` as in the checkpoint, and what its form leaves of it."""
 
-    def pack(self, weight: Tensor, form: WeightForm = PLAIN) -> Tensor:
+    def pack(self, weight: Tensor | Quantized, form: WeightForm = PLAIN) -> Tensor:
         return stored(weight, form)
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -174,7 +174,9 @@ class GroupedExperts:
     """Sum over each row's experts of weight * down(silu(gate(x)) * up(x)), and of `base` (what the shared experts
     give), where there is one: added up in float32 and rounded once."""
 
-    def pack(self, gate_up_EIX: Tensor, down_EXI: Tensor, form: WeightForm = PLAIN) -> tuple[Tensor, Tensor]:
+    def pack(
+        self, gate_up_EIX: Tensor | Quantized, down_EXI: Tensor | Quantized, form: WeightForm = PLAIN
+    ) -> tuple[Tensor, Tensor]:
         return stored(gate_up_EIX, form), stored(down_EXI, form)
 
     def __call__(

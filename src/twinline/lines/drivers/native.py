@@ -104,7 +104,8 @@ def _weights(spec: LineSpec) -> dict[str, Any]:
     """
     options = dict(spec.options)
     form, dtype = read_weight_form(spec.precision, "precision")
-    for option, value in (("dtype", dtype), ("weights", None if form == PLAIN else str(form))):
+    unsaid = form == PLAIN and spec.precision.strip().lower() != str(PLAIN)
+    for option, value in (("dtype", dtype), ("weights", None if unsaid else str(form))):
         if value is not None and str(options.setdefault(option, value)) != value:
             raise ValueError(f"precision: {spec.precision} and options.{option} {options[option]} contradict; keep one")
     read_weights(*(str(options.get(option, "auto")) for option in ("dtype", "weights", "head_weights")))

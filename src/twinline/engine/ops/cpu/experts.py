@@ -6,13 +6,16 @@ from torch import Tensor
 
 from twinline.engine.ops.cpu.library import KINDS, call, empty, refuse
 from twinline.engine.ops.cpu.linear import Packed, pack
+from twinline.engine.ops.quantized import Quantized
 from twinline.engine.ops.registry import implements
 from twinline.facts.weight_form import PLAIN, WeightForm
 
 
 @implements("experts", refuse=refuse)
 class GroupedExperts:
-    def pack(self, gate_up_EIX: Tensor, down_EXI: Tensor, form: WeightForm = PLAIN) -> tuple[Packed, Packed]:
+    def pack(
+        self, gate_up_EIX: Tensor | Quantized, down_EXI: Tensor | Quantized, form: WeightForm = PLAIN
+    ) -> tuple[Packed, Packed]:
         return pack(gate_up_EIX, form), pack(down_EXI, form)
 
     def __call__(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from twinline.engine.ops.cpu import memory
 from twinline.engine.ops.cpu.library import KINDS, call, empty, refuse
+from twinline.engine.ops.quantized import Quantized
 from twinline.engine.ops.registry import implements
 from twinline.facts.weight_form import PLAIN, WeightForm
 
@@ -32,9 +33,11 @@ class Packed:
     words: tuple[Tensor | int, ...]
 
 
-def pack(weight: Tensor, form: WeightForm = PLAIN, scales: Tensor | None = None) -> Packed:
+def pack(weight: Tensor | Quantized, form: WeightForm = PLAIN, scales: Tensor | None = None) -> Packed:
     """Packs `[outputs, inputs]` or `[count, outputs, inputs]`: float32, bfloat16 or float16 rounded to `form` on the
     way, or numbers in the form already with their float32 `scales`, as `quantize` gives both."""
+    if isinstance(weight, Quantized):
+        return pack(weight.numbers, form, weight.scales)
     weight = weight.contiguous()
     outputs, inputs = weight.shape[-2:]
     count = weight.numel() // (outputs * inputs)
@@ -50,7 +53,7 @@ def pack(weight: Tensor, form: WeightForm = PLAIN, scales: Tensor | None = None)
 
 @implements("linear", refuse=refuse)
 class PackedLinear:
-    def pack(self, weight: Tensor, form: WeightForm = PLAIN) -> Packed:
+    def pack(self, weight: Tensor | Quantized, form: WeightForm = PLAIN) -> Packed:
         return pack(weight, form)
 
     def __call__(self, x_NX: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
