@@ -46,7 +46,9 @@ $(VENV)/.setup: $(VENV)/.python pyproject.toml scripts/install-torch $(wildcard 
 
 $(VENV)/.dev: $(VENV)/.setup
 	@echo 'installing development tools'
-	@$(PIP) install --quiet --editable '.[dev]'
+	@# The tools alone: to install the package again would compile it again.
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/dev.txt
+	@$(PIP) install --quiet --no-warn-conflicts --requirement $(VENV)/dev.txt
 	@touch $@
 
 serve: setup
