@@ -49,7 +49,8 @@ def test_whole_and_streamed_are_the_same_message(door: Gateway, client: anthropi
     usage = answer.usage
     assert (usage.input_tokens, usage.cache_read_input_tokens, usage.output_tokens) == (prompt - 3, 3, len(tokens))
     assert usage.output_tokens_details is not None
-    assert 5 < usage.output_tokens_details.thinking_tokens < len(tokens) - 5
+    thought = len(door.tokenizer.encode("Think: 你.</think>", special=False))
+    assert usage.output_tokens_details.thinking_tokens == thought < len(tokens)
     assert answer._request_id and answer.id == f"msg_{answer._request_id}"
     with client.messages.stream(**ask) as stream:
         seen = [event.type for event in stream]

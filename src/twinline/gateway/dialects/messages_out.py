@@ -58,9 +58,11 @@ class MessagesWording:
 class Whole:
     """Gathers the pieces."""
 
-    def __init__(self, message_id: str, model: str, prompt_tokens: int, *, shows_thinking: bool) -> None:
+    def __init__(
+        self, message_id: str, model: str, prompt_tokens: int, *, shows_thinking: bool, mark: Sequence[int] = ()
+    ) -> None:
         self._id, self._model, self._prompt_tokens = message_id, model, prompt_tokens
-        self.runs = Runs(shows_reasoning=shows_thinking)
+        self.runs = Runs(mark, shows_reasoning=shows_thinking)
 
     def news(self, piece: Piece) -> bytes:
         self.runs.push(piece)
@@ -79,9 +81,9 @@ class Whole:
 
     def usage(self, choices: Sequence[Choice]) -> MessageUsage:
         """Before there are choices, of the prompt alone."""
-        thought = ThinkingTokens(self.runs.reasoning_tokens)
         if not choices:
-            return MessageUsage(self._prompt_tokens, 0, 0, 0, thought)
+            return MessageUsage(self._prompt_tokens, 0, 0, 0, ThinkingTokens(0))
+        thought = ThinkingTokens(self.runs.reasoning_tokens(choices[0].journal))
         used = usage_of(choices)
         details = used.prompt_tokens_details
         cached = 0 if details is None else min(details.cached_tokens, used.prompt_tokens)

@@ -14,6 +14,7 @@ from twinline.gateway.dialects.responses_out import Streamed, Whole
 from twinline.gateway.dialects.responses_types import ResponsesRequest
 from twinline.gateway.door import Target
 from twinline.gateway.exchange import Exchange
+from twinline.gateway.text.reasoning import CLOSE
 
 
 class Responses:
@@ -30,9 +31,10 @@ class Responses:
         exchange.warn(without_effect(request))
 
         def shape(prompt: list[int]) -> Shape:
+            mark = target.served.tokenizer.encode(CLOSE, special=False)
             if not request.stream:
-                return Whole(request, exchange.request_id)
-            streamed = Streamed(request, exchange.request_id)
+                return Whole(request, exchange.request_id, mark)
+            streamed = Streamed(request, exchange.request_id, mark)
             exchange.wording = streamed
             return streamed
 

@@ -47,8 +47,9 @@ _DELTAS = {
 class Whole:
     """Gathers the pieces."""
 
-    def __init__(self, request: ResponsesRequest, request_id: str) -> None:
-        self.runs = Runs()
+    def __init__(self, request: ResponsesRequest, request_id: str, mark: Sequence[int] = ()) -> None:
+        """`mark`: the token ids that end reasoning."""
+        self.runs = Runs(mark)
         self._request_id = request_id
         text = request.text or TextConfig()
         self._blank = ResponseOut(
@@ -82,7 +83,7 @@ class Whole:
             input_tokens=used.prompt_tokens,
             input_tokens_details=Cached(0 if details is None else details.cached_tokens),
             output_tokens=used.completion_tokens,
-            output_tokens_details=Reasoned(self.runs.reasoning_tokens),
+            output_tokens_details=Reasoned(self.runs.reasoning_tokens(choices[0].journal if choices else ())),
             total_tokens=used.total_tokens,
         )
         return self.response(
@@ -117,8 +118,8 @@ class Streamed(Whole):
     """Nothing is sent before the first piece, so that a refusal is still an HTTP status. It words its own breaking off,
     for events are numbered."""
 
-    def __init__(self, request: ResponsesRequest, request_id: str) -> None:
-        super().__init__(request, request_id)
+    def __init__(self, request: ResponsesRequest, request_id: str, mark: Sequence[int] = ()) -> None:
+        super().__init__(request, request_id, mark)
         self._number = 0
 
     def news(self, piece: Piece) -> bytes:

@@ -6,6 +6,7 @@ Owns where a run begins and ends, and how many tokens were reasoning. Must not k
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -36,8 +37,10 @@ Step = tuple[What, Run, str]
 class Runs:
     """Of one choice. `runs` are those so far; `finish` and `stop_reason` are the last piece's."""
 
-    def __init__(self, *, shows_reasoning: bool = True) -> None:
-        """Without `shows_reasoning` there is no run of it; its tokens are counted all the same."""
+    def __init__(self, mark: Sequence[int] = (), *, shows_reasoning: bool = True) -> None:
+        """`mark`: the token ids that end reasoning. Without `shows_reasoning` there is no run of it; its tokens are
+        counted all the same."""
+        self._mark = list(mark)
         self._shows = shows_reasoning
         self._open: Run | None = None
         self._call: object = None  # the index of the call that is open
@@ -47,10 +50,21 @@ class Runs:
         self.finish: str | None = None
         self.stop_reason: int | str | None = None
 
-    @property
-    def reasoning_tokens(self) -> int:
-        """Tokens up to the piece in which the answer itself begins, tags included; 0 where there is no reasoning."""
-        return self._tokens if self._reasons else 0
+    def reasoning_tokens(self, journal: Sequence[int]) -> int:
+        """Of all tokens in `journal` those to the end of the mark; where that is not there, to the piece in which the
+        answer itself begins. 0 where there is no reasoning."""
+        if not self._reasons:
+            return 0
+        mark = self._mark
+        at = -1
+        while mark:
+            try:
+                at = journal.index(mark[0], at + 1)
+            except ValueError:
+                break
+            if journal[at : at + len(mark)] == mark:
+                return at + len(mark)
+        return self._tokens
 
     @property
     def calls(self) -> bool:
