@@ -2,7 +2,8 @@
 
 Every test does two things: the engine agrees with the float64 oracle, and with the trap sprung (the wrong variant put
 in the engine's place) the same comparison fails. So the comparison is known to see the trap. Traps 9 to 14, of routing,
-are in `test_traps_routing.py`; 4, 5, 18 to 21 and 23 to 26 are of parts that are not here yet, 27 to 30 of the gateway.
+are in `test_traps_routing.py`, 18 to 20, of the prediction layer, in `test_traps_prediction.py`; 4, 5, 21 and 23 to 26
+are of parts that are not here yet, 27 to 30 of the gateway.
 """
 
 from __future__ import annotations

@@ -46,9 +46,8 @@ def places(spec: ModelSpec, parameters: Iterator[str]) -> dict[str, Place]:
     for name in parameters:
         if name == "head.weight" and spec.tied:
             continue
-        layer = re.match(r"layers\.(\d+)\.", name)
-        index = layer[1] if layer else ""
-        for source, template in enumerate(table[re.sub(r"^layers\.\d+\.", "layers.{i}.", name)]):
+        index, templates = _templates(name, spec, table)
+        for source, template in enumerate(templates):
             filled = template.replace("{i}", index)
             if "{e}" not in filled:
                 found[filled] = Place(name, None, source)
@@ -57,6 +56,15 @@ def places(spec: ModelSpec, parameters: Iterator[str]) -> dict[str, Place]:
             for e in range(spec.experts.count):
                 found[filled.replace("{e}", str(e))] = Place(name, e, source)
     return found
+
+
+def _templates(name: str, spec: ModelSpec, table: tables.Table) -> tuple[str, tuple[str, ...]]:
+    """A parameter's layer number and the checkpoint's names for it; the prediction layer's number is past the last."""
+    if name in tables.PREDICTOR:
+        return str(spec.layers), tables.PREDICTOR[name]
+    name = name.replace("predictor.layer.", f"layers.{spec.layers}.")
+    layer = re.match(r"layers\.(\d+)\.", name)
+    return layer[1] if layer else "", table[re.sub(r"^layers\.\d+\.", "layers.{i}.", name)]
 
 
 class _Filling:
@@ -92,12 +100,15 @@ class _Filling:
         self.waiting -= 1
 
 
-def load(directory: Path, spec: ModelSpec, ops: Ops, device: torch.device, context: int) -> Transformer:
-    """The model of a checkpoint folder, on `device`, every part packed by its provider and ready to run.
+def load(
+    directory: Path, spec: ModelSpec, ops: Ops, device: torch.device, context: int, *, predictor: bool = False
+) -> Transformer:
+    """The model of a checkpoint folder, on `device`, every part packed by its provider and ready to run; with its
+    prediction layer if that is asked for.
 
     Raises UnsupportedModel for missing, surplus, misshapen or unreadable tensors.
     """
-    model = Transformer(ops, spec)
+    model = Transformer(ops, spec, predictor=predictor)
     parameters = dict(model.named_parameters())
     wanted = places(spec, iter(parameters))
     files = shards(directory)
@@ -125,7 +136,9 @@ def _check_names(wanted: dict[str, Place], files: dict[str, list[str]], spec: Mo
     present = {name for names in files.values() for name in names}
     missing = wanted.keys() - present
     if missing:
-        raise UnsupportedModel(f"the checkpoint lacks {len(missing)} tensors, first {min(missing)}")
+        without = f"model.layers.{spec.layers}."
+        hint = ": use --speculation ngram or off" if all(name.startswith(without) for name in missing) else ""
+        raise UnsupportedModel(f"the checkpoint lacks {len(missing)} tensors, first {min(missing)}{hint}")
 
     def expected(name: str) -> bool:
         if tables.UNUSED.search(name) or (name == "lm_head.weight" and spec.tied):

@@ -66,5 +66,14 @@ DEEPSEEK_PLAIN_QUERY: Table = DEEPSEEK | {
     ),
 }
 
+# The prediction layer, `{i}` the number after the last layer's; its decoder layer is named as the others are. Its
+# copies of embedding and head are the model's own (DeepSeek-V3, README_WEIGHTS.md) and are not read.
+PREDICTOR: Table = {
+    "predictor.embedding_norm.weight": (_LAYER + "enorm.weight",),
+    "predictor.hidden_norm.weight": (_LAYER + "hnorm.weight",),
+    "predictor.join": (_LAYER + "eh_proj.weight",),
+    "predictor.norm.weight": (_LAYER + "shared_head.norm.weight",),
+}
+
 # Tables of rotary frequencies that old exports carry; ours are computed.
 UNUSED = re.compile(r"\.rotary_emb\.inv_freq$")
