@@ -104,8 +104,10 @@ def test_what_is_certain_is_guessed_right(certain: Path, depth: int, requests: i
     assert counters.steps == 1 + math.ceil(32 / each), counters  # the first token comes with the prompt
 
 
-@pytest.mark.parametrize("depth", [1, 3])
-def test_the_layers_cache_through_chunks_prefixes_and_preemption(half: Path, judge: Judge, depth: int) -> None:
+@pytest.mark.parametrize(("depth", "heat"), [(1, 0.4), (3, 0.4), (1, 0.0), (3, 0.0)])
+def test_the_layers_cache_through_chunks_prefixes_and_preemption(
+    half: Path, judge: Judge, depth: int, heat: float
+) -> None:
     """Prompts in chunks of a few tokens, beginnings in common, text from another line, and too few pages for all."""
     line = patient(Driven(half, speculation="mtp", draft_depth=depth, kv_tokens=128, page_size=4, max_running=4,
                           max_tokens_per_step=13))  # fmt: skip
@@ -113,7 +115,7 @@ def test_the_layers_cache_through_chunks_prefixes_and_preemption(half: Path, jud
     for i in range(7):
         own = [(i * 7 + n) % VOCAB for n in range(3 + i)]
         output = own if i % 3 == 2 else ()
-        line.submit(f"r{i}", start[: 9 + 2 * i] + own, output=output, max_tokens=25 + len(output), temperature=0.4 * i,
+        line.submit(f"r{i}", start[: 9 + 2 * i] + own, output=output, max_tokens=25 + len(output), temperature=heat * i,
                     seed=i)  # fmt: skip
     while line.engine.scheduler.has_work:
         line.step()
@@ -214,6 +216,32 @@ def test_guesses_that_are_not_numbers_are_none(half: Path) -> None:
     line.run()
     assert line.engine.counters.draft_tokens == 0 and line.engine.failure is None
     assert request.output == ran(half, [{"prompt": PROMPTS[0], "max_tokens": 20}])[1][0].output
+
+
+@pytest.mark.parametrize(("depth", "requests"), [(1, 1), (3, 1), (3, 2), (1, 4)])
+def test_a_chain_guesses_as_step_by_step(half: Path, judge: Judge, depth: int, requests: int) -> None:
+    """What one replay guesses for greedy requests, and what it leaves in the cache, is what the plain way does."""
+    asked = [{"prompt": PROMPTS[3][i:], "max_tokens": 50 - 9 * i} for i in range(requests)]
+    found = []
+    for chained in (True, False):
+        line = patient(Driven(half, speculation="mtp", draft_depth=depth, page_size=4))
+        chains = line.engine.runner.chains
+        assert chains is not None
+        if not chained:
+            chains.why_not = "to compare"
+        elif chains.why_not is not None:
+            pytest.skip(chains.why_not)
+        for i, r in enumerate(asked):
+            line.submit(f"r{i}", **r)
+        guesses = []
+        while line.engine.scheduler.has_work:
+            line.step()
+            guesses.append({name: trail.guess for name, trail in prediction(line)._trails.items()})
+            if len(guesses) % 5 == 0:
+                assert judge.looks(line)
+        assert prediction(line).failure is None and bool(chains._recorded) == chained
+        found.append((guesses, line.engine.counters))
+    assert found[0] == found[1]
 
 
 def test_a_replayed_prediction_gives_the_plain_ones_bits(half: Path) -> None:

@@ -31,7 +31,8 @@ class Guessed:
         self.line = Driven(write(folder, config, self.weights), speculation="mtp", draft_depth=DEPTH,
                            prefix_cache=False)  # fmt: skip
         self.model, self.runner = self.line.model, self.line.engine.runner
-        self.runner.predictor_graphs.why_not = "a test changes its parts"  # type: ignore[union-attr]
+        for recorded in (self.runner.predictor_graphs, self.runner.chains):
+            recorded.why_not = "a test changes its parts"  # type: ignore[union-attr]
 
     def error(self) -> float:
         """The largest difference of any guess's logits, relative to the largest logit."""

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from twinline.engine import batch as batches
 from twinline.engine.batch import Batch
+from twinline.engine.chains import Link
 from twinline.engine.request import Request
 from twinline.engine.runner import Runner
 from twinline.engine.sampler import BadLogits, Sampler
@@ -152,6 +153,8 @@ class Prediction:
     @torch.inference_mode()
     def _follow(self, ran: _Ran, useful: Callable[[Request], int]) -> None:
         batch = ran.batch
+        if self._chained(ran, useful):
+            return
         ids_N = torch.tensor(ran.next_ids, device=batch.ids_N.device)
         begins = any(w.start == 0 for w in batch.work)
         out_NX = self.runner.predicted(batch, ids_N, ran.hidden_NX, begins=begins)
@@ -164,6 +167,29 @@ class Prediction:
         most = min(self.depth, room(self.most_rows, len(asked)))
         wanted = [(trail, state_X, min(most, useful(trail.request))) for trail, state_X in asked]
         self._guess([one for one in wanted if one[2] > 0])
+
+    def _chained(self, ran: _Ran, useful: Callable[[Request], int]) -> bool:
+        """All in one replay, where every request of the step decodes, is greedy and goes on."""
+        works, chains = ran.batch.work, self.runner.chains
+        if chains is None or chains.why_not or len(ran.rows) != len(works) or ran.batch.plan.prefills:
+            return False
+        depth = min(self.depth, room(self.most_rows, len(works)))
+        links, first = [], 0
+        for w, (trail, row) in zip(works, ran.rows, strict=True):
+            request = w.request
+            if row < 0 or not w.start or self._trails.get(request.id) is not trail or not request.params.greedy:
+                return False
+            if not 0 < depth <= useful(request) or not self.reserve(request, depth - 1):
+                return False
+            ids = ran.next_ids[first : first + w.count]
+            links.append(Link(trail.pages, range(w.start, w.end), ids, row - first, trail.upto))
+            first += w.count
+        found = chains.guesses(links, ran.hidden_NX, depth)
+        if found is None:
+            return False
+        for (trail, _), guess in zip(ran.rows, found, strict=True):
+            trail.guess, trail.known = guess, trail.request.known
+        return True
 
     def _caught_up(self, trails: Sequence[_Trail]) -> list[tuple[_Trail, Tensor]]:
         """Follows what has waited, each request's as one chunk; the last state of each."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from twinline.engine.batch import Batch
+from twinline.engine.chains import GuessChains
 from twinline.engine.devices.device import Device
 from twinline.engine.graphs import DecodeGraphs
 from twinline.engine.models.transformer import Transformer
@@ -33,7 +34,9 @@ class Runner:
         self.gathers = any(c.gathers for c in model.ops.choices if c.op in model.uses())
         self.graphs = DecodeGraphs(model, device, self.cache, self.spare_page)
         self.predictor_graphs: DecodeGraphs | None = None
+        self.chains: GuessChains | None = None
         if self.predictor_cache:
+            self.chains = GuessChains(model, device, self.predictor_cache[0], self.spare_page, self.graphs.why_not)
             self.predictor_graphs = DecodeGraphs(model, device, self.predictor_cache, self.spare_page, predicts=True)
 
     @torch.inference_mode()
