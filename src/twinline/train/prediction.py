@@ -78,6 +78,7 @@ def unrolled(model: DeepseekV3, hidden_BTD: Tensor, next_ids_BT: Tensor, depth: 
     """The layer's states after its norm in each pass, `[B, T, D]`; the first `place` rows of a pass mean nothing."""
     p, rope = model.predictor, model._rope(next_ids_BT.shape[1])
     embedded = p.enorm(model.embed_tokens(next_ids_BT))
+    embedded = torch.cat((torch.zeros_like(embedded[:, :1]), embedded[:, 1:]), 1)  # position 0, as the engine runs it
     keys: list[Tensor] = []
     values: list[Tensor] = []
     states: list[Tensor] = []
@@ -145,7 +146,8 @@ def train(model: DeepseekV3, encoder: Encoder, given: argparse.Namespace) -> Non
         for optimizer, peak in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate
-        found = losses(model, *next(data), given.depth)
+        ids, mask = next(data)
+        found = losses(model, ids, mask, given.depth)
         torch.stack([share * loss for share, loss in zip(SHARES, found, strict=False)]).sum().backward()
         torch.nn.utils.clip_grad_norm_(own.values(), 1.0)
         for optimizer, _ in optimizers:
