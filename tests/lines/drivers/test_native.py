@@ -31,6 +31,8 @@ def told(line: LineSpec) -> dict[str, str]:
         (spec("bfloat16"), {"dtype": "bfloat16"}),
         (spec("fp32"), {"dtype": "float32"}),
         (spec("int8"), {"weights": "int8"}),
+        (spec("plain"), {"weights": "plain"}),
+        (spec("fp8"), {"weights": "fp8"}),
         (spec("int4", dtype="bfloat16"), {"weights": "int4:32", "dtype": "bfloat16"}),
         (spec("int4:128", head_weights="int8"), {"weights": "int4:128", "head-weights": "int8"}),
         (spec(weights="int8"), {"weights": "int8"}),
