@@ -20,8 +20,10 @@ LATENT_EPS = 1e-6
 
 @dataclass
 class Trace:
-    """What a run leaves behind: logits `[N, V]`, per layer the cached rows, per layer and token the routing."""
+    """What a run leaves behind: hidden states `[N, X]` after the last norm, logits `[N, V]`, per layer the cached rows,
+    per layer and token the routing."""
 
+    hidden: Tensor = field(default_factory=lambda: torch.empty(0))
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
     cached: list[Tensor] = field(default_factory=list)
     routed: list[list[dict[int, float]]] = field(default_factory=list)
@@ -145,13 +147,34 @@ def run(c: Config, weights: dict[str, Tensor], ids: list[int]) -> Trace:
     w, trace, eps = {n: t.double() for n, t in weights.items()}, Trace(), c["rms_norm_eps"]
     x = w["model.embed_tokens.weight"][ids]
     for i in range(c["num_hidden_layers"]):
-        p = f"model.layers.{i}."
-        attn = {n.removeprefix(p + "self_attn."): t for n, t in w.items() if n.startswith(p + "self_attn.")}
-        mlp = {n.removeprefix(p + "mlp."): t for n, t in w.items() if n.startswith(p + "mlp.")}
-        x = x + attention(c, attn, rms(x, w[p + "input_layernorm.weight"], eps), trace)
-        y = rms(x, w[p + "post_attention_layernorm.weight"], eps)
-        sparse = i >= c["first_k_dense_replace"] and i % c["moe_layer_freq"] == 0
-        x = x + (experts(c, mlp, y, trace) if sparse else gated(y, mlp))
+        x = layer(c, w, i, x, trace)
     head = w["model.embed_tokens.weight" if c["tie_word_embeddings"] else "lm_head.weight"]
-    trace.logits = rms(x, w["model.norm.weight"], eps) @ head.T
+    trace.hidden = rms(x, w["model.norm.weight"], eps)
+    trace.logits = trace.hidden @ head.T
     return trace
+
+
+def layer(c: Config, w: dict[str, Tensor], i: int, x: Tensor, trace: Trace) -> Tensor:
+    p, eps = f"model.layers.{i}.", c["rms_norm_eps"]
+    attn = {n.removeprefix(p + "self_attn."): t for n, t in w.items() if n.startswith(p + "self_attn.")}
+    mlp = {n.removeprefix(p + "mlp."): t for n, t in w.items() if n.startswith(p + "mlp.")}
+    x = x + attention(c, attn, rms(x, w[p + "input_layernorm.weight"], eps), trace)
+    y = rms(x, w[p + "post_attention_layernorm.weight"], eps)
+    sparse = i >= c["first_k_dense_replace"] and i % c["moe_layer_freq"] == 0
+    return x + (experts(c, mlp, y, trace) if sparse else gated(y, mlp))
+
+
+def predict(c: Config, weights: dict[str, Tensor], hidden: Tensor, next_ids: list[int]) -> tuple[Tensor, Tensor]:
+    """The prediction layer over one sequence: rows of the last norm's hidden states and the tokens that follow them, to
+    its own hidden states after its norm and the logits of the tokens after those (V3 equations 21 to 23).
+
+    Position 0 has no embedding, as vLLM runs it. For a second guess the row after the last is the layer's own state.
+    """
+    w, trace, eps = {n: t.double() for n, t in weights.items()}, Trace(), c["rms_norm_eps"]
+    p = f"model.layers.{c['num_hidden_layers']}."
+    embedded = w[p + "embed_tokens.weight"][next_ids]
+    embedded[0] = 0
+    halves = rms(embedded, w[p + "enorm.weight"], eps), rms(hidden, w[p + "hnorm.weight"], eps)
+    x = layer(c, w, c["num_hidden_layers"], torch.cat(halves, 1) @ w[p + "eh_proj.weight"].T, trace)
+    out = rms(x, w[p + "shared_head.norm.weight"], eps)
+    return out, out @ w[p + "shared_head.head.weight"].T

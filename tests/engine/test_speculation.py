@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 from tests.engine.driving import Driven
+from tests.engine.predicting import patient
 from tests.engine.tiny import VOCAB, write_checkpoint
 
+from twinline.engine.ngram import LONGEST, Lookup
 from twinline.engine.request import Request, SamplingParams
-from twinline.engine.speculation import LONGEST, Speculation, agreed, ahead
+from twinline.engine.speculation import Speculation, agreed, ahead
 
 RNG = random.Random(4)
 LOOP = [5, 9, 31, 8, 77, 12]
@@ -36,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ran(folder: Path, requests: list[dict[str, Any]], **options: Any) -> tuple[Driven, list[Request]]:
-    driven = Driven(folder, prefix_cache=False, **options)
+    driven = patient(Driven(folder, prefix_cache=False, **options))
     asked = [driven.submit(f"r{i}", **({"max_tokens": 60} | r)) for i, r in enumerate(requests)]
     driven.run()
     assert driven.engine.pool.free == driven.engine.pool.count
@@ -97,7 +99,7 @@ def test_many_pages_preemptions_and_late_arrivals(folder: Path) -> None:
 
 
 def test_a_prefix_that_was_guessed_is_found_again(folder: Path) -> None:
-    driven = Driven(folder, speculation="ngram", page_size=4)
+    driven = patient(Driven(folder, speculation="ngram", page_size=4))
     first = driven.submit("first", LOOP * 3, max_tokens=60)
     driven.run()
     assert driven.engine.counters.accepted_tokens
@@ -108,7 +110,7 @@ def test_a_prefix_that_was_guessed_is_found_again(folder: Path) -> None:
 
 
 def test_wrong_guesses_become_short_and_rare() -> None:
-    guesses, request = Speculation(8), Request("r", LOOP * 3, SamplingParams(max_tokens=1000))
+    guesses, request = Speculation(8, Lookup()), Request("r", LOOP * 3, SamplingParams(max_tokens=1000))
     made = []
     for _ in range(200):
         draft = guesses.drafts([request], 10_000).get("r")
@@ -124,7 +126,7 @@ def test_wrong_guesses_become_short_and_rare() -> None:
 
 def test_guesses_keep_to_the_room_that_is_left() -> None:
     def drafts(count: int, **params: Any) -> list[int]:
-        guesses = Speculation(8)
+        guesses = Speculation(8, Lookup())
         asked = [Request(f"r{i}", LOOP * 5, SamplingParams(**({"max_tokens": 50} | params))) for i in range(count)]
         found = guesses.drafts(asked, 40)
         return [len(found.get(r.id, ())) for r in asked]
@@ -143,5 +145,7 @@ def test_what_holds_of_a_guess() -> None:
 
 
 def test_an_unknown_way_to_guess_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="speculation 'mtp' is not known: use off or ngram"):
-        Driven(folder, speculation="mtp")
+    with pytest.raises(ValueError, match=r"speculation 'eagle' is not known: use off or ngram or mtp or ngram.mtp"):
+        Driven(folder, speculation="eagle")
+    with pytest.raises(ValueError, match="draft_depth must be between 1 and 7, not 8"):
+        Driven(folder, speculation="mtp", draft_depth=8)

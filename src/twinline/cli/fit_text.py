@@ -50,7 +50,7 @@ def headline(question: Question) -> Iterator[str]:
     yield f"weights in {want.form.says}{published}: {gigabytes(stored)} GB ({stored:,} bytes)"
     if anatomy.predictor:
         drafting = sum(want.form.bytes(t, t.shape) * t.copies for t in anatomy.tensors if t.part == "predictor")
-        yield f"{gigabytes(drafting)} GB of it draft tokens ahead; they are counted as not loaded"
+        yield f"{gigabytes(drafting)} GB of it draft tokens ahead: loaded by --speculation mtp alone, not counted here"
     told = question.file.stored_bytes
     if told is not None and question.as_published and abs(told - stored) > 0.001 * told:
         yield f"beware: the folder's own files hold {told:,} bytes, {100 * (told - stored) / stored:+.1f}%"

@@ -39,7 +39,9 @@ WORKER = {
     "threads": "CPU threads of the engine",
     "device": "where the model runs: cpu, cuda, cuda:1, simchip, ...; the machine's accelerator by default",
     "profile": "what `twinline adapt` found out: providers that it refuses are passed over",
-    "speculation": "ngram: guess tokens from what was said before, and keep those that hold; the text stays the same",
+    "speculation": "guess tokens and keep those that hold, the text stays the same; ngram: from what was said before, "
+    "mtp: by the model's prediction layer",
+    "draft_depth": "tokens that the prediction layer guesses at once (default 1)",
     "strict_ops": "refuse to start when an op has no provider but the reference",
 }
 
@@ -63,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         elif name in ("weights", "head_weights"):
             parser.add_argument(flag, metavar="F", help=text)
         elif name == "speculation":
-            parser.add_argument(flag, choices=("off", "ngram"), help=text)
+            parser.add_argument(flag, choices=("off", "ngram", "mtp", "ngram+mtp"), help=text)
         elif name == "device":
             parser.add_argument(flag, metavar="D", help=text)
         elif name == "profile":

@@ -114,6 +114,22 @@ def build(
     return Batch((*decodes, *chunks), numbers[0], numbers[1], plan, tuple(ends))
 
 
+def rows_at(
+    where: Sequence[tuple[list[int], int]], page_size: int, device: torch.device, spare_page: int, *, blocked: bool
+) -> Batch:
+    """One decode for each `(pages, position)`, its ids still to come: rows of no work."""
+    positions = [at for _, at in where]
+    table = np.full((len(where), max(positions) // page_size + 1), spare_page, dtype=np.int64)
+    for row, (pages, at) in zip(table, where, strict=True):
+        row[: at // page_size + 1] = pages[: at // page_size + 1]
+    slot = [pages[at // page_size] * page_size + at % page_size for pages, at in where]
+    numbers = torch.from_numpy(np.array((positions, slot), dtype=np.int64)).to(device)
+    lengths_D = numbers[0] + 1
+    beyond_DL = _beyond(positions, table.shape[1] * page_size, lengths_D) if blocked else None
+    decode = DecodePlan(torch.from_numpy(table).to(device), lengths_D, beyond_DL)
+    return Batch((), torch.zeros_like(numbers[0]), numbers[0], Plan(numbers[1], decode, ()), tuple(range(len(where))))
+
+
 def _beyond(positions: list[int], places: int, lengths_D: Tensor) -> Tensor | None:
     """True for the places beyond a sequence's length; None when there are none."""
     if min(positions) + 1 == places:

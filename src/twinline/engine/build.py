@@ -22,8 +22,11 @@ from twinline.engine.models.forms import Forms, as_stored, says
 from twinline.engine.models.half_range import exponent_for
 from twinline.engine.models.loader import load
 from twinline.engine.models.transformer import Transformer
+from twinline.engine.ngram import Lookup
 from twinline.engine.ops.registry import Ops, StaticFacts
 from twinline.engine.pages import PagePool
+from twinline.engine.payoff import Payoff
+from twinline.engine.prediction import Prediction
 from twinline.engine.request import Output, Request
 from twinline.engine.runner import Runner
 from twinline.engine.sampler import Sampler
@@ -40,7 +43,9 @@ log = logging.getLogger(__name__)
 # Below this a second thread costs more than it computes, and it takes the core that the gateway needs: measured on two
 # cores, tiny-r1 over HTTP gives 1.4 to 1.6 times the tokens with one thread, for 1 user and for 32.
 SMALL_WEIGHTS = 64 * 2**20
-SPECULATIONS = ("off", "ngram")
+SPECULATIONS: dict[str, tuple[str, ...]] = {
+    "off": (), "ngram": ("ngram",), "mtp": ("mtp",), "ngram+mtp": ("ngram", "mtp"),
+}  # fmt: skip
 DRAFT_ROWS = 8  # of a step that guesses; beyond, rows cost what tokens that are not guessed would
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -51,7 +56,8 @@ class Options:
     `twinline adapt` wrote: providers that it refuses are passed over; a device of "auto" is then the profile's.
 
     `weights` and `head_weights` are forms by name (facts/weight_form.py); "auto" keeps weights as the checkpoint has
-    them, and the output head as `weights` says. `speculation` is "off" or "ngram"."""
+    them, and the output head as `weights` says. `speculation` is one of SPECULATIONS: where guesses come
+    from, and who is asked first. `draft_depth`: tokens that the prediction layer guesses at once."""
 
     device: str = "auto"
     dtype: str = "auto"
@@ -68,6 +74,7 @@ class Options:
     prefix_cache: bool = True
     profile: str = ""
     speculation: str = "off"
+    draft_depth: int = 1
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,8 @@ def build(
     wanted = read_weights(options.dtype, options.weights, options.head_weights)
     dtype = _dtype(wanted.dtype, spec, device)
     refused = _refused(profile, device, dtype)
-    forms = kept_forms(directory, device, dtype, spec, refused, wanted)
+    predictor = _predicts(options, spec)
+    forms = kept_forms(directory, device, dtype, spec, refused, wanted, predictor=predictor)
     if forms is not None:
         wanted = dataclasses.replace(wanted, layers=forms.layers, head=forms.head)
     ops = ops_for(device, dtype, spec, refused, wanted)
@@ -106,15 +114,13 @@ def build(
         raise ValueError(f"max_model_len must be at least 2 (one token in, one out), not {context}")
     if context > spec.context:
         raise ValueError(f"max_model_len {context} is beyond the model's context of {spec.context} tokens")
-    if options.speculation not in SPECULATIONS:
-        raise ValueError(f"speculation {options.speculation!r:.40} is not known: use {' or '.join(SPECULATIONS)}")
     if options.max_running < 1:
         raise ValueError(f"max_running must be at least 1, not {options.max_running}")
     if options.max_tokens_per_step <= options.max_running:
         raise ValueError(
             f"max_tokens_per_step {options.max_tokens_per_step} must exceed max_running {options.max_running}"
         )
-    shape = Transformer(ops, spec)
+    shape = Transformer(ops, spec, predictor=predictor)
     if forms is not None:
         forms.give(shape)
     ops.refuse_broken(shape.uses())
@@ -132,9 +138,10 @@ def build(
         wanted=options.kv_tokens,
         useful=options.max_running * context,
         least=2 * page_size,
+        predictors=int(predictor),
     )
     pages = -(-tokens // page_size)
-    model = load(directory, spec, ops, device.torch_device, context, forms).eval()
+    model = load(directory, spec, ops, device.torch_device, context, forms, predictor=predictor).eval()
     if exponent := exponent_for(dtype, spec):
         log.info(
             "float16: the residual stream is kept at 1/%d of its size, its weights and norms to match", 2**exponent
@@ -146,13 +153,41 @@ def build(
         max_running=options.max_running,
         max_waiting=options.max_waiting,
         max_model_len=min(context, pages * page_size + 1),
+        ahead=int(predictor),
     )
     runner = Runner(model, device, pages=pages, page_size=page_size, dtype=dtype)
-    guesses = Speculation(DRAFT_ROWS) if options.speculation == "ngram" else None
-    engine = Engine(runner, pool, scheduler, Sampler(spec.vocab), deliver, observe, guesses)
+    sampler = Sampler(spec.vocab)
+    guesses = _speculation(options, runner, sampler, scheduler)
+    engine = Engine(runner, pool, scheduler, sampler, deliver, observe, guesses)
     log.info("ops:\n%s", ops.explain(model.uses()))
     log.info("decode graphs: %s", runner.graphs.why_not or "recorded as they are needed")
     return Built(engine, spec, device, dtype, ops, scheduler.max_model_len, pages * page_size)
+
+
+def _predicts(options: Options, spec: ModelSpec) -> bool:
+    """Whether the model is to be loaded with its prediction layer. Raises ValueError where guesses cannot be had."""
+    if options.speculation not in SPECULATIONS:
+        raise ValueError(f"speculation {options.speculation!r:.40} is not known: use {' or '.join(SPECULATIONS)}")
+    if not 1 <= options.draft_depth < DRAFT_ROWS:
+        raise ValueError(f"draft_depth must be between 1 and {DRAFT_ROWS - 1}, not {options.draft_depth}")
+    if "mtp" not in SPECULATIONS[options.speculation]:
+        return False
+    if spec.family != "deepseek" or not spec.predictor_layers:
+        raise ValueError(
+            f"{spec.architecture} here has no prediction layer that can be loaded (num_nextn_predict_layers is "
+            f"{spec.predictor_layers}): use --speculation ngram"
+        )
+    return True
+
+
+def _speculation(options: Options, runner: Runner, sampler: Sampler, scheduler: Scheduler) -> Speculation | None:
+    names = SPECULATIONS[options.speculation]
+    if not names:
+        return None
+    prediction = None
+    if "mtp" in names:
+        prediction = Prediction(runner, sampler, scheduler.reserve, DRAFT_ROWS, options.draft_depth)
+    return Speculation(DRAFT_ROWS, Lookup() if "ngram" in names else None, prediction, payoff=Payoff())
 
 
 def ops_for(
@@ -175,6 +210,8 @@ def kept_forms(
     spec: ModelSpec,
     refused: Mapping[tuple[str, str], str],
     wanted: Weights,
+    *,
+    predictor: bool = False,
 ) -> Forms | None:
     """What the parts of a model are kept in whose checkpoint is quantized, said in one line of the log; None if a form
     was asked for, or if weights are plain. Where the device would have to do with the reference, they are dequantized.
@@ -183,7 +220,7 @@ def kept_forms(
     if declared is None:
         return None
     plain = ops_for(device, dtype, spec, refused)
-    model = Transformer(plain, spec)
+    model = Transformer(plain, spec, predictor=predictor)
     places = loader.places(spec, (name for name, _ in model.named_parameters()))
     with Checkpoint(directory) as checkpoint:
         pieces = loader.made_of(places, loader.matrices(checkpoint, places, spec, declared))

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 class _Recorded:
     ids_N: Tensor
     positions_N: Tensor
+    previous_NX: Tensor | None
     plan: Plan
     decode: DecodePlan
     hidden_NX: Tensor
@@ -34,9 +35,19 @@ class _Recorded:
 
 
 class DecodeGraphs:
-    def __init__(self, model: Transformer, device: Device, cache: Sequence[LayerCache], spare_page: int):
-        """`spare_page` belongs to nobody: padding rows write there."""
+    def __init__(
+        self,
+        model: Transformer,
+        device: Device,
+        cache: Sequence[LayerCache],
+        spare_page: int,
+        *,
+        predicts: bool = False,
+    ):
+        """`spare_page` belongs to nobody: padding rows write there. `predicts`: the steps are those of the model's
+        prediction layer, whose cache `cache` is then, and not of its layers."""
         self.model, self.device, self.cache, self.spare_page = model, device, cache, spare_page
+        self.predicts = predicts
         self.page_size = cache[0][0].shape[2]
         self.why_not: str | None = None
         self._recorded: dict[tuple[int, int], _Recorded] = {}
@@ -48,8 +59,11 @@ class DecodeGraphs:
         elif readers:
             self.why_not = f"{', '.join(readers)} read values on the host"
 
-    def hidden(self, batch: Batch) -> Tensor | None:
-        """Hidden states of a batch of decodes by replay; None if the batch or the device is not for graphs."""
+    def hidden(self, batch: Batch, previous_NX: Tensor | None = None) -> Tensor | None:
+        """Hidden states of a batch of decodes by replay; None if the batch or the device is not for graphs.
+
+        `previous_NX` is what a prediction goes on from.
+        """
         decode = batch.plan.decode
         if self.why_not or decode is None or batch.plan.prefills or decode.count > self.device.capture_rows[-1]:
             return None
@@ -66,6 +80,9 @@ class DecodeGraphs:
                 log.info("decode graphs: %s", self.why_not)
                 return None
         self._fill(recorded, batch, decode)
+        if recorded.previous_NX is not None:
+            assert previous_NX is not None, "a prediction goes on from hidden states"
+            recorded.previous_NX[: decode.count] = previous_NX
         recorded.replay()
         return recorded.hidden_NX[: decode.count]
 
@@ -96,5 +113,11 @@ class DecodeGraphs:
         decode = DecodePlan(whole(rows, width) + self.spare_page, whole(rows) + 1, blocked)
         plan = Plan(whole(rows) + self.spare_page * self.page_size, decode, ())
         ids, positions = whole(rows), whole(rows)
-        replay, hidden = self.device.capture(lambda: self.model(ids, positions, plan, self.cache))
-        return _Recorded(ids, positions, plan, decode, hidden, replay)
+        if not self.predicts:
+            replay, hidden = self.device.capture(lambda: self.model(ids, positions, plan, self.cache))
+            return _Recorded(ids, positions, None, plan, decode, hidden, replay)
+        facts = self.model.ops.facts
+        shape = (rows, self.model.spec.hidden)
+        previous = torch.zeros(shape, dtype=facts.dtype, device=self.device.torch_device)
+        replay, hidden = self.device.capture(lambda: self.model.predict(ids, previous, positions, plan, self.cache[0]))
+        return _Recorded(ids, positions, previous, plan, decode, hidden, replay)

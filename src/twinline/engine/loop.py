@@ -187,6 +187,10 @@ class Engine:
                 self._step = 0
         if outputs and self.failure_code != "device_hung":  # else all have been told already
             self.deliver(outputs)
+        if step.work and guesses is not None and not self.failure:
+            self._step = self._begun
+            guesses.think(scheduler.max_model_len)
+            self._step = 0
 
     def _reason(self, error: Exception) -> str:
         """Why a step failed, in words. A device that does not answer any more is lost, and the engine with it."""
@@ -239,6 +243,9 @@ class Engine:
                 return []
             new = self._take(sampling, result)
             self.scheduler.commit(step, {w.request.id: len(tokens) for w, tokens, _ in new if w.draft})
+            if self.speculation is not None and bad is None:
+                gave = {w.request.id: tokens for w, tokens, _ in new}
+                self.speculation.ran(batch, hidden, gave, self.scheduler.running)
             self.counters.steps += 1
             self.counters.generated_tokens += sum(len(tokens) for _, tokens, _ in new)
             now = time.monotonic()

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from twinline.engine.build import Built
 from twinline.engine.request import Request
+from twinline.engine.speculation import Fared
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -73,10 +74,32 @@ class _EngineCollector(Collector):
         yield counter("vllm:generation_tokens", "Tokens generated.", counters.generated_tokens)
         yield counter("vllm:prefix_cache_queries", "Tokens looked up in the prefix cache.", pool.queried_tokens)
         yield counter("vllm:prefix_cache_hits", "Tokens found in the prefix cache.", pool.hit_tokens)
-        yield counter("vllm:spec_decode_num_draft_tokens", "Tokens guessed.", counters.draft_tokens)
-        yield counter("vllm:spec_decode_num_accepted_tokens", "Guesses that held.", counters.accepted_tokens)
+        yield from self._guesses()
         yield counter("twinline:engine_steps", "Passes through the model.", counters.steps)
         done = CounterMetricFamily("vllm:request_success", "Requests ended.", labels=["model_name", "finished_reason"])
         for reason, count in counters.finished.items():
             done.add_metric([self.model, reason], count)
         yield done
+
+    def _guesses(self) -> Iterable[Metric]:
+        """vLLM's counters of speculative decoding, with the source of the guesses as one label more."""
+        speculation = self.built.engine.speculation
+        fared = {"none": Fared()} if speculation is None else speculation.fared
+        labels = ["model_name", "source"]
+        drafts = CounterMetricFamily("vllm:spec_decode_num_drafts", "Steps of a request with a guess.", labels=labels)
+        drafted = CounterMetricFamily("vllm:spec_decode_num_draft_tokens", "Tokens guessed.", labels=labels)
+        accepted = CounterMetricFamily("vllm:spec_decode_num_accepted_tokens", "Guesses that held.", labels=labels)
+        by_place = CounterMetricFamily("vllm:spec_decode_num_accepted_tokens_per_pos", "Guesses that held, by place.",
+                                       labels=[*labels, "position"])  # fmt: skip
+        for source, found in fared.items():
+            drafts.add_metric([self.model, source], found.drafts)
+            drafted.add_metric([self.model, source], found.draft_tokens)
+            accepted.add_metric([self.model, source], found.accepted_tokens)
+            for place, count in enumerate(tuple(found.by_place)):
+                by_place.add_metric([self.model, source, str(place)], count)
+        yield from (drafts, drafted, accepted, by_place)
+        if speculation is not None and speculation.payoff is not None:
+            family = CounterMetricFamily("twinline:spec_decode_given_up", "Times that guesses did not pay.",
+                                         labels=["model_name"])  # fmt: skip
+            family.add_metric([self.model], speculation.payoff.given_up)
+            yield family

@@ -9,7 +9,9 @@ A page is in exactly one of three states:
 - cached: free, but its key is known, so that a later sequence with the same prefix may take it again;
 - blank: free, with nothing worth keeping.
 
-The key of a full page is a hash over the key of the page before it and its own token ids: it names a whole prefix.
+The key of a full page is a hash over the key of the page before it and its own token ids: it names a whole prefix. With
+a prediction layer a page also holds what that layer made of each token and the next, so the key takes the next in, too
+(`Chain`'s `ahead`), and a page is known by it one token later.
 Blank pages are given out first, then cached ones, least recently released first and the tail of a sequence before its
 head (a tail without its head can never be matched).
 """
@@ -31,11 +33,15 @@ class Chain:
     Sequences with different `salt` (a tenant, an adapter) never share a page.
     """
 
-    __slots__ = ("_keys", "_size", "_tokens", "generation")
+    __slots__ = ("_keys", "_size", "_tokens", "ahead", "generation")
 
-    def __init__(self, tokens: Callable[[int, int], list[int]], size: int, *, salt: bytes = b"") -> None:
+    def __init__(
+        self, tokens: Callable[[int, int], list[int]], size: int, *, salt: bytes = b"", ahead: int = 0
+    ) -> None:
+        """`ahead`: how many tokens after a page its content depends on."""
         self._tokens = tokens
         self._size = size
+        self.ahead = ahead
         self._keys = [blake2b(salt, digest_size=KEY_BYTES).digest()]
         self.generation = -1  # of the pool's prefix cache, when the sequence last entered it
 
@@ -44,8 +50,8 @@ class Chain:
         keys, size = self._keys, self._size
         while len(keys) <= index + 1:
             start = (len(keys) - 1) * size
-            ids = self._tokens(start, start + size)
-            if len(ids) != size:
+            ids = self._tokens(start, start + size + self.ahead)
+            if len(ids) != size + self.ahead:
                 raise ValueError(f"page {index} is not full: {start + len(ids)} tokens, pages of {size}")
             keys.append(blake2b(keys[-1] + array("q", ids).tobytes(), digest_size=KEY_BYTES).digest())
         return keys[index + 1]
@@ -161,7 +167,8 @@ class PagePool:
         # A sequence older than the last reset holds what the reset was to forget.
         if not self.prefix_cache or chain.generation != self._generation:
             return
-        for index in range(before // self.size, after // self.size):
+        ahead = chain.ahead
+        for index in range(max(0, before - ahead) // self.size, max(0, after - ahead) // self.size):
             key, page = chain.key(index), pages[index]
             if key not in self._page_of:
                 self._page_of[key] = page

@@ -91,6 +91,10 @@ class Sampler:
         tokens = self._choose(logits_SV, requests)
         return Sampled(tokens, _report(logits_SV, tokens, requests))
 
+    def guess(self, logits_SV: Tensor, requests: Sequence[Request]) -> list[int]:
+        """The tokens that `sample` would give for these logits, with nothing reported of them."""
+        return self._choose(logits_SV[:, : self._vocab], requests)
+
     def _choose(self, logits_SV: Tensor, requests: Sequence[Request]) -> list[int]:
         best_S, token_S = maxima(logits_SV)
         tokens: list[int] = token_S.tolist()

@@ -91,8 +91,16 @@ class Scheduler:
     """
 
     def __init__(
-        self, pool: PagePool, *, max_tokens_per_step: int, max_running: int, max_waiting: int, max_model_len: int
+        self,
+        pool: PagePool,
+        *,
+        max_tokens_per_step: int,
+        max_running: int,
+        max_waiting: int,
+        max_model_len: int,
+        ahead: int = 0,
     ) -> None:
+        """`ahead`: how many tokens after a page its content depends on (`pages.Chain`)."""
         if min(max_running, max_waiting) < 1:
             raise ValueError(f"max_running {max_running} and max_waiting {max_waiting} must be at least 1")
         if max_model_len < 2:
@@ -107,6 +115,7 @@ class Scheduler:
         self.max_waiting = max_waiting
         self.max_model_len = max_model_len
         self.preemptions = 0
+        self._ahead = ahead
         self._pool = pool
         self._capacity = pool.free
         # Both sorted by Request.order. A request holds pages if and only if it runs.
@@ -150,7 +159,7 @@ class Scheduler:
                 len(self._waiting),
             )
         self._live[request.id] = request
-        self._chains[request.id] = Chain(request.tokens, self._pool.size)
+        self._chains[request.id] = Chain(request.tokens, self._pool.size, ahead=self._ahead)
         insort(self._waiting, request, key=Request.order)
         if request.deadline is not None:
             insort(self._deadlines, (request.deadline, request.id))
@@ -213,12 +222,12 @@ class Scheduler:
             budget = self.max_tokens_per_step - sum(w.count for w in work)
             for i, w in enumerate(work):
                 draft = tuple(drafts.get(w.request.id, ()))[:budget]
-                if draft and w.count == 1 and w.samples and self._has_room(w.request, len(draft)):
+                if draft and w.count == 1 and w.samples and self.reserve(w.request, len(draft)):
                     work[i] = Work(w.request, w.start, 1 + len(draft), draft)
                     budget -= len(draft)
         return Step(tuple(sorted(work, key=_is_chunk)))
 
-    def _has_room(self, request: Request, more: int) -> bool:
+    def reserve(self, request: Request, more: int) -> bool:
         """Takes pages for `more` tokens beyond those known, if that leaves each running request one."""
         needed = self._pool.pages_for(request.known + more) - len(request.pages)
         if needed <= 0:

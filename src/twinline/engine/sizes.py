@@ -41,15 +41,17 @@ def _part_bytes(part: nn.Module) -> int:
 
 
 def cache_tokens(
-    spec: ModelSpec, dtype: torch.dtype, device: Device, weights: int, *, wanted: int, useful: int, least: int
-) -> int:
+    spec: ModelSpec, dtype: torch.dtype, device: Device, weights: int, *, wanted: int, useful: int, least: int,
+    predictors: int = 0,
+) -> int:  # fmt: skip
     """How many tokens of KV cache to hold: `wanted`, or if that is 0 what is `useful`, within the device's share.
+    `predictors`: prediction layers that have a cache beside the model's own layers.
 
     Raises ValueError, with both sides of the sum, if weights and cache do not fit into what is free.
     """
     if wanted and wanted < least:
         raise ValueError(f"a cache of {wanted} tokens is too small: at least {least} are needed")
-    per_token = spec.kv_values * dtype.itemsize
+    per_token = spec.kv_values // spec.layers * (spec.layers + predictors) * dtype.itemsize
     free = device.free_memory()
     if free is None:
         if not wanted:

@@ -1,107 +1,134 @@
-"""Guesses of what a request will say next, from what it has said and was told: n-gram speculation (prompt lookup).
+"""Guesses of what a request will say next: where they come from, for whom, and whether they are worth their time.
 
-Owns the guesses and when to stop guessing. Knows no model. A guess costs rows of a step and never a token: the guessed
-tokens are computed as decodes one position apart, each position's token is drawn as it always is (its noise depends on
-the position alone), and a guess is taken as far as it equals what was drawn. So the text is the same with guesses and
-without, greedy or sampled.
+Owns the choice of a source for each request, the count of what became of its guesses, and the times of steps. Knows no
+model. A guess costs rows of a step and never a token: the guessed tokens are computed as decodes one position apart,
+each position's token is drawn as it always is (its noise depends on the position alone), and a guess is taken as far as
+it equals what was drawn. So the text is the same with guesses and without, greedy or sampled, and nothing has to be
+rejected by chance: what is drawn has the model's distribution whatever was guessed.
 
 On a machine where a step reads every weight once, whatever its rows, tokens that are guessed right cost nearly nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from twinline.engine.grammars.constraint import Constraint
+from twinline.engine.payoff import Payoff
 from twinline.engine.request import Request, SamplingParams
 
-GRAMS = (4, 2)  # a guess follows the last place where so many tokens stood that stand at the end now, longest first
-LONGEST = 7  # tokens of one guess
-LONGEST_PAUSE = 64  # steps of a request without a guess, after guesses that were wrong
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from twinline.engine.batch import Batch
+    from twinline.engine.prediction import Prediction
 
 
-@dataclass(slots=True)
-class _History:
-    """Where each n-gram of a request was last followed by something, and how its guesses fared."""
+class Source(Protocol):
+    """Who guesses. `guess` gives at most `most` tokens that follow what is known, or none; `heard` how many of them
+    held."""
 
-    arrival: int  # a new request under an old id is not the old request
-    follows: dict[tuple[int, ...], int] = field(default_factory=dict)
-    indexed: int = 0  # tokens whose n-grams are known
-    length: int = 3
-    misses: int = 0
-    pause: int = 0
+    def guess(self, request: Request, most: int) -> list[int]: ...
+    def heard(self, request: Request, drafted: int, accepted: int) -> None: ...
+    def forget(self, request_id: str) -> None: ...
 
-    def learn(self, tokens: Sequence[int], start: int) -> None:
-        """`tokens` from position `start` on; n-grams that end before the last token are followed by something."""
-        for end in range(max(self.indexed, 1), start + len(tokens)):
-            for n in GRAMS:
-                if end - n >= start:
-                    self.follows[tuple(tokens[end - n - start : end - start])] = end
-        self.indexed = start + len(tokens)
+
+@dataclass
+class Fared:
+    """What became of one source's guesses. Only grows. `by_place`: of the guesses that held, how many were the first
+    token of theirs, the second, and so on."""
+
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    by_place: list[int] = field(default_factory=list)
+
+    def count(self, drafted: int, accepted: int) -> None:
+        self.drafts += 1
+        self.draft_tokens += drafted
+        self.accepted_tokens += accepted
+        self.by_place += [0] * (drafted - len(self.by_place))
+        for place in range(accepted):
+            self.by_place[place] += 1
 
 
 class Speculation:
     """Guesses for the requests of one engine. A step that guesses has at most `most_rows` rows."""
 
-    def __init__(self, most_rows: int) -> None:
-        self.most_rows = most_rows
-        self._histories: dict[str, _History] = {}
+    def __init__(
+        self,
+        most_rows: int,
+        lookup: Source | None = None,
+        prediction: Prediction | None = None,
+        *,
+        payoff: Payoff | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """The lookup is asked before the prediction layer. Guesses are never given up where there is no `payoff`."""
+        self.most_rows, self.prediction, self.payoff, self._clock = most_rows, prediction, payoff, clock
+        found: dict[str, Source | None] = {"ngram": lookup, "mtp": prediction}
+        self.sources = {name: source for name, source in found.items() if source is not None}
+        self.fared = {name: Fared() for name in self.sources}
+        self._source: dict[str, str] = {}  # of the guess that a request's step computes now
+        self._asked, self._decoding, self._began, self._ended, self._tokens = 0, 0, 0.0, 0.0, 0
 
     def drafts(self, requests: Sequence[Request], max_model_len: int) -> dict[str, list[int]]:
-        """Guessed tokens for some of the requests that decode, by id."""
-        room = self.most_rows // max(1, len(requests)) - 1
-        if room < 1:
+        """Guessed tokens for some of the requests that decode, by id. Begins a step, which `ran` ends."""
+        self._began, self._asked, self._decoding = self._clock(), len(requests), 0
+        self._source.clear()
+        most = room(self.most_rows, len(requests))
+        if not requests or most < 1 or (self.payoff is not None and not self.payoff.wanted(len(requests))):
             return {}
         found = {}
         for request in requests:
-            params = request.params
-            left = min(params.max_tokens - len(request.output), max_model_len - request.known) - 1
-            if left > 0 and _drawn_plainly(request) and (guess := self._guess(request, min(room, left))):
-                found[request.id] = guess
+            left = most_useful(request, max_model_len)
+            if left > 0 and _drawn_plainly(request):
+                for name, source in self.sources.items():
+                    if guess := source.guess(request, min(most, left)):
+                        found[request.id], self._source[request.id] = guess, name
+                        break
         return found
 
-    def _guess(self, request: Request, most: int) -> list[int]:
-        history = self._histories.get(request.id)
-        if history is None or history.arrival != request.arrival or history.indexed > request.known:
-            history = self._histories[request.id] = _History(request.arrival)
-        if history.indexed < request.known:
-            start = max(0, history.indexed - GRAMS[0])
-            history.learn(request.tokens(start, request.known), start)
-        if history.pause:
-            history.pause -= 1
-            return []
-        ending = request.tokens(max(0, request.known - GRAMS[0]), request.known)
-        for n in GRAMS:
-            at = history.follows.get(tuple(ending[-n:]))
-            if at is not None:
-                return _from(request, at, min(history.length, most))
-        return []
-
     def heard(self, request: Request, drafted: int, accepted: int) -> None:
-        """How far a guess went; wrong ones make the next shorter, and then rarer."""
-        history = self._histories.get(request.id)
-        if history is None:
-            return
-        if accepted:
-            history.misses = 0
-            history.length = min(LONGEST, 2 * history.length if accepted == drafted else accepted + 1)
-        else:
-            history.misses += 1
-            history.length = max(1, history.length - 1)
-            history.pause = min(LONGEST_PAUSE, 2**history.misses)
+        """How far the guess of this step went."""
+        name = self._source.get(request.id)
+        if name is not None:
+            self.fared[name].count(drafted, accepted)
+            self.sources[name].heard(request, drafted, accepted)
 
     def forget(self, request_id: str) -> None:
-        self._histories.pop(request_id, None)
+        for source in self.sources.values():
+            source.forget(request_id)
+
+    def ran(self, batch: Batch, hidden_NX: Tensor, new: Mapping[str, Sequence[int]], running: int) -> None:
+        """A step has run: its hidden states, and the tokens that hold, by request, of which all but the last are in its
+        output. `running` requests were in the batch or wait for their next chunk."""
+        self._ended, self._decoding, self._tokens = self._clock(), self._asked, sum(map(len, new.values()))
+        if self.prediction is not None:
+            worth = room(self.most_rows, running) > 0 and (self.payoff is None or self.payoff.worth(running))
+            self.prediction.ran(batch, hidden_NX, new, worth)
+
+    def think(self, max_model_len: int) -> None:
+        """Prepares the next step's guesses, when the last step's tokens are on their way."""
+        began = self._clock()
+        if self.prediction is not None:
+            self.prediction.think(lambda request: most_useful(request, max_model_len) if _drawn_plainly(request) else 0)
+        if self.payoff is not None and self._decoding:
+            thought = self._clock() - began
+            self.payoff.heard(self._decoding, bool(self._source), self._tokens, self._ended - self._began, thought)
 
 
-def _from(request: Request, at: int, count: int) -> list[int]:
-    """`count` tokens from position `at` on; past the end it goes on with what it has guessed, as a text in a circle."""
-    found = request.tokens(at, min(at + count, request.known))
-    while len(found) < count:
-        found.append(found[at + len(found) - request.known])
-    return found
+def room(most_rows: int, requests: int) -> int:
+    """How many tokens of a guess each of so many requests may compute in a step of `most_rows`."""
+    return max(0, most_rows // max(1, requests) - 1)
+
+
+def most_useful(request: Request, max_model_len: int) -> int:
+    """How many guessed tokens can hold at most: a step gives one token more than it was given guesses."""
+    return min(request.params.max_tokens - len(request.output), max_model_len - request.known) - 1
 
 
 def _drawn_plainly(request: Request) -> bool:

@@ -75,6 +75,8 @@ def _norms(model: Transformer) -> Iterator[Norm]:
         if layer.after_mlp is not None:
             yield layer.after_mlp
     yield model.norm
+    if model.predictor is not None:
+        yield model.predictor.embedding_norm
 
 
 def match_norms(model: Transformer, exponent: int) -> None:

@@ -53,9 +53,7 @@ def places(spec: ModelSpec, parameters: Iterator[str]) -> dict[str, Place]:
     for name in parameters:
         if name == "head.weight" and spec.tied:
             continue
-        layer = re.match(r"layers\.(\d+)\.", name)
-        index = layer[1] if layer else ""
-        templates = table[re.sub(r"^layers\.\d+\.", "layers.{i}.", name)]
+        index, templates = _templates(name, spec, table)
         for at, template in enumerate(templates):
             source = at if len(templates) > 1 else None
             filled = template.replace("{i}", index)
@@ -66,6 +64,15 @@ def places(spec: ModelSpec, parameters: Iterator[str]) -> dict[str, Place]:
             for e in range(spec.experts.count):
                 found[filled.replace("{e}", str(e))] = Place(name, e, source)
     return found
+
+
+def _templates(name: str, spec: ModelSpec, table: tables.Table) -> tuple[str, tuple[str, ...]]:
+    """A parameter's layer number and the checkpoint's names for it; the prediction layer's number is past the last."""
+    if name in tables.PREDICTOR:
+        return str(spec.layers), tables.PREDICTOR[name]
+    name = name.replace("predictor.layer.", f"layers.{spec.layers}.")
+    layer = re.match(r"layers\.(\d+)\.", name)
+    return layer[1] if layer else "", table[re.sub(r"^layers\.\d+\.", "layers.{i}.", name)]
 
 
 class _Filling:
@@ -140,14 +147,21 @@ class _Filling:
 
 
 def load(
-    directory: Path, spec: ModelSpec, ops: Ops, device: torch.device, context: int, forms: Forms | None = None
+    directory: Path,
+    spec: ModelSpec,
+    ops: Ops,
+    device: torch.device,
+    context: int,
+    forms: Forms | None = None,
+    *,
+    predictor: bool = False,
 ) -> Transformer:
     """The model of a checkpoint folder, on `device`, every part packed by its provider and ready to run.
 
     `forms`: what the parts are kept in where that is not the same for all. Raises UnsupportedModel for missing,
     surplus, misshapen or unreadable tensors.
     """
-    model = Transformer(ops, spec)
+    model = Transformer(ops, spec, predictor=predictor)
     if forms is not None:
         forms.give(model)
     exponent = exponent_for(ops.facts.dtype, spec)
@@ -227,7 +241,9 @@ def _in_file_order(checkpoint: Checkpoint, found: dict[str, Matrix]) -> list[str
 
 def _check_names(missing: Set[str], unused: Set[str], spec: ModelSpec) -> None:
     if missing:
-        raise UnsupportedModel(f"the checkpoint lacks {len(missing)} tensors, first {min(missing)}")
+        without = f"model.layers.{spec.layers}."
+        hint = ": use --speculation ngram or off" if all(name.startswith(without) for name in missing) else ""
+        raise UnsupportedModel(f"the checkpoint lacks {len(missing)} tensors, first {min(missing)}{hint}")
 
     def expected(name: str) -> bool:
         if tables.UNUSED.search(name) or (spec.tied and name in table_for(spec)["head.weight"]):

@@ -122,6 +122,15 @@ TABLES: dict[Family, Table] = {
 # Vectors that a checkpoint keeps as a matrix of one row.
 ONE_ROW = re.compile(r"\.moe_statics\.e_score_correction_bias$")
 
+# The prediction layer, `{i}` the number after the last layer's; its decoder layer is named as the others are. Its
+# copies of embedding and head are the model's own (DeepSeek-V3, README_WEIGHTS.md) and are not read.
+PREDICTOR: Table = {
+    "predictor.embedding_norm.weight": (_LAYER + "enorm.weight",),
+    "predictor.hidden_norm.weight": (_LAYER + "hnorm.weight",),
+    "predictor.join": (_LAYER + "eh_proj.weight",),
+    "predictor.norm.weight": (_LAYER + "shared_head.norm.weight",),
+}
+
 # Tables of rotary frequencies that old exports and ChatGLM carry, ours are computed; and ERNIE's block that drafts.
 UNUSED = re.compile(
     r"\.rotary_emb\.inv_freq$|^transformer\.rotary_pos_emb\.inv_freq$|"

@@ -5,6 +5,7 @@ Architecture only. Where a checkpoint's tensors go is said in `tables.py`; how t
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ from twinline.engine.models.attention import Attention, GroupedQueryAttention, L
 from twinline.engine.models.head_norms import NormedHeads
 from twinline.engine.models.moe import MoE
 from twinline.engine.models.parts import MLP, Embedding, Linear, Norm, Part, RopeTable
+from twinline.engine.models.predictor import Predictor, without_first
 from twinline.engine.ops.plan import Plan
 from twinline.engine.ops.registry import OPS, Ops
 from twinline.facts.models import Latent, ModelSpec
@@ -59,14 +61,22 @@ class Layer(Part):
         return x if self.after_mlp is None else self.after_mlp(x), residual
 
 
+def _predictor(ops: Ops, spec: ModelSpec) -> Predictor:
+    if spec.experts is not None:
+        spec = dataclasses.replace(spec, expert_layers=spec.expert_layers | {spec.layers})
+    return Predictor(ops, spec, Layer(ops, spec, spec.layers))
+
+
 class Transformer(Part):
-    def __init__(self, ops: Ops, spec: ModelSpec):
+    def __init__(self, ops: Ops, spec: ModelSpec, *, predictor: bool = False):
+        """`predictor`: with the layer that predicts the token after the next."""
         super().__init__()
         self.spec, self.ops = spec, ops
         self.embed = Embedding(ops, spec.vocab, spec.hidden)
         self.layers = nn.ModuleList(Layer(ops, spec, i) for i in range(spec.layers))
         self.norm = Norm(ops, spec.hidden, spec.norm_eps)
         self.head = Linear(ops, spec.hidden, spec.vocab, form=ops.facts.head_weights)
+        self.predictor = _predictor(ops, spec) if predictor else None
         self.rope: RopeTable | None = None
 
     def ready(self, context: int, device: torch.device) -> None:
@@ -82,6 +92,26 @@ class Transformer(Part):
             x, residual = layer(x, residual, rope, plan, layer_cache)
         assert residual is not None, "a model has layers"
         return self.norm.after(x, residual)[0]
+
+    def predict(
+        self,
+        next_ids_N: Tensor,
+        previous_NX: Tensor,
+        positions_N: Tensor,
+        plan: Plan,
+        cache: LayerCache,
+        *,
+        begins: bool = False,
+    ) -> Tensor:
+        """Hidden states `[N, X]` whose `logits` are those of position p + 2, for rows at p with the token at p + 1.
+
+        `previous_NX` is `forward`'s result, or for a guess further on this one's. `begins`: some row is at position 0.
+        """
+        assert self.predictor is not None and self.rope is not None, "the model was loaded without its predictor"
+        embedded = self.embed(next_ids_N)
+        if begins:
+            embedded = without_first(embedded, positions_N)
+        return self.predictor(embedded, previous_NX, self.rope.at(positions_N), plan, cache)
 
     def logits(self, hidden_SX: Tensor) -> Tensor:
         """Logits `[S, vocab]` of chosen rows of `forward`'s result."""
@@ -102,3 +132,8 @@ class Transformer(Part):
     def cache_rows(self) -> list[tuple[tuple[int, int], ...]]:
         """Per layer, heads and head size of each of its cache tensors."""
         return [layer.attention.cache_rows for layer in self.layers if isinstance(layer, Layer)]
+
+    def predictor_rows(self) -> list[tuple[tuple[int, int], ...]]:
+        """The same of the prediction layer, if there is one."""
+        layers = [] if self.predictor is None else [self.predictor.layer]
+        return [layer.attention.cache_rows for layer in layers if isinstance(layer, Layer)]

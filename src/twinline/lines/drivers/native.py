@@ -26,7 +26,7 @@ STREAMED = (
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "THP_MEM_ALLOC_ENABLE": "1"}
 OPTIONS = frozenset(
     "dtype weights head_weights device threads kv_tokens page_size max_model_len max_running max_waiting "
-    "max_tokens_per_step speculation strict_ops log_level".split()
+    "max_tokens_per_step speculation draft_depth strict_ops log_level".split()
 )
 
 _encode = msgspec.json.Encoder().encode

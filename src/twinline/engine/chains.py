@@ -1,0 +1,143 @@
+"""A prediction layer's whole guess as one recorded step: where a device can record, greedy guesses replay one.
+
+Owns the static tensors: one buffer of whole numbers, filled on the host at once, whose parts are what the step reads.
+The layer follows the rows of a step of decodes; each request's last row that holds is taken on by head, likeliest token
+and layer, again and again, with nothing read by the host in between.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twinline.engine.devices.device import Device, NotCaptured
+from twinline.engine.draw import maxima
+from twinline.engine.models.transformer import LayerCache, Transformer
+from twinline.engine.ops.plan import DecodePlan, Plan
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Rows of one request: its pages, the positions of its rows and the ids that follow each, which row is the last
+    that holds, and the position of the first guess's own row."""
+
+    pages: list[int]
+    positions: range
+    next_ids: Sequence[int]
+    last: int
+    then: int
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    numbers: Tensor
+    host: np.ndarray
+    previous_NX: Tensor
+    tokens: list[Tensor]
+    replay: Callable[[], None]
+
+
+class GuessChains:
+    def __init__(self, model: Transformer, device: Device, cache: LayerCache, spare_page: int, why_not: str | None):
+        """`why_not`: why steps are not recorded, if they are not; as `DecodeGraphs`."""
+        self.model, self.device, self.cache, self.spare_page = model, device, cache, spare_page
+        self.page_size = cache[0].shape[2]
+        self.why_not = why_not
+        if why_not is None and any(c.gathers for c in model.ops.choices if c.op in model.uses()):
+            self.why_not = "an op copies the past of a batch together"
+        self._recorded: dict[tuple[int, int, int, int], _Recorded] = {}
+
+    def guesses(self, links: Sequence[Link], previous_NX: Tensor, depth: int) -> list[list[int]] | None:
+        """`depth` tokens for each request, by the layer's likeliest; None if this cannot be recorded."""
+        if self.why_not is not None:
+            return None
+        size, ends = self.page_size, [link.then + depth - 1 for link in links]
+        width = 1 << (max(end // size for end in ends)).bit_length()
+        rows = sum(len(link.positions) for link in links)
+        key = rows, len(links), width, depth
+        recorded = self._recorded.get(key)
+        if recorded is None:
+            try:
+                recorded = self._recorded[key] = self._record(*key)
+            except NotCaptured as error:
+                self.why_not = str(error)
+                log.info("chains of guesses: %s", self.why_not)
+                return None
+        self._fill(recorded, links, width, depth)
+        recorded.previous_NX.copy_(previous_NX)
+        recorded.replay()
+        return [list(tokens) for tokens in zip(*(t.tolist() for t in recorded.tokens), strict=True)]
+
+    def _fill(self, r: _Recorded, links: Sequence[Link], width: int, depth: int) -> None:
+        """In the order of `_record`'s parts."""
+        size = self.page_size
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        chosen: list[int] = []
+        for link in links:
+            chosen.append(len(ids) + link.last)
+            ids += link.next_ids
+            positions += link.positions
+            slots += [link.pages[p // size] * size + p % size for p in link.positions]
+        numbers = [*ids, *positions, *slots, *(p + 1 for p in positions), *chosen]
+        for place in range(depth - 1):
+            at = [link.then + place for link in links]
+            numbers += at
+            numbers += [one.pages[p // size] * size + p % size for one, p in zip(links, at, strict=True)]
+            numbers += [p + 1 for p in at]
+        host = r.host
+        host[: len(numbers)] = numbers
+        table = host[len(numbers) :].reshape(-1, width)
+        table[:] = self.spare_page
+        row, below = 0, len(ids)
+        for link in links:
+            count = min(width, len(link.pages))
+            pages = link.pages[:count]
+            table[row : row + len(link.positions), :count] = pages
+            table[below, :count] = pages
+            row, below = row + len(link.positions), below + 1
+        if r.numbers.device.type != "cpu":
+            r.numbers.copy_(torch.from_numpy(host))
+
+    def _record(self, rows: int, requests: int, width: int, depth: int) -> _Recorded:
+        """A buffer of ids, positions, slots and lengths of the rows, each request's chosen row, then for each further
+        guess positions, slots and lengths, at last the pages of the rows and of the requests."""
+        model, parts = self.model, [rows] * 4 + [requests] * (1 + 3 * (depth - 1))
+        whole = sum(parts) + (rows + requests) * width
+        numbers = torch.zeros(whole, dtype=torch.int64, device=self.device.torch_device)
+        host = numbers.numpy() if numbers.device.type == "cpu" else np.zeros(whole, dtype=np.int64)
+        ids, positions, slots, lengths, chosen, *later = numbers[: sum(parts)].split(parts)
+        tables = numbers[sum(parts) :].view(-1, width)
+        tables.fill_(self.spare_page)
+        for each in (lengths, *later[2::3]):
+            each.fill_(1)
+        for each in (slots, *later[1::3]):
+            each.fill_(self.spare_page * self.page_size)
+        plan = Plan(slots, DecodePlan(tables[:rows], lengths, None), ())
+        plans = [
+            (at, Plan(slot, DecodePlan(tables[rows:], length, None), ()))
+            for at, slot, length in zip(later[::3], later[1::3], later[2::3], strict=True)
+        ]
+        shape, dtype = (rows, model.spec.hidden), model.ops.facts.dtype
+        previous = torch.zeros(shape, dtype=dtype, device=self.device.torch_device)
+        tokens: list[Tensor] = []
+
+        def step() -> Tensor:
+            tokens.clear()
+            state = model.ops.embedding(chosen, model.predict(ids, previous, positions, plan, self.cache))
+            tokens.append(maxima(model.logits(state))[1])
+            for at, one in plans:
+                state = model.predict(tokens[-1], state, at, one, self.cache)
+                tokens.append(maxima(model.logits(state))[1])
+            return tokens[-1]
+
+        replay, _ = self.device.capture(step)
+        return _Recorded(numbers, host, previous, tokens, replay)
