@@ -56,7 +56,7 @@ class GuessChains:
         self._recorded: dict[tuple[int, int, int, int], _Recorded] = {}
 
     def guesses(self, links: Sequence[Link], previous_NX: Tensor, depth: int) -> list[list[int]] | None:
-        """`depth` tokens for each request, by the layer's likeliest, fewer where its logits are no numbers; None if this
+        """`depth` tokens for each request, the layer's likeliest, fewer where its logits are no numbers; None if this
         cannot be recorded."""
         if self.why_not is not None:
             return None
