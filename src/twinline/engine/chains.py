@@ -8,6 +8,7 @@ and layer, again and again, with nothing read by the host in between.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class _Recorded:
     numbers: Tensor
     host: np.ndarray
     previous_NX: Tensor
-    tokens: list[Tensor]
+    drawn: list[tuple[Tensor, Tensor]]
     replay: Callable[[], None]
 
 
@@ -55,7 +56,8 @@ class GuessChains:
         self._recorded: dict[tuple[int, int, int, int], _Recorded] = {}
 
     def guesses(self, links: Sequence[Link], previous_NX: Tensor, depth: int) -> list[list[int]] | None:
-        """`depth` tokens for each request, by the layer's likeliest; None if this cannot be recorded."""
+        """`depth` tokens for each request, the layer's likeliest, fewer where its logits are no numbers; None if this
+        cannot be recorded."""
         if self.why_not is not None:
             return None
         size, ends = self.page_size, [link.then + depth - 1 for link in links]
@@ -73,7 +75,12 @@ class GuessChains:
         self._fill(recorded, links, width, depth)
         recorded.previous_NX.copy_(previous_NX)
         recorded.replay()
-        return [list(tokens) for tokens in zip(*(t.tolist() for t in recorded.tokens), strict=True)]
+        found: list[list[int]] = [[] for _ in links]
+        for place, (best, token) in enumerate(recorded.drawn):
+            for guess, value, one in zip(found, best.tolist(), token.tolist(), strict=True):
+                if len(guess) == place and math.isfinite(value):
+                    guess.append(one)
+        return found
 
     def _fill(self, r: _Recorded, links: Sequence[Link], width: int, depth: int) -> None:
         """In the order of `_record`'s parts."""
@@ -128,16 +135,16 @@ class GuessChains:
         ]
         shape, dtype = (rows, model.spec.hidden), model.ops.facts.dtype
         previous = torch.zeros(shape, dtype=dtype, device=self.device.torch_device)
-        tokens: list[Tensor] = []
+        drawn: list[tuple[Tensor, Tensor]] = []
 
         def step() -> Tensor:
-            tokens.clear()
+            drawn.clear()
             state = model.ops.embedding(chosen, model.predict(ids, previous, positions, plan, self.cache))
-            tokens.append(maxima(model.logits(state))[1])
+            drawn.append(maxima(model.logits(state)))
             for at, one in plans:
-                state = model.predict(tokens[-1], state, at, one, self.cache)
-                tokens.append(maxima(model.logits(state))[1])
-            return tokens[-1]
+                state = model.predict(drawn[-1][1], state, at, one, self.cache)
+                drawn.append(maxima(model.logits(state)))
+            return drawn[-1][1]
 
         replay, _ = self.device.capture(step)
-        return _Recorded(numbers, host, previous, tokens, replay)
+        return _Recorded(numbers, host, previous, drawn, replay)
