@@ -213,7 +213,7 @@ class Prediction:
         place = 0
         while asked:
             states_DX = torch.stack([state_X for _, state_X, _ in asked])
-            requests = [ahead(trail.request, place) for trail, _, _ in asked]
+            requests = [ahead(trail.request, tuple(trail.guess)) for trail, _, _ in asked]
             try:
                 tokens = self.sampler.guess(self.runner.logits(states_DX, range(len(asked))), requests)
             except BadLogits as error:

@@ -1,10 +1,13 @@
 """The prediction layer of an FP8 checkpoint, as DeepSeek publishes it."""
 
 from pathlib import Path
-import pytest, torch
+
+import pytest
+import torch
 from tests.engine.checkpoints import R1, weights, write
 from tests.engine.driving import Driven
 from tests.engine.quant import writers
+
 from twinline.engine.devices.cpu import Cpu
 
 SIZES = R1 | {"num_nextn_predict_layers": 1, "moe_intermediate_size": 128}
