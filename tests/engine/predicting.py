@@ -24,22 +24,22 @@ VOCAB = CONFIG["vocab_size"]
 HALF = 0.05  # of what layers add: about half of the guesses hold
 
 
-def tensors(share: float) -> Weights:
+def tensors(share: float, config: Config = CONFIG) -> Weights:
     """Weights of which the layers add `share` of what they would. With 0 a token depends on the one before it alone,
     and the prediction layer, which hands the embedding on, always guesses right; with 1 nearly never."""
-    found = weights(CONFIG)
+    found = weights(config)
     for name in found:
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             found[name] = found[name] * share
-    p, hidden = f"model.layers.{CONFIG['num_hidden_layers']}.", CONFIG["hidden_size"]
+    p, hidden = f"model.layers.{config['num_hidden_layers']}.", CONFIG["hidden_size"]
     found[p + "eh_proj.weight"] = torch.cat((torch.eye(hidden), found[p + "eh_proj.weight"][:, hidden:] * share), 1)
     found[p + "enorm.weight"] = torch.ones(hidden)
     found[p + "shared_head.norm.weight"] = found["model.norm.weight"].clone()
     return found
 
 
-def folder(path: Path, share: float) -> Path:
-    return write(path, CONFIG, tensors(share))
+def folder(path: Path, share: float, config: Config = CONFIG) -> Path:
+    return write(path, config, tensors(share, config))
 
 
 def prediction(line: Driven) -> Prediction:

@@ -16,6 +16,7 @@ from tests.engine.tiny import VOCAB, alone, ask, drain, heard, load_tiny, make_e
 from twinline.engine.build import Built
 from twinline.engine.graphs import DecodeGraphs
 from twinline.engine.loop import Engine
+from twinline.engine.ngram import Lookup
 from twinline.engine.ops.cpu import library
 from twinline.engine.request import Request
 from twinline.engine.speculation import Speculation
@@ -46,7 +47,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def run(built: Built, *requests: Request, speculation: bool = False, **limits: Any) -> Engine:
     engine = make_engine(built, **limits)
     if speculation:
-        engine.speculation = Speculation(8)
+        engine.speculation = Speculation(8, Lookup())
     for request in requests:
         engine.submit(request)
     drain(engine)
