@@ -104,15 +104,11 @@ def load(directory: Path, spec: ModelSpec, ops: Ops, device: torch.device, conte
     _check_names(wanted, files, spec)
     filling: dict[str, _Filling] = {}
     unsealed, memory = _owners(model), Memory()
-
     # The head first: of all parts it takes most memory while it is packed, and now nothing else is there yet.
-    def behind_head(name: str) -> bool:
-        return name not in wanted or wanted[name].parameter != "head.weight"
-
-    for file_name, names in sorted(files.items(), key=lambda file: all(map(behind_head, file[1]))):
+    head = {name for name, place in wanted.items() if place.parameter == "head.weight"}
+    for file_name, names in sorted(files.items(), key=lambda file: head.isdisjoint(file[1])):
         with Shard(directory / file_name) as shard:
-            order = {name: (behind_head(name), shard.stored(name).data_offsets) for name in wanted.keys() & names}
-            for name in sorted(order, key=order.__getitem__):
+            for name in sorted(wanted.keys() & names, key=lambda n: (n not in head, shard.stored(n).data_offsets)):
                 place = wanted[name]
                 key = place.parameter
                 if key not in filling:
