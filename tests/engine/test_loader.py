@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tests.engine.checkpoints import R1, V2_LITE, Config, Weights, weights, write, write_sharded
 from tests.engine.driving import Driven
 from torch import Tensor
@@ -223,6 +224,29 @@ def test_a_tensor_that_holds_no_real_numbers(dtype: torch.dtype, tmp_path: Path)
 
 
 # Heads.
+
+
+def test_the_head_is_packed_before_anything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it is in the last file, and behind the norm there."""
+    folder, tensors = write(tmp_path / "model", R1, weights(R1)), weights(R1)
+    (folder / "model.safetensors").unlink()
+    last = {"model.norm.weight": tensors["model.norm.weight"].double(), "lm_head.weight": tensors["lm_head.weight"]}
+    files = {"first": {name: tensors[name] for name in tensors.keys() - last.keys()}, "last": last}
+    for file, part in files.items():
+        save_file({name: tensor.contiguous() for name, tensor in part.items()}, folder / f"{file}.safetensors")
+    where = {name: f"{file}.safetensors" for file, part in files.items() for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    with shards.Shard(folder / "last.safetensors") as shard:
+        assert list(shard.tensors)[-1] == "lm_head.weight"
+    settled, settle = [], loader._settle
+
+    def settling(model: Any, name: str, *rest: Any) -> None:
+        settled.append(name)
+        settle(model, name, *rest)
+
+    monkeypatch.setattr(loader, "_settle", settling)
+    Driven(folder)
+    assert settled[0] == "head.weight" and len(settled) > 10
 
 
 def test_tied_and_untied_heads(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_memory_that_no_small_model_touches_is_tried_too() -> None:
     assert found.verdict == "fail" and int(found.figures["bad_blocks"]) > 0
     assert grade([found], "float32").name == "unfit"
     (found,) = climb(bench("device.content"), "device")
-    assert found.verdict == "pass" and int(found.figures["filled_bytes"]) > 0.7 * 2**30
+    assert found.verdict == "pass" and int(found.figures["filled_bytes"]) > 0.7 * int(found.figures["free_bytes"])
 
 
 def test_a_clone_that_is_its_original_is_found() -> None:

@@ -175,8 +175,8 @@ def load(
         found = matrices(checkpoint, wanted, spec, read_quantization(directory))
         kept = _quantized(model, wanted, found)
         # The head first: of all parts it takes most memory while it is packed, and now nothing else is there yet.
-        in_order = _in_file_order(checkpoint, found)
-        for name in sorted(in_order, key=lambda name: wanted[name].parameter != "head.weight"):
+        head = {name for name, place in wanted.items() if place.parameter == "head.weight"}
+        for name in sorted(_in_file_order(checkpoint, found), key=lambda name: name not in head):
             place = wanted[name]
             key = place.parameter
             if key not in filling:

@@ -104,7 +104,7 @@ def _content(bench: Bench) -> Iterator[Finding]:
         text = (f"{len(bad)} of {len(held)} blocks of {8 * size / MIB:,.0f} MiB hold something else than was written, "
                 f"the first after {bad[0] * size * 8 / MIB:,.0f} MiB")  # fmt: skip
     yield Finding(check=check, verdict="fail" if bad else "pass", text=text, rule=rule,
-                  figures={"filled_bytes": len(held) * size * 8, "bad_blocks": len(bad)})  # fmt: skip
+                  figures={"free_bytes": free, "filled_bytes": len(held) * size * 8, "bad_blocks": len(bad)})  # fmt: skip
 
 
 def _oom(bench: Bench) -> Iterator[Finding]:
