@@ -98,13 +98,13 @@ def _content(bench: Bench) -> Iterator[Finding]:
         alive(bench)
         if not torch.equal(block.cpu(), pattern[i : i + size]):
             bad.append(i)
-    filled = len(held) * size * 8 / MIB
-    text = f"{filled:,.0f} MiB of {free / MIB:,.0f} hold what was written to them"
+    filled = len(held) * size * 8
+    text = f"{filled / MIB:,.0f} MiB of {free / MIB:,.0f} hold what was written to them"
     if bad:
         text = (f"{len(bad)} of {len(held)} blocks of {8 * size / MIB:,.0f} MiB hold something else than was written, "
                 f"the first after {bad[0] * size * 8 / MIB:,.0f} MiB")  # fmt: skip
     yield Finding(check=check, verdict="fail" if bad else "pass", text=text, rule=rule,
-                  figures={"free_bytes": free, "filled_bytes": len(held) * size * 8, "bad_blocks": len(bad)})  # fmt: skip
+                  figures={"free_bytes": free, "filled_bytes": filled, "bad_blocks": len(bad)})  # fmt: skip
 
 
 def _oom(bench: Bench) -> Iterator[Finding]:
