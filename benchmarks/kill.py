@@ -2,12 +2,15 @@
 
     .venv/bin/python benchmarks/kill.py --events 100
     .venv/bin/python benchmarks/kill.py --overload 600
+    .venv/bin/python benchmarks/kill.py --devices cuda cpu
 
 Real processes: two workers of the native engine with tiny-r1, the gateway, and a relay before each worker that can be
 cut or answer 500. `--streams` streams are under way at any time, at temperature 0. Each must be, byte for byte and in
-its usage, what it is in a run without failures; the pause is the longest wait for a stream's next event around each
-failure. `--overload` offers five times what the lines can do and counts how often a healthy line is put out of service.
-Exit code 0 only when every stream was right, no pause too long and no line put out for nothing.
+its usage, what it is in a run without failures. Unlike devices may part where two tokens are equally likely but for
+rounding: then each answer that an undisturbed line gives is right, and how many questions have two is told. The pause
+is the longest wait for a stream's next event around each failure. `--overload` offers five times what the lines can do
+and counts how often a healthy line is put out of service. Exit code 0 only when every stream was right, no pause too
+long and no line put out for nothing.
 """
 
 from __future__ import annotations
@@ -140,8 +143,8 @@ def reset(writer: asyncio.StreamWriter) -> None:
 class Worker:
     """One process of the native engine, behind its relay."""
 
-    def __init__(self, name: str, slots: int, waiting: int) -> None:
-        self.name, self.port = name, free_port()
+    def __init__(self, name: str, device: str, slots: int, waiting: int) -> None:
+        self.name, self.device, self.port = name, device, free_port()
         self.relay = Relay(self.port)
         self.born = 0.0
         self._options = ["--threads", "1", "--max-running", str(slots), "--max-waiting", str(waiting)]
@@ -155,6 +158,7 @@ class Worker:
     async def start(self) -> None:
         argv = [sys.executable, "-m", "twinline.engine.worker", "--model", str(FOLDER), "--name", MODEL]
         argv += ["--host", "127.0.0.1", "--port", str(self.port), "--watch-stdin", "--log-level", "error"]
+        argv += ["--device", self.device]
         self.process = await asyncio.create_subprocess_exec(
             *argv,
             *self._options,
@@ -285,7 +289,7 @@ async def fetch(url: str, path: str) -> Any:
 @contextlib.asynccontextmanager
 async def fleet(given: argparse.Namespace) -> AsyncIterator[Fleet]:
     with tempfile.TemporaryDirectory() as made:
-        workers = [Worker(name, given.slots, given.waiting) for name in ("a", "b")]
+        workers = [Worker(n, device, given.slots, given.waiting) for n, device in zip("ab", given.devices)]
         run = Fleet(Path(made), workers, free_port())
         try:
             await run.start(given.verbose)
@@ -351,7 +355,7 @@ class Load:
         return read(stream.reply, self.case(stream.question))
 
 
-Right = dict[int, tuple[str, str, str | None, tuple[int, int]]]
+Right = dict[int, set[tuple[str, str, str | None, tuple[int, int]]]]
 
 
 def said(got: Delivered) -> tuple[str, str, str | None, tuple[int, int]]:
@@ -360,10 +364,11 @@ def said(got: Delivered) -> tuple[str, str, str | None, tuple[int, int]]:
     return got.reasoning[0], got.content[0], got.finish.get(0), counts
 
 
-async def unbroken(load: Load, at_once: int) -> Right:
-    """What each question is answered without failures, asked twice under load: it has to be the same."""
+async def unbroken(load: Load, at_once: int, rounds: int, unlike: bool) -> Right:
+    """What each question is answered without failures, asked several times under load: by lines that are alike it has
+    to be the same."""
     right: Right = {}
-    for _ in range(2):
+    for _ in range(rounds):
         waiting = iter(range(len(load.questions)))
 
         async def work(waiting: Any = waiting) -> None:
@@ -372,13 +377,14 @@ async def unbroken(load: Load, at_once: int) -> Right:
                 got = load.delivered(stream)
                 if got.faults or got.error or not got.done:
                     raise RuntimeError(f"an undisturbed stream failed: {got.faults or got.error}")
-                if right.setdefault(question, said(got)) != said(got):
-                    raise RuntimeError(
-                        f"question {question} has two answers without any failure: the test cannot judge"
-                    )
+                right.setdefault(question, set()).add(said(got))
 
         await asyncio.gather(*(work() for _ in range(at_once)))
     load.streams.clear()
+    if parted := [question for question, answers in right.items() if len(answers) > 1]:
+        if not unlike:
+            raise RuntimeError(f"questions {parted} have two answers without any failure: the test cannot judge")
+        print(f"  {len(parted)} of {len(right)} questions are answered in two ways by lines that are unlike")
     return right
 
 
@@ -390,7 +396,7 @@ def judged(load: Load, right: Right) -> list[str]:
         if got.faults or got.error or not got.done:
             why = got.faults or got.error or "no [DONE]"
             wrong.append(f"question {stream.question}: status {stream.reply.status}, {why}")
-        elif said(got) != right[stream.question]:
+        elif said(got) not in right[stream.question]:
             wrong.append(f"question {stream.question}: another text or usage than in the unbroken run")
     return wrong
 
@@ -423,11 +429,15 @@ async def failures(given: argparse.Namespace) -> bool:
     questions = [lot.choice(QUESTIONS).format(a=lot.randrange(100), b=lot.randrange(100)) for _ in range(given.streams)]
     async with fleet(given) as run:
         load = Load(run.url, questions, given.tokens)
-        print(f"unbroken run: {len(questions)} questions, {given.tokens} tokens each, twice", flush=True)
+        unlike = len(set(given.devices)) > 1
+        rounds = 4 if unlike else 2
+        print(f"unbroken run: {len(questions)} questions, {given.tokens} tokens each, {rounds} times", flush=True)
         began = time.monotonic()
-        right = await unbroken(load, given.streams)
+        right = await unbroken(load, given.streams, rounds, unlike)
         before = run.metered() if not given.unmetered else {}
-        print(f"  {2 * len(questions) * given.tokens / (time.monotonic() - began):.0f} tokens/s in all", flush=True)
+        print(
+            f"  {rounds * len(questions) * given.tokens / (time.monotonic() - began):.0f} tokens/s in all", flush=True
+        )
         loading = asyncio.create_task(load.run(given.streams))
         await asyncio.sleep(2)
         marks: list[Mark] = []
@@ -549,6 +559,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--events", type=int, default=100, help="failures in all")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="in this order, over and over")
+    parser.add_argument("--devices", nargs=2, default=["cpu", "cpu"], help="of the two lines")
     parser.add_argument("--streams", type=int, default=200, help="under way at any time")
     parser.add_argument("--tokens", type=int, default=160, help="of each answer")
     parser.add_argument("--down-seconds", type=float, default=6.0, help="from a failure to its repair")

@@ -1,6 +1,7 @@
-"""The native engine beside transformers' `generate`: same machine, same checkpoint, same run.
+"""The native engine beside transformers' `generate`: same machine, same device, same checkpoint, same run.
 
     .venv/bin/python benchmarks/speed.py --models tiny-r1 qwen-1.5b --rounds 3
+    .venv/bin/python benchmarks/speed.py --models qwen-1.5b --device cuda
 
 Prints prefill and decode tokens per second for 1, 8 and 32 users at once, and their useful tokens per second on a mix
 of lengths, as medians over alternating rounds; decode also as a share of the read bandwidth measured in the same round.
@@ -40,6 +41,7 @@ SIZES = {
     "tiny-r1": Size(128, 64, (32, 256), (8, 128)),
     "qwen-1.5b": Size(64, 16, (16, 128), (4, 32)),
 }
+ON_A_CARD = Size(512, 128, (128, 1024), (32, 256))
 
 
 def checkpoint(model: str, cache: Path) -> Path:
@@ -50,15 +52,25 @@ def checkpoint(model: str, cache: Path) -> Path:
     return checkpoints.qwen2(cache / model, checkpoints.R1_DISTILL_QWEN_1_5B)
 
 
-def bandwidth() -> float:
-    """Bytes per second that all threads read, best of five sums over 1 GiB."""
+def wait(device: str) -> None:
+    """For a device that computes while the host goes on."""
     import torch
 
-    block = torch.ones(2**28)
+    if device != "cpu":
+        torch.get_device_module(device).synchronize()
+
+
+def bandwidth(device: str) -> float:
+    """Bytes per second that the device reads, best of five sums over 1 GiB (a card: 4 GiB)."""
+    import torch
+
+    block = torch.ones(2**28 if device == "cpu" else 2**30, device=device)
     best = float("inf")
     for _ in range(5):
+        wait(device)
         began = time.perf_counter()
         block.sum()
+        wait(device)
         best = min(best, time.perf_counter() - began)
     return block.nbytes / best
 
@@ -76,12 +88,12 @@ def workload(users: int, size: Size, vocab: int, mixed: bool) -> list[tuple[list
 
 
 class Native:
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, device: str):
         from twinline.engine.build import Options, build
 
-        self.built = build(
-            directory, Options(kv_tokens=24000, prefix_cache=False, max_running=32), lambda outputs: None
-        )
+        room = 24000 if device == "cpu" else 64000
+        options = Options(device=device, kv_tokens=room, prefix_cache=False, max_running=32)
+        self.built = build(directory, options, lambda outputs: None)
         self.vocab = self.built.spec.vocab
 
     def run(self, work: list[tuple[list[int], int]], users: int) -> tuple[float, float, float]:
@@ -106,11 +118,12 @@ class Native:
 
 
 class Transformers:
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, device: str):
         import torch
         from transformers import AutoModelForCausalLM
 
-        self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval()
+        self.device = device
+        self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval().to(device)
         self.vocab = self.model.config.vocab_size
 
     def run(self, work: list[tuple[list[int], int]], users: int) -> tuple[float, float, float]:
@@ -122,6 +135,7 @@ class Transformers:
 
         class Clock(LogitsProcessor):
             def __call__(self, input_ids, scores):
+                wait(scores.device.type)
                 times.append(time.perf_counter())
                 return scores
 
@@ -134,35 +148,43 @@ class Transformers:
             wanted = max(count for _, count in batch)
             with torch.inference_mode():
                 self.model.generate(
-                    ids, attention_mask=mask, max_new_tokens=wanted, min_new_tokens=wanted, do_sample=False,
-                    pad_token_id=0, logits_processor=LogitsProcessorList([Clock()]),
+                    ids.to(self.device), attention_mask=mask.to(self.device), max_new_tokens=wanted,
+                    min_new_tokens=wanted, do_sample=False, pad_token_id=0,
+                    logits_processor=LogitsProcessorList([Clock()]),
                 )  # fmt: skip
+        wait(self.device)
         return times[0] - began, time.perf_counter() - began, sum(count for _, count in work) - users
 
 
-def measure(peer: str, directory: Path, size: Size) -> dict[str, float]:
-    """All figures of one peer, in this process; tokens per second."""
-    speed = bandwidth()
-    runner = (Native if peer == "native" else Transformers)(directory)
+def measure(peer: str, directory: Path, size: Size, device: str) -> dict[str, float]:
+    """All figures of one peer, in this process; tokens per second. On a card each is its second run: kernels are
+    chosen and steps recorded in the first."""
+    speed = bandwidth(device)
+    runner = (Native if peer == "native" else Transformers)(directory, device)
     runner.run(workload(1, Size(16, 4, (8, 8), (4, 4)), runner.vocab, mixed=False), 1)
     found = {"bandwidth": speed}
     for users in USERS:
         work = workload(users, size, runner.vocab, mixed=False)
+        if device != "cpu":
+            runner.run(work, users)
         first, total, made = runner.run(work, users)
         found[f"prefill {users}"] = users * size.prompt / first
         found[f"decode {users}"] = made / (total - first)
         work = workload(users, size, runner.vocab, mixed=True)
+        if device != "cpu":
+            runner.run(work, users)
         _, total, _ = runner.run(work, users)
         found[f"mixed {users}"] = sum(wanted for _, wanted in work) / total
     return found
 
 
-def rounds(model: str, directory: Path, count: int) -> dict[str, dict[str, float]]:
+def rounds(model: str, directory: Path, count: int, device: str) -> dict[str, dict[str, float]]:
     """Medians per peer; the order of the peers turns round by round."""
     seen: dict[str, list[dict[str, float]]] = {peer: [] for peer in PEERS}
     for number in range(count):
         for peer in PEERS if number % 2 == 0 else PEERS[::-1]:
-            command = [sys.executable, __file__, "--peer", peer, "--checkpoint", str(directory), "--models", model]
+            command = [sys.executable, __file__, "--peer", peer, "--checkpoint", str(directory), "--models", model,
+                       "--device", device]  # fmt: skip
             done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ENVIRONMENT)
             if done.returncode:
                 raise SystemExit(f"{peer} failed:\n{done.stderr[-2000:]}")
@@ -190,17 +212,19 @@ def report(model: str, directory: Path, medians: dict[str, dict[str, float]]) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--device", default="cpu", help="cpu, or a PyTorch device type")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cache", type=Path, default=HERE / ".cache", help="where random checkpoints are kept")
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
-        print(json.dumps(measure(options.peer, options.checkpoint, SIZES[options.models[0]])))
+        size = SIZES[options.models[0]] if options.device == "cpu" else ON_A_CARD
+        print(json.dumps(measure(options.peer, options.checkpoint, size, options.device)))
         return
     for model in options.models:
         directory = checkpoint(model, options.cache)
-        report(model, directory, rounds(model, directory, options.rounds))
+        report(model, directory, rounds(model, directory, options.rounds, options.device))
 
 
 if __name__ == "__main__":

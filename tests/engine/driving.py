@@ -1,10 +1,12 @@
 """An engine that a test drives step by step, in the test's own thread.
 
 Owns the defaults of small engines and the way from token ids to all their logits. Knows no reference and no tolerance.
+`TWINLINE_TEST_DEVICE=cuda` drives them on another device: what the tests hold the engine to does not change with it.
 """
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +21,8 @@ from twinline.engine.loop import Engine
 from twinline.engine.request import Output, Request, SamplingParams
 from twinline.engine.scheduler import Work
 
-DEFAULTS: dict[str, Any] = {"device": "cpu", "dtype": "float32", "kv_tokens": 8192, "max_tokens_per_step": 256,
+DEVICE = os.environ.get("TWINLINE_TEST_DEVICE", "cpu")
+DEFAULTS: dict[str, Any] = {"device": DEVICE, "dtype": "float32", "kv_tokens": 8192, "max_tokens_per_step": 256,
                             "max_running": 32}  # fmt: skip
 
 
@@ -77,4 +80,4 @@ class Driven:
             start += count
         assert start == len(ids)
         pool.release(pages)
-        return torch.cat(rows)
+        return torch.cat(rows).cpu()
