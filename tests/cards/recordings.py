@@ -64,7 +64,7 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {
     "enflame": {"info": ("efsmi-l300", "efsmi-s60g"), "detail": ("efsmi-q",), "monitor": ("efsmi-dmon",)},
     "intel-gaudi": {"info": ("hl-smi",)},
     "intel-xpu": {"discovery": ("intel-xpu",)},
-    "nvidia": {"query": ("nvidia-smi-csv",), "topology": ("nvidia-smi-topo",)},
+    "nvidia": {"query": ("nvidia-smi-csv",), "whole": ("nvidia-smi-xml",), "topology": ("nvidia-smi-topo",)},
     "biren": {"query": ("brsmi",)},
     "t-head": {"query": ("ppu-smi",)},
 }

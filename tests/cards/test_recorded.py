@@ -35,7 +35,7 @@ def test_a_recording_gives_what_a_person_reads(identifier: str) -> None:
 def test_every_recording_is_expected_and_has_a_source() -> None:
     texts = {path.stem for path in FOLDER.glob("*.txt")}
     assert texts == recordings().keys() == EXPECTED.keys()
-    assert len(texts) == 63
+    assert len(texts) == 65
     assert all(one.source and one.command and one.extent for one in recordings().values())
 
 

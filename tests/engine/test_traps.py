@@ -35,7 +35,7 @@ def test_trap_01_latent_norm_and_what_the_cache_stores(case: Make, monkeypatch: 
         assert c.agrees()
         c.line.logits(IDS)
         for layer, want in zip(c.line.engine.runner.cache, c.truth.cached, strict=True):
-            held = layer[0].flatten(0, 2)
+            held = layer[0].flatten(0, 2).cpu()
             distance = (held[:, None] - want[None].float()).abs().amax(-1).amin(0)
             assert distance.max() < TOLERANCE, "each position's row is somewhere in the cache"
 

@@ -34,7 +34,8 @@ def matrix(vendor: str, tool: str, text: str, own: Mapping[str, Nearness] = {}) 
     bad, seen = [], set()
     for line in lines(text):
         tokens = line.split()
-        if len(tokens) > 1 and all(map(_END.fullmatch, tokens[:2])) and "X" not in tokens:
+        alone = tokens[1:2] == ["CPU"] and _END.fullmatch(tokens[0])  # the header above a single card
+        if len(tokens) > 1 and (alone or all(map(_END.fullmatch, tokens[:2]))) and "X" not in tokens:
             if names and tokens != names:
                 bad.append(line)  # two unlike headers: rows would be read under the wrong one
             named = [token for token in tokens if _END.fullmatch(token)]
@@ -62,7 +63,7 @@ def matrix(vendor: str, tool: str, text: str, own: Mapping[str, Nearness] = {}) 
         text = ", ".join(f"{link.start}-{link.end} {link.printed}" for link in torn[:6])
         message = f"{len(torn)} links differ from the same links seen from their other ends"
         findings.append(Finding(kind="doubtful", vendor=vendor, tool=tool, message=message, text=text))
-    if not links:
+    if not links and not (len(ends) == 1 and seen == set(ends)):
         message = "no matrix of links in what it printed"
         findings.append(Finding(kind="unparsable", vendor=vendor, tool=tool, message=message, text=clipped(text)))
         return Reading(findings=tuple(findings))

@@ -77,7 +77,7 @@ def _health(gpu: ElementTree.Element) -> tuple[Condition, str]:
         return "bad", "nvidia-smi: a row of its memory is bad and could not be remapped"
     action = (gpu.findtext("gpu_recovery_action") or "").strip()
     if action.casefold() == "none":
-        return "ok", "nvidia-smi: no recovery action is needed"
+        return "ok", f"nvidia-smi: recovery action {clipped(action, 60)}"
     if action.casefold() in ("", "n/a"):
         return "unknown", "nvidia-smi does not say"
     return "bad", f"nvidia-smi: recovery action {clipped(action, 60)}"

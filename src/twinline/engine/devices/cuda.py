@@ -10,7 +10,7 @@ from twinline.engine.devices.accelerator import Accelerator
 
 
 class Cuda(Accelerator):
-    providers: tuple[str, ...] = ("batched", "reference")
+    providers: tuple[str, ...] = ("grouped", "batched", "reference")
     capture_rows = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
     def capture(self, step: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:

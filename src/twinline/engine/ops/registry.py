@@ -25,6 +25,7 @@ from twinline.facts.weight_form import PLAIN, WeightForm
 PROVIDERS: dict[str, str] = {
     "reference": "twinline.engine.ops.reference",
     "batched": "twinline.engine.ops.batched",
+    "grouped": "twinline.engine.ops.grouped",
     "onednn": "twinline.engine.ops.onednn",
     "cpu": "twinline.engine.ops.cpu",
 }

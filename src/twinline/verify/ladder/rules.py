@@ -14,7 +14,8 @@ a systematic factor of 1 + 2**-9; a mean hides one bad row in a thousand; a boun
   a factor of the same figures of a reference chip on the same inputs (or of what rounding itself would make of it,
   once at the end or, in attention, on the way).
 * bias: over 20,000 elements and more, the mean signed relative error is not significantly (z < 5, rows as units) off
-  zero by a tenth of u or more (float32: by u).
+  zero by a tenth of u or more (float32: by u, in attention and experts by 8u: a chip's exponentials err to one side,
+  NVIDIA's ex2.approx by up to 2**-22. On an H200 an attention that errs a fifth as much as the reference was 3.3u off).
 
 Infinities and NaN stand exactly where the golden ones stand; moves are right to the bit.
 """
@@ -61,17 +62,19 @@ PRECISIONS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """How many times the reference chip's largest relative, mean relative and root mean square error is allowed."""
+    """How many times the reference chip's largest relative, mean relative and root mean square error is allowed, and
+    how many unit roundoffs of float32 a bias may have there."""
 
     largest: float
     mean: float
     root: float
+    bias: float = 1.0
 
     def times(self, factor: float) -> Limits:
-        return Limits(self.largest * factor, self.mean * factor, self.root * factor)
+        return Limits(self.largest * factor, self.mean * factor, self.root * factor, self.bias)
 
 
-PRODUCT, ATTENTION, REST = Limits(2.0, 1.2, 1.2), Limits(5.0, 1.5, 1.5), Limits(10.0, 2.0, 2.0)
+PRODUCT, ATTENTION, REST = Limits(2.0, 1.2, 1.2), Limits(5.0, 1.5, 1.5, bias=8.0), Limits(10.0, 2.0, 2.0)
 CLASSES = {
     "linear": PRODUCT, "mla_absorb": PRODUCT, "rms_norm": PRODUCT, "add_rms_norm": PRODUCT,
     "attention_prefill": ATTENTION, "attention_decode": ATTENTION, "mla_prefill": ATTENTION, "mla_decode": ATTENTION,
@@ -129,7 +132,7 @@ def judge(y: Array, golden: Golden, reference: Array, precision: Precision, allo
         return Judged("bound", text, float(over[worst]), figures)
     keep = finite & np.isfinite(reference)
     ratio = _ratio(y, golden, reference, keep, precision, allowed, figures)
-    biased = _biased(y, g, reference, keep, precision, figures)
+    biased = _biased(y, g, reference, keep, precision, allowed, figures)
     near = f"worst element at {over[worst]:.2g} of its bound"
     for found in (ratio, biased):
         if found.broken:
@@ -215,14 +218,14 @@ def _summed(terms: int, size: float) -> _Errors:
     return _Errors(max(16, 40 * grown) * unit, max(4, 0.5 * grown) * unit, max(4, 0.3 * grown) * unit * size)
 
 
-def _biased(y: Array, g: Array, reference: Array, keep: Array, precision: Precision,
+def _biased(y: Array, g: Array, reference: Array, keep: Array, precision: Precision, allowed: Limits,
             figures: dict[str, Figure]) -> Judged:  # fmt: skip
     if int(keep.sum()) < BIAS_ELEMENTS:
         return Judged("", "", 0.0, figures)
     mean, error = _along(y, g, keep)
     beside, _ = _along(reference, g, keep)
     z = mean / error if error > 0 else (math.copysign(math.inf, mean) if mean else 0.0)
-    room = max((1.0 if precision.wide else 0.1) * precision.unit, 2 * abs(beside))
+    room = max((allowed.bias if precision.wide else 0.1) * precision.unit, 2 * abs(beside))
     figures["bias"], figures["bias_z"] = mean, z
     text = f"biased: signed relative error {mean:+.2g} on average (z = {z:.1f}), allowed {room:.2g} or |z| < {Z:g}"
     broken = abs(z) >= Z and abs(mean) > room
