@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.engine import checkpoints, judged
+from tests.engine.driving import DEVICE
 
 from twinline.engine.devices.cpu import Cpu
 
@@ -18,6 +20,15 @@ ORDERS = {"natural": Cpu.providers, "pure": ("reference",)}
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _memory_back() -> Iterator[None]:
+    """A card's memory is shared by all processes that test on it."""
+    yield
+    if DEVICE != "cpu":
+        gc.collect()
+        torch.get_device_module(DEVICE.partition(":")[0]).empty_cache()
 
 
 @pytest.fixture(params=list(ORDERS))

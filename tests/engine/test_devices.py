@@ -222,18 +222,15 @@ def test_the_cpu_computes_in_the_dtypes_of_checkpoints_only() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a device that PyTorch calls cuda")
-def test_a_captured_step_reads_its_tensors_anew_each_time() -> None:
+def test_captured_steps_read_their_tensors_anew_and_leave_one_anothers_results() -> None:
     opened = device.open_device("cuda")
     x = torch.ones(4, device=opened.torch_device)
-
-    def step() -> torch.Tensor:
-        return torch.mul(x, 2)
-
-    replay, y = opened.capture(step)
+    twice, thrice = (opened.capture(lambda by=by: (x + 0) * by) for by in (2, 3))
     for value in (3.0, 5.0):
-        x.fill_(value)
-        replay()
+        for (replay, _), first in ((twice, value), (thrice, value + 1)):
+            x.fill_(first)
+            replay()
         opened.synchronize()
-        assert y.tolist() == [2 * value] * 4
+        assert (twice[1].tolist(), thrice[1].tolist()) == ([2 * value] * 4, [3 * value + 3] * 4)
     assert opened.supports(torch.bfloat16)
     assert opened.free_memory() > 2**30
