@@ -3,6 +3,8 @@ PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
 ARGS ?=
+# processes that share the tests, a file at a time; 0: none but pytest's own, for a debugger
+WORKERS ?= 2
 # `make bench` starts a server of its own here
 BENCH_PORT ?= 8123
 
@@ -18,7 +20,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 help:
 	@echo 'make setup    make .venv and $(BIN)/twinline   (PYTHON=python3.12 chooses the Python)'
 	@echo 'make serve    serve the embedded tiny-r1 on http://$(HOST):$(PORT)/v1   (HOST, PORT, ARGS)'
-	@echo 'make test     run the test suite   (ARGS="-k words" chooses tests)'
+	@echo 'make test     run the test suite   (ARGS="-k words" chooses tests, WORKERS=0 is for a debugger)'
 	@echo 'make bench    serve tiny-r1 and put load on it   (ARGS="--concurrency 8 ...")'
 	@echo 'make lint     check style and types'
 	@echo 'make format   rewrite the code in the house style'
@@ -55,7 +57,7 @@ serve: setup
 	@$(BIN)/twinline serve --host $(HOST) --port $(PORT) $(ARGS)
 
 test: $(VENV)/.dev
-	$(ONE_THREAD) $(BIN)/python -m pytest -q $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
 bench: setup
 	@$(BIN)/twinline serve --port $(BENCH_PORT) --log-level warning & server=$$!; \

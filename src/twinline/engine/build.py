@@ -63,7 +63,7 @@ class Options:
     dtype: str = "auto"
     weights: str = "auto"
     head_weights: str = "auto"
-    max_tokens_per_step: int = 512
+    max_tokens_per_step: int = 0
     max_running: int = 64
     max_waiting: int = 1024
     max_model_len: int = 0
@@ -116,10 +116,9 @@ def build(
         raise ValueError(f"max_model_len {context} is beyond the model's context of {spec.context} tokens")
     if options.max_running < 1:
         raise ValueError(f"max_running must be at least 1, not {options.max_running}")
-    if options.max_tokens_per_step <= options.max_running:
-        raise ValueError(
-            f"max_tokens_per_step {options.max_tokens_per_step} must exceed max_running {options.max_running}"
-        )
+    budget = options.max_tokens_per_step or device.step_tokens
+    if budget <= options.max_running:
+        raise ValueError(f"max_tokens_per_step {budget} must exceed max_running {options.max_running}")
     shape = Transformer(ops, spec, predictor=predictor)
     if forms is not None:
         forms.give(shape)
@@ -149,7 +148,7 @@ def build(
     pool = PagePool(pages, page_size, prefix_cache=options.prefix_cache)
     scheduler = Scheduler(
         pool,
-        max_tokens_per_step=options.max_tokens_per_step,
+        max_tokens_per_step=budget,
         max_running=options.max_running,
         max_waiting=options.max_waiting,
         max_model_len=min(context, pages * page_size + 1),

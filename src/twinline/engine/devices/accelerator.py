@@ -16,6 +16,7 @@ class Accelerator:
     providers: tuple[str, ...] = ("reference",)
     page_size = 16
     cache_share = 0.85
+    step_tokens = 2048
     capture_rows: tuple[int, ...] = ()
     step_seconds = 120.0  # kernels that are compiled when first called take tens
     simulated = False

@@ -21,6 +21,7 @@ class Cpu:
     providers: tuple[str, ...] = ("cpu", "onednn", "batched", "reference")
     page_size = 16
     cache_share = 0.25  # other programs live here too
+    step_tokens = 512
     capture_rows = tuple(range(1, 257))  # every count: a row that pads would cost as much as one that counts
     step_seconds = 300.0  # a chunk of prefill of a 70B model takes minutes
     simulated = False

@@ -14,8 +14,9 @@ import torch
 
 
 class Device(Protocol):
-    """Fifteen members. `providers` is the order in which op providers are tried; `cache_share` is the part of the
-    free memory that a cache may take when nobody says; a step that takes longer than `step_seconds` counts as hung;
+    """Sixteen members. `providers` is the order in which op providers are tried; `cache_share` is the part of the
+    free memory that a cache may take when nobody says; `step_tokens` are the tokens that a step computes when nobody
+    says, enough to hide what it costs to call its kernels; a step that takes longer than `step_seconds` counts as hung;
     `simulated`: no silicon, and always said so; `free_memory` is in bytes, None where the device cannot tell; `zeros`
     may give memory that is only taken when it is written; the thread that computes calls `prepare_thread` first;
     `capture_rows` are the counts of rows for which steps of decodes are recorded, empty where the device records none;
@@ -28,6 +29,7 @@ class Device(Protocol):
     providers: tuple[str, ...]
     page_size: int
     cache_share: float
+    step_tokens: int
     capture_rows: tuple[int, ...]
     step_seconds: float
     simulated: bool
