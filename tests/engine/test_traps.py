@@ -2,8 +2,8 @@
 
 Every test does two things: the engine agrees with the float64 oracle, and with the trap sprung (the wrong variant put
 in the engine's place) the same comparison fails. So the comparison is known to see the trap. Traps 9 to 14, of routing,
-are in `test_traps_routing.py`, 4 and 21 to 26, of FP8, in `test_traps_fp8.py`; 5 and 18 to 20 are of parts that are not
-here yet, 27 to 30 of the gateway.
+are in `test_traps_routing.py`, 4 and 21 to 26, of FP8, in `test_traps_fp8.py`, 18 to 20, of the prediction layer, in
+`test_traps_prediction.py`; 27 to 30, of text, are in `tests/gateway/text/`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from tests.engine import oracle
 from tests.engine.checkpoints import R1, V2_LITE, weights, write
 from tests.engine.driving import Driven
 from tests.engine.judged import IDS, SPRUNG, TOLERANCE, Make
+from tests.engine.op_cases import CASES
 from torch import Tensor
 
 from twinline.engine import worker
 from twinline.engine.models import attention as attention_module
+from twinline.engine.ops import batched
 from twinline.engine.ops.plan import PrefillPlan
 from twinline.facts.models import UnsupportedModel, spec_from_config
 
@@ -119,6 +121,29 @@ def test_trap_03_expanded_prefill_and_absorbed_decode_are_one_attention(
         swapped = a.uv_HvC.flip(0)
         m.setattr(c.ops, "mla_absorb", lambda x, w: absorb(x, swapped.transpose(1, 2) if w.shape[1] == 18 else w))
         assert c.errors()[2] > SPRUNG, "W_UV of another head"
+
+
+def test_trap_05_fast_attention_wants_heads_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's fast CPU kernel takes queries, keys and values of one head size; with others the slow path is taken,
+    without a word. So values are padded, and what pads is cut off."""
+    sizes: list[set[int]] = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*args: Any, **named: Any) -> Tensor:
+        sizes.append({x.shape[-1] for x in args[:3]})
+        return attend(*args, **named)
+
+    def tried() -> None:
+        sizes.clear()
+        for name, args, want in CASES["mla_prefill"](torch.float32):
+            assert (batched.mla_prefill(*args) - want).abs().max() < 1e-5, name
+
+    monkeypatch.setattr(batched.F, "scaled_dot_product_attention", watched)
+    tried()
+    assert sizes and all(len(each) == 1 for each in sizes)
+    monkeypatch.setattr(batched.F, "pad", lambda x, by: x)
+    tried()
+    assert any(len(each) > 1 for each in sizes), "sprung"
 
 
 def test_trap_06_rope_pairs_are_interleaved(case: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,15 @@ def test_by_the_tail_of_the_prompt(tail: str, output: str, expected: tuple[str, 
     assert split(ReasoningParser.for_prompt("<｜User｜>2+2?" + tail), [output]) == expected
 
 
+def test_trap_28_reasoning_is_open_where_the_prompt_left_it_open() -> None:
+    """R1's template ends in `<think>`: the output has only the end of its reasoning, and a parser that waits for its
+    beginning takes all for the answer."""
+    output, right = "two and two</think>4", ("two and two", "4")
+    assert split(ReasoningParser.for_prompt("<｜User｜>2+2?<｜Assistant｜><think>\n"), [output]) == right
+    assert split(ReasoningParser.for_prompt("<｜User｜>2+2?<｜Assistant｜>"), [output]) != right
+    assert split(ReasoningParser(opened=False), [output]) == ("", output), "sprung"
+
+
 def test_what_is_certain_is_sent_at_once() -> None:
     parser = ReasoningParser(opened=True)
     assert parser.push("let me ") == [("reasoning", "let me ")]

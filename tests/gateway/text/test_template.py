@@ -208,5 +208,18 @@ def test_a_doubled_begin_token_is_refused(tiny: Tokenizer, tiny_dir: Path) -> No
         encode_prompt(tiny, ChatTemplate.load(tiny_dir).render(chat))
 
 
+def test_trap_27_a_rendered_prompt_has_one_begin_token(
+    tiny: Tokenizer, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The template writes it, and `add_bos_token` would have the tokenizer write another."""
+    rendered = ChatTemplate.load(tiny_dir).render(CHATS[0])
+    assert encode_prompt(tiny, rendered).count(tiny.bos_id) == 1
+    encode = Tokenizer.encode
+    adds = [tiny.bos_id]
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text, *, special: adds + encode(self, text, special=special))
+    with pytest.raises(ValueError, match="twice"):
+        encode_prompt(tiny, rendered)
+
+
 def test_a_prompt_gets_no_begin_token_of_its_own(tiny: Tokenizer) -> None:
     assert tiny.bos_id not in encode_prompt(tiny, "<｜User｜>x")
