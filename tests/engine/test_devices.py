@@ -109,10 +109,16 @@ def test_an_index_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
         open_device("xpu:9")
 
 
-def test_a_device_type_with_a_file_gets_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "cuda", Chip())
-    opened: object = open_device("cuda")
-    assert type(opened) is Cuda
+@pytest.mark.parametrize(("capability", "first"), [((8, 0), "batched"), ((9, 0), "grouped"), ((12, 0), "batched")])
+def test_a_device_type_with_a_file_gets_its_own(
+    capability: tuple[int, int], first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the providers that its generation runs without a look at the host."""
+    chip = Chip()
+    monkeypatch.setattr(chip, "get_device_capability", lambda device: capability, raising=False)
+    monkeypatch.setattr(torch, "cuda", chip)
+    opened = open_device("cuda")
+    assert type(opened) is Cuda and opened.providers[0] == first and opened.providers[-1] == "reference"
 
 
 # What they do
@@ -222,15 +228,16 @@ def test_the_cpu_computes_in_the_dtypes_of_checkpoints_only() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a device that PyTorch calls cuda")
-def test_captured_steps_read_their_tensors_anew_and_leave_one_anothers_results() -> None:
+def test_captured_steps_read_their_tensors_anew_each_time() -> None:
+    """Two that share their memory, in turns."""
     opened = device.open_device("cuda")
     x = torch.ones(4, device=opened.torch_device)
-    twice, thrice = (opened.capture(lambda by=by: (x + 0) * by) for by in (2, 3))
+    steps = [(opened.capture(lambda: (x + 1) * 2), 2), (opened.capture(lambda: (x + 1) * 3), 3)]
     for value in (3.0, 5.0):
-        for (replay, _), first in ((twice, value), (thrice, value + 1)):
-            x.fill_(first)
+        for (replay, result), by in (*steps, *steps[::-1]):
+            x.fill_(value)
             replay()
-        opened.synchronize()
-        assert (twice[1].tolist(), thrice[1].tolist()) == ([2 * value] * 4, [3 * value + 3] * 4)
+            opened.synchronize()
+            assert result.tolist() == [by * (value + 1)] * 4
     assert opened.supports(torch.bfloat16)
     assert opened.free_memory() > 2**30

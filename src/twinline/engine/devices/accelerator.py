@@ -39,7 +39,7 @@ class Accelerator:
         if not hasattr(self.module, "mem_get_info"):
             return None
         free, _ = self.module.mem_get_info(self.torch_device)
-        if hasattr(self.module, "memory_reserved"):  # what PyTorch took and nobody has
+        if hasattr(self.module, "memory_reserved") and hasattr(self.module, "memory_allocated"):  # taken, and idle
             free += self.module.memory_reserved(self.torch_device) - self.module.memory_allocated(self.torch_device)
         return int(free)
 

@@ -20,8 +20,8 @@ class Device(Protocol):
     `simulated`: no silicon, and always said so; `free_memory` is in bytes, None where the device cannot tell; `zeros`
     may give memory that is only taken when it is written; the thread that computes calls `prepare_thread` first;
     `capture_rows` are the counts of rows for which steps of decodes are recorded, empty where the device records none;
-    `capture` runs a step and returns what replays it on the same tensors, and the tensor that then holds its result,
-    or says why it cannot (`NotCaptured`).
+    `capture` runs a step and returns what replays it on the same tensors, and the tensor that then holds its result
+    until the next replay, or says why it cannot (`NotCaptured`).
     """
 
     name: str

@@ -39,6 +39,13 @@ def memory_used(bench: Bench) -> int | None:
     return None
 
 
+def driver_free(bench: Bench) -> int | None:
+    """Bytes that the driver would still give, without what PyTorch keeps for later; None where nobody counts."""
+    device = bench.device.torch_device
+    module = None if device.type == "cpu" else torch.get_device_module(device)
+    return int(module.mem_get_info(device)[0]) if hasattr(module, "mem_get_info") else None
+
+
 def _decode(bench: Bench) -> Iterator[Finding]:
     three = subjects(bench)
     length = min(PROMPT + pace.some(bench, STEPS, 90), bench.spec.context)
@@ -53,7 +60,7 @@ def _decode(bench: Bench) -> Iterator[Finding]:
     def watch(step: int) -> None:
         if (now := memory_used(bench)) is not None:
             used.append(now)
-        if bench.device.torch_device.type != "cpu" and (left := bench.device.free_memory()) is not None:
+        if (left := driver_free(bench)) is not None:
             free.append(left)
 
     chip = three.chip.tell(sequences, decoded(lengths, first), watch=watch)

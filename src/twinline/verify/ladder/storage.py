@@ -98,6 +98,7 @@ def _content(bench: Bench) -> Iterator[Finding]:
         try:
             held.append(source[i : i + size].clone())
         except torch.OutOfMemoryError:
+            del held[-1:]  # room to compare in
             break  # what an allocator rounds up; `device.oom` judges refusals
     bad: list[int] = []
     for i, block in enumerate(held):

@@ -26,6 +26,7 @@ STEP_SECONDS = 10.0
 class Simulated(Accelerator):
     providers: tuple[str, ...] = ("batched", "reference")
     simulated = True
+    step_tokens = 512  # as a CPU, which it is
     step_seconds = STEP_SECONDS
 
     def __init__(self, device: torch.device, plays: str = "clean"):
