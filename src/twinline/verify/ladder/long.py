@@ -42,7 +42,9 @@ def memory_used(bench: Bench) -> int | None:
 def driver_free(bench: Bench) -> int | None:
     """Bytes that the driver would still give, without what PyTorch keeps for later; None where nobody counts."""
     device = bench.device.torch_device
-    module = None if device.type == "cpu" else torch.get_device_module(device)
+    if device.type == "cpu":
+        return None
+    module = torch.get_device_module(device)
     return int(module.mem_get_info(device)[0]) if hasattr(module, "mem_get_info") else None
 
 
