@@ -61,5 +61,5 @@ def test_what_breaks_is_a_finding() -> None:
 
 def test_the_rule_that_is_told_is_the_one_that_judges() -> None:
     """Layers: 7.5, 2.25 and 2.25 times the reference chip's errors."""
-    assert rules.ATTENTION.times(layers.WIDER) == rules.Limits(7.5, 2.25, 2.25)
+    assert rules.ATTENTION.times(layers.WIDER) == rules.Limits(7.5, 2.25, 2.25, bias=16.0)
     assert "7.5, 2.25 and 2.25 times" in layers.RULE

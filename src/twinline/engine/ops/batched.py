@@ -210,8 +210,6 @@ class GroupedExperts:
                 inner = silu_mul(F.linear(sorted_x[at : at + count], gate_up[expert]))
                 parts.append(F.linear(inner, down[expert]))
                 at += count
-        # Back in the order of the choices and summed there: added up where they are, they would come in any order.
-        chosen_rows = torch.empty(rows * per_row, x_NX.shape[1], dtype=x_NX.dtype, device=x_NX.device)
-        chosen_rows[order] = torch.cat(parts)
-        out = (chosen_rows.view(rows, per_row, -1).float() * weights_NK[..., None]).sum(1)
+        scaled = torch.cat(parts).float() * weights_NK.flatten()[order, None]
+        out = torch.zeros(x_NX.shape, dtype=torch.float32, device=x_NX.device).index_add_(0, row, scaled)
         return (out if base_NX is None else out + base_NX.float()).to(x_NX.dtype)

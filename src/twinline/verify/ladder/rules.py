@@ -14,8 +14,8 @@ a systematic factor of 1 + 2**-9; a mean hides one bad row in a thousand; a boun
   a factor of the same figures of a reference chip on the same inputs (or of what rounding itself would make of it,
   once at the end or, in attention, on the way).
 * bias: over 20,000 elements and more, the mean signed relative error is not significantly (z < 5, rows as units) off
-  zero by a tenth of u or more (float32: by u, in attention by 16u: a chip's exponentials err to one side, NVIDIA's
-  ex2.approx by up to 4u. On an H200 an attention that errs a fifth as much as the reference was 6.6u off).
+  zero by a tenth of u or more (float32: by u, in attention by 16u: a chip's exponentials err to one side, the
+  ex2.approx of PTX by up to 4u. An attention of silicon that errs a fifth as much as the reference was 6.6u off).
 
 Infinities and NaN stand exactly where the golden ones stand; moves are right to the bit.
 """
