@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import sys
+import time
 from pathlib import Path
 
 from twinline.store.database import Database
@@ -22,6 +23,7 @@ from twinline.store.home import DATABASE_VARIABLE
 
 FOLD_SECONDS = 5.0
 END_SECONDS = 10.0
+GONE_SECONDS = 0.2  # a killed process closes its pipes a moment before it lets go of its journals
 _log = logging.getLogger(__name__)
 
 
@@ -77,6 +79,8 @@ def main(directory: Path, seconds: float) -> int:
             return int(failing)
         ready, _, _ = select.select([0], [], [], seconds)
         ended = bool(ready) and not os.read(0, 4096)
+        if ended:
+            time.sleep(GONE_SECONDS)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.engine.checkpoints import R1, weights, write
 from tests.engine.driving import Driven
+from tests.engine.predicting import patient
 from tests.engine.quant import writers
 
 from twinline.engine.devices.cpu import Cpu
@@ -19,7 +20,7 @@ def test_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a = Driven(write(tmp_path / "a", SIZES | {"quantization_config": made.config}, made.tensors), speculation="mtp")
     b = Driven(write(tmp_path / "b", SIZES, {n: t.float() for n, t in made.truth.items()}), speculation="mtp")
     ids = list(range(12))
-    for line in (a, b):
+    for line in (patient(a), patient(b)):
         line.submit("r", ids, max_tokens=40)
         line.run()
     assert [t for o in a.outputs["r"] for t in o.tokens] == [t for o in b.outputs["r"] for t in o.tokens]
