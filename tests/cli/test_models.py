@@ -75,5 +75,10 @@ def test_a_named_server_that_does_not_answer_is_an_error(nowhere: str, capsys: p
 
 def test_a_broken_tensor_file_is_named(tiny: Path) -> None:
     (tiny / "model-3.safetensors").write_bytes(b"\xff" * 40)
-    with pytest.raises(folder.CliError, match=r"model-3\.safetensors is not a safetensors file"):
+    for header in (b"\xff" * 32, b"[1]", b"[" * 100_000):
+        (tiny / "model-3.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+        with pytest.raises(folder.CliError, match=r"model-3\.safetensors is not a safetensors file"):
+            folder.read_folder(tiny)
+    write_safetensors(tiny / "model-3.safetensors", {"a": ("F32", None, 0)})  # type: ignore[dict-item]
+    with pytest.raises(folder.CliError, match="is not a model folder that can be read"):
         folder.read_folder(tiny)

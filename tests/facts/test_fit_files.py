@@ -52,5 +52,10 @@ def test_broken_files_say_nothing(tmp_path: Path) -> None:
     for broken in (b"", b"1234", struct.pack("<Q", 2**60), struct.pack("<Q", 3) + b"[1]", struct.pack("<Q", 2) + b"{"):
         file.write_bytes(broken)
         assert stored_bytes(tmp_path) is None
-    (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {"total_size": "big"}}')
-    assert stored_bytes(tmp_path) is None
+    for offsets in ("[0, 1e999]", "[8, 0]", "[0.5, 1]", f"[0, {10**400}]"):
+        header = b'{"a": {"data_offsets": %b}}' % offsets.encode()
+        file.write_bytes(struct.pack("<Q", len(header)) + header)
+        assert stored_bytes(tmp_path) is None
+    for size in ('"big"', str(10**400)):
+        (tmp_path / "model.safetensors.index.json").write_text(f'{{"metadata": {{"total_size": {size}}}}}')
+        assert stored_bytes(tmp_path) is None

@@ -13,6 +13,7 @@ from tests.gateway.several import MODEL, PATIENCE, Several, events, plain, sever
 from tests.gateway.test_tools import folder_of
 from tests.lines.text_double import TextDouble, Words
 
+from twinline.gateway.order import text_source
 from twinline.gateway.supply import Bounds
 from twinline.lines.spec import LineSpec
 from twinline.lines.state import LineState
@@ -98,6 +99,13 @@ def test_what_breaks_before_its_first_word_is_asked_again_elsewhere(
         assert said == SAID and len(remotes["other"].requests) == 1
 
     run(tiny_folder, [remote("far"), remote("other")], test)
+
+
+def test_a_field_that_is_passed_over_and_cannot_be_passed_on() -> None:
+    """The door reads only the fields that it knows: what stands in others is met when a line is to be given it."""
+    assert text_source(b'{"prompt": "a"}', False).body == {"prompt": "a"}
+    with pytest.raises(ValueError, match="cannot be passed on"):
+        text_source(b'{"prompt": "a", "else": 1e999}', False)
 
 
 def test_what_breaks_before_its_first_word_may_go_to_a_line_of_tokens(tiny_folder: Path) -> None:

@@ -218,6 +218,22 @@ def test_a_peer_that_says_close_is_not_asked_on_that_connection() -> None:
     run(closes, test)
 
 
+@pytest.mark.parametrize(
+    "body", [b'{"data": ' + b"[" * 5000, b'{"data": "\xff"}', b"[1"], ids=["deep", "no text", "cut"]
+)
+def test_what_a_line_says_of_itself_may_be_anything(body: bytes) -> None:
+    async def says(writer: asyncio.StreamWriter, connection: int, number: int) -> bool:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        return True
+
+    async def test(peer: Peer, client: LineClient) -> None:
+        assert await client.health() == (True, {})
+        with pytest.raises(LineBroken, match="is not OpenAI's list"):
+            await client.models()
+
+    run(says, test)
+
+
 def test_a_refusal_leaves_the_connection_whole() -> None:
     async def refuses(writer: asyncio.StreamWriter, connection: int, number: int) -> bool:
         if number % 2:

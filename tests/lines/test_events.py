@@ -152,6 +152,18 @@ def test_a_head_that_is_not_plain_is_pythons_to_read(head: bytes) -> None:
     same([head + body])
 
 
+DEEP = b'{"a": ' + b"[" * 5000
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_nests_too_deeply_ends_an_answer(fast: bool) -> None:
+    """As JSON of any kind, in a refusal and among many events: the reader has an end to its depth, and says so."""
+    refused = heard([b"HTTP/1.1 400 Bad Request\r\ncontent-length: %d\r\n\r\n" % len(DEEP) + DEEP], fast)
+    assert refused.end is not None and refused.kept
+    many = heard([answer([b"data: {}\n\n" * 40 + b"data: " + DEEP + b"\n\n"])], fast)
+    assert many.end is not None and "not the protocol's" in many.end
+
+
 STRANGE = st.sampled_from(
     [
         b": a comment\n\n",

@@ -43,7 +43,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CliError(f"{folder} has no config.json: not a Hugging Face model folder")
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as exc:
+    except (ValueError, TypeError, RecursionError) as exc:
         raise CliError(f"{file} is not a JSON object: {exc}") from None
 
 
@@ -55,19 +55,23 @@ def tensor_header(file: Path) -> dict[str, dict[str, Any]]:
             if length > file.stat().st_size:
                 raise ValueError("the header is longer than the file")
             header: dict[str, dict[str, Any]] = json.loads(stream.read(length))
-    except (ValueError, struct.error) as exc:
+        return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+    except (ValueError, struct.error, AttributeError, RecursionError) as exc:
         raise CliError(f"{file} is not a safetensors file: {exc}") from None
-    return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
 
 
 def read_folder(path: Path) -> Folder:
     """The facts of the folder at `path`."""
     config = read_config(path)
     tensors = {name: t for file in sorted(path.glob("*.safetensors")) for name, t in tensor_header(file).items()}
-    return Folder(
-        name=path.name,
-        path=str(path),
-        architecture=", ".join(config.get("architectures") or ["unknown"]),
-        parameters=sum(math.prod(t["shape"]) for name, t in tensors.items() if "scale" not in name.rpartition(".")[2]),
-        tensor_bytes=sum(t["data_offsets"][1] - t["data_offsets"][0] for t in tensors.values()),
-    )
+    weights = [t for name, t in tensors.items() if "scale" not in name.rpartition(".")[2]]
+    try:
+        return Folder(
+            name=path.name,
+            path=str(path),
+            architecture=", ".join(config.get("architectures") or ["unknown"]),
+            parameters=sum(math.prod(t["shape"]) for t in weights),
+            tensor_bytes=sum(t["data_offsets"][1] - t["data_offsets"][0] for t in tensors.values()),
+        )
+    except (LookupError, TypeError, ArithmeticError) as exc:
+        raise CliError(f"{path} is not a model folder that can be read: {exc!r}") from None

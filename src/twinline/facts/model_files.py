@@ -18,6 +18,7 @@ from twinline.facts.models import UnsupportedModel
 
 BUNDLED = Path(__file__).parent / "data" / "models"
 LONGEST_HEADER = 100 * 2**20  # as safetensors itself allows
+MOST_BYTES = 2**63  # no folder comes near
 
 
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +88,7 @@ def stored_bytes(folder: Path) -> int | None:
     try:
         if index.is_file():
             size = json.loads(index.read_text("utf-8"))["metadata"]["total_size"]
-            if isinstance(size, int) and size > 0:
+            if isinstance(size, int) and 0 < size < MOST_BYTES:
                 return size
     except (ValueError, OSError, KeyError, TypeError, RecursionError):
         pass
@@ -103,6 +104,7 @@ def _tensors(file: Path) -> int | None:
             if length > LONGEST_HEADER:
                 return None
             header = json.loads(stream.read(length))
-        return sum(t["data_offsets"][1] - t["data_offsets"][0] for n, t in header.items() if n != "__metadata__")
+        size = sum(t["data_offsets"][1] - t["data_offsets"][0] for n, t in header.items() if n != "__metadata__")
+        return size if isinstance(size, int) and 0 <= size < MOST_BYTES else None
     except (ValueError, OSError, KeyError, TypeError, IndexError, struct.error, RecursionError, AttributeError):
         return None

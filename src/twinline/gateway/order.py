@@ -89,7 +89,16 @@ class Order:
 
     @cached_property
     def _source(self) -> TextSource:
-        return TextSource(msgspec.json.decode(self._body), self._chat)
+        return text_source(self._body, self._chat)
+
+
+def text_source(body: bytes, chat: bool) -> TextSource:
+    """A body as it was written, for a line that takes text. Raises ValueError: a field that the door passed over may
+    hold what cannot be read, such as a number larger than any."""
+    try:
+        return TextSource(msgspec.json.decode(body), chat)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(f"one of its fields cannot be passed on: {error}") from error
 
 
 def needs_of(fields: Mapping[str, Any]) -> frozenset[str]:

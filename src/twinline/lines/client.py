@@ -303,7 +303,7 @@ def _current_task() -> asyncio.Task[Any] | None:
 def _refused(status: int, body: bytes, headers: Mapping[bytes, bytes]) -> LineRefused:
     try:
         detail = _refusal.decode(body).error
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         detail = _Detail()
     code = None if detail.code is None else str(detail.code)
     message = detail.message or body[:500].decode("utf-8", "replace") or f"status {status}"
@@ -372,7 +372,7 @@ class LineClient:
             raise LineRefused(status, body[:500].decode("utf-8", "replace"))
         try:
             listed: list[dict[str, Any]] = msgspec.json.decode(body)["data"]
-        except (msgspec.DecodeError, KeyError, TypeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError) as error:
             raise LineBroken(f"/v1/models is not OpenAI's list: {error}") from error
         return listed
 
@@ -381,7 +381,7 @@ class LineClient:
         status, body = await self.ask("GET", "/health")
         try:
             said = msgspec.json.decode(body)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             said = {}
         return status == 200, said if isinstance(said, dict) else {}
 

@@ -176,9 +176,10 @@ def test_calls_are_blocks_whole_and_streamed() -> None:
     events = [json.loads(event.partition(b"data: ")[2]) for event in data.split(b"\n\n")[:-1]]
     parts = [e["delta"]["partial_json"] for e in events if e["type"] == "content_block_delta" and e["index"] == 1]
     assert parts == ['{"a', '":1}'] and events[-2]["delta"]["stop_reason"] == "tool_use"
-    broken = Whole("msg_1", "m", 9, shows_thinking=True)
-    broken.news(Piece(0, [], [], None, None, "tool_calls", tool_calls=[{"id": "c", "function": {"arguments": "[1"}}]))
-    assert json.loads(broken.end(()))["content"][0]["input"] == {"arguments": "[1"}
+    for arguments in ("[1", "[" * 5000):
+        broken, call = Whole("msg_1", "m", 9, shows_thinking=True), {"id": "c", "function": {"arguments": arguments}}
+        broken.news(Piece(0, [], [], None, None, "tool_calls", tool_calls=[call]))
+        assert json.loads(broken.end(()))["content"][0]["input"] == {"arguments": arguments}
 
 
 def test_an_answer_is_what_its_type_says(door: Gateway) -> None:

@@ -202,6 +202,18 @@ def test_corrupt_templates(tiny_dir: Path, tmp_path: Path) -> None:
         ChatTemplate.load(with_template(tiny_dir, tmp_path / "shape", [{"name": "default"}]))
 
 
+@pytest.mark.parametrize("source", ["{% for a in [] %}" * 25 + "{% endfor %}" * 25, "{{ " + "not " * 5000 + "a }}"])
+def test_templates_that_nest_too_deeply(source: str) -> None:
+    """The one for Python, to which Jinja translates it, the other for Jinja."""
+    with pytest.raises(ValueError, match="cannot be compiled"):
+        ChatTemplate({"default": source}, {})
+
+
+def test_what_a_template_calls_may_fail_in_any_way() -> None:
+    with pytest.raises(ValueError, match="does not fit these messages"):
+        ChatTemplate({"default": "{{ cycler() }}"}, {}).render(CHATS[0])
+
+
 def test_a_doubled_begin_token_is_refused(tiny: Tokenizer, tiny_dir: Path) -> None:
     chat = [{"role": "system", "content": "<｜begin▁of▁sentence｜>Be brief."}, *CHATS[0]]
     with pytest.raises(ValueError, match="begin▁of▁sentence｜> twice"):

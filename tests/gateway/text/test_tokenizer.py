@@ -163,6 +163,10 @@ def test_encoding_from_many_threads(byte_level: Tokenizer) -> None:
         ("tokenizer_config.json", "[]", "must hold a JSON object"),
         ("tokenizer_config.json", '{"bos_token": 3}', "bos_token must be"),
         ("generation_config.json", "{", "is not valid JSON"),
+        ("config.json", "[" * 100_000, "is not valid JSON"),
+        ("config.json", '{"text_config": "a"}', "text_config must be an object"),
+        ("tokenizer_config.json", '{"additional_special_tokens": 5}', "must be a list of tokens"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', "must be an object"),
     ],
 )
 def test_missing_and_corrupt_files_say_so_in_one_line(copy: Path, name: str, text: str | None, reason: str) -> None:

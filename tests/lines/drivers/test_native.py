@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from twinline.lines.drivers.driver import EngineMetrics
 from twinline.lines.drivers.native import Native
 from twinline.lines.fleet.lines import weights_class
 from twinline.lines.line import Line
@@ -23,6 +24,11 @@ def told(line: LineSpec) -> dict[str, str]:
     argv = Native().command(line, 7000).argv
     pairs = dict(pairwise(argv))
     return {k.removeprefix("--"): v for k, v in pairs.items() if k in ("--dtype", "--weights", "--head-weights")}
+
+
+@pytest.mark.parametrize("body", [b'{"a": ' + b"[" * 5000, b'{"a": "\xff"}', b"["], ids=["deep", "no text", "cut"])
+def test_counters_that_cannot_be_read_are_none(body: bytes) -> None:
+    assert Native().metrics(body) == EngineMetrics()
 
 
 @pytest.mark.parametrize(

@@ -122,3 +122,41 @@ def test_what_is_no_vocabulary_is_said(tmp_path: Path) -> None:
         pieces(tmp_path / "y.gguf")
     with pytest.raises(OSError, match="absent"):
         pieces(tmp_path / "absent.gguf")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        '{"vocab": 5}',
+        '{"vocab": [[]]}',
+        '{"vocab": {"a": 1, "b": null}}',
+        '{"vocab": {"a": 1e999}}',
+        "5",
+        "[" * 100_000,
+    ],
+)
+def test_a_vocabulary_of_another_shape_is_said(tmp_path: Path, model: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(f'{{"model": {model}}}')
+    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
+        pieces(tmp_path)
+
+
+def test_a_gguf_of_another_shape_is_said(tmp_path: Path) -> None:
+    def text(value: bytes) -> bytes:
+        return struct.pack("<Q", len(value)) + value
+
+    tokens, kinds = text(b"tokenizer.ggml.tokens"), text(b"tokenizer.ggml.token_type")
+    two = struct.pack("<IIQ", 9, 8, 2) + text(b"a") + text(b"b")
+    for number, (entries, reason) in enumerate(
+        [
+            ([text(b"a") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000], "no readable metadata"),
+            ([tokens + struct.pack("<II", 4, 7)], "no texts"),
+            ([tokens + struct.pack("<IIQI", 9, 4, 1, 7)], "no texts"),
+            ([tokens + two, kinds + struct.pack("<IIQi", 9, 5, 1, 1)], "a type for each"),
+            ([tokens + two, kinds + struct.pack("<Ii", 5, 1)], "a type for each"),
+        ]
+    ):
+        path = tmp_path / f"{number}.gguf"
+        path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(entries)) + b"".join(entries))
+        with pytest.raises(ValueError, match=reason):
+            pieces(path)

@@ -13,3 +13,7 @@ def test_samples_are_added_up_over_their_labels() -> None:
 
 def test_no_bytes_are_too_strange() -> None:
     assert totals(b"\xff\xfe{} 1\n{\n}\n 5\n\0") is not None
+
+
+def test_a_sum_stays_a_number() -> None:
+    assert whole(totals(b"a{b='1'} 1.5e308\na{b='2'} 1.5e308\n"), "a") == int(1.5e308)

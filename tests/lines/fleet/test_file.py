@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,28 @@ def test_all_mistakes_are_told_at_once_each_at_its_line(faults) -> None:  # type
         ("lines: {}", 1, "at least one line"),
         ("lines: [a]", 1, "expected fields, one a line"),
         ("- a", 1, "this is no mapping"),
+        ("name: x\0y", 1, "not YAML"),
+        ("lines:\n  a: {engine: openai, url: http://h, options: {continuation: {b: c}}}", 2, "is not one of"),
+        ("name: " + "[" * 5000, 1, "nested too deeply"),
+        ("lines: &a\n  a: *a", 1, "in itself"),
+        ("lines: &a\n  <<: *a", 1, "in itself"),
+        (
+            "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+            + "".join(f"{then}: &{then} [{', '.join([f'*{each}'] * 10)}]\n" for each, then in pairwise("abcdefghij")),
+            1,
+            "its aliases make",
+        ),
+        ("lines:\n  a: {engine: native}\nname: 2026-13-01", 3, "month must be in 1..12"),
+        ("lines:\n  a: {engine: native}\nname: !!bool maybe", 3, "cannot be read"),
+        ("lines:\n  a: {engine: native}\n  ? [b]\n  : {engine: native}", 3, "expected a name"),
+        ("lines:\n  a: {engine: native}\ndrain_seconds: 1" + "0" * 400, 3, "drain_seconds: expected a number"),
+        ("lines:\n  a: {engine: native, price: 1" + "0" * 400 + " USD}", 2, "price: expected a number"),
+        ("lines:\n  a: {engine: native, weights: ~nobody-of-this-name/r1}", 2, "cannot be a path"),
+        ('lines:\n  a: {engine: native, weights: "/a\\0/b"}', 2, "cannot be a path"),
+        ('lines:\n  a: {engine: native, weights: "/\\ud800/b"}', 2, "cannot be a path"),
+        ("lines:\n  a: {engine: native, options: {tokenizer: " + "a" * 300 + "}}", 2, "cannot be a path"),
+        ("models:\n  tiny-r1: {text: ~nobody-of-this-name}\nlines:\n  a: {engine: native}", 2, "cannot be a path"),
+        ("lines:\n  a: {engine: native}\ngateway:\n  tls_key: ~nobody-of-this-name", 4, "cannot be a path"),
         ("lines:\n  a: {engine: native\n", 3, "not YAML"),
         ("lines:\n  a:\n\tengine: native", 3, "not YAML"),
         ("lines:\n  a: {engine: native}\ngateway:\n  tls_certificate: c.pem", 4, "TLS needs tls_key too"),

@@ -50,7 +50,10 @@ def shards(directory: Path) -> dict[str, list[str]]:
                 files[file].append(tensor)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UnsupportedModel(f"{index} cannot be read: {error!r}") from None
-        missing = [file for file in files if not (directory / file).exists()]
+        try:
+            missing = [file for file in files if not (directory / file).exists()]
+        except OSError as error:  # one that no file can have
+            raise UnsupportedModel(f"{index} names a file that cannot be: {error.strerror}") from None
         if missing:
             raise UnsupportedModel(
                 f"{directory}: {len(missing)} of {len(files)} shards are missing, first {missing[0]}"

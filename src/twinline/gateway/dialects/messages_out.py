@@ -151,6 +151,6 @@ def _input(arguments: str) -> dict[str, Any]:
     """A model may write what is no JSON object; the client still gets to see it."""
     try:
         found = msgspec.json.decode(arguments or "{}")
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {"arguments": arguments}

@@ -6,7 +6,7 @@ Owns finding and reading them. Knows nothing of vocabularies or templates, nor o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def read_object(path: Path) -> dict[str, Any]:
     text = read_text(path)
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, not {type(value).__name__}")
@@ -88,8 +88,12 @@ class ModelFolder:
             for name in ("additional_special_tokens", "extra_special_tokens"):
                 value = source.get(name) or ()
                 entries = value.values() if isinstance(value, Mapping) else value
+                if not isinstance(entries, Iterable):
+                    raise ValueError(f"{self.path}: {name} must be a list of tokens, not {value!r:.60}")
                 texts.update(_content(self.path, name, entry) for entry in entries)
         declared = self.tokenizer_config.get("added_tokens_decoder") or {}
+        if not isinstance(declared, Mapping):
+            raise ValueError(f"{self.path}: added_tokens_decoder must be an object, not {declared!r:.60}")
         for token in declared.values():
             if isinstance(token, Mapping) and token.get("special"):
                 texts.add(_content(self.path, "added_tokens_decoder", token))

@@ -67,3 +67,5 @@ def compile_template(source: str) -> Template:
         return template
     except TemplateSyntaxError as error:
         raise ValueError(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}") from error
+    except (SyntaxError, RecursionError, MemoryError) as error:  # of the Python that Jinja makes of it
+        raise ValueError(f"the chat template cannot be compiled, it nests too deeply: {error}") from error

@@ -24,7 +24,7 @@ from twinline.gateway.text.tokenizer import Tokenizer
 _END_MARK = "END_OF_THE_MESSAGE_TO_CONTINUE "
 
 # What an expression in a template raises when the messages do not fit it, beside Jinja's own errors.
-_MISFITS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+_MISFITS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError)
 
 
 class NoChatTemplate(ValueError):

@@ -25,6 +25,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def _eos_ids(folder: ModelFolder) -> frozenset[int]:
     """The end tokens of generation_config.json, else of config.json: one id or a list (Qwen, GLM)."""
     text_config = folder.config.get("text_config") or {}
+    if not isinstance(text_config, Mapping):
+        raise ValueError(f"{folder.path}: text_config must be an object, not {text_config!r:.60}")
     for source in (folder.generation_config, folder.config, text_config):
         value = source.get("eos_token_id")
         ids = value if isinstance(value, list) else [] if value is None else [value]

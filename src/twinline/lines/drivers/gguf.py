@@ -22,7 +22,7 @@ def metadata(file: Path, wanted: Callable[[str], bool]) -> Mapping[str, Any]:
             raise ValueError(f"{file} is no GGUF file")
         try:
             return dict(_values(stream, wanted))
-        except (struct.error, UnicodeDecodeError, KeyError, MemoryError, OverflowError) as error:
+        except (struct.error, UnicodeDecodeError, KeyError, MemoryError, OverflowError, RecursionError) as error:
             raise ValueError(f"{file} has no readable metadata: {error!r}") from error
 
 

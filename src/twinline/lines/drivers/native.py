@@ -53,7 +53,7 @@ def read_plain(payloads: list[bytes]) -> tuple[Delta | None, list[bytes]]:
     plain = payloads[:-1] if left else payloads
     try:
         chunks = _decode_many(b"[" + b",".join(plain) + b"]")
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None, payloads
     if len(chunks) != len(plain):  # two broken events that make a whole one
         return None, payloads
@@ -160,7 +160,7 @@ class Native:
         """The worker's health holds its counters of progress."""
         try:
             said = msgspec.json.decode(body, type=dict[str, Any])
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return EngineMetrics()
         steps, tokens = said.get("steps"), said.get("tokens_generated")
         return EngineMetrics(said.get("running"), said.get("waiting"), None, None, tokens, steps)

@@ -220,5 +220,5 @@ class OpenAI:
 def check_continuation(spec: LineSpec, known: Mapping[str, object]) -> None:
     """Raises ValueError for an unknown `options.continuation`."""
     named = spec.options.get("continuation")
-    if named is not None and named not in known:
+    if named is not None and not (isinstance(named, str) and named in known):
         raise ValueError(f"options.continuation: {named!r} is not one of {', '.join(known)}")

@@ -102,14 +102,14 @@ def _spelling(name: str, byte_level: bool) -> bytes | None:
 
 def _from_json(file: Path) -> tuple[Iterable[tuple[int, str]], bool]:
     try:
-        said = json.loads(file.read_bytes())
-        vocabulary = said["model"]["vocab"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        model = json.loads(file.read_bytes())["model"]
+        vocabulary = model["vocab"]
+        if isinstance(vocabulary, list):  # unigram models: [piece, score]
+            return [(token, str(entry[0])) for token, entry in enumerate(vocabulary)], False
+        tokens = [(int(token), str(name)) for name, token in sorted(vocabulary.items(), key=lambda item: item[1])]
+        return tokens, not model.get("byte_fallback", False)
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{file} is no tokenizer.json: {error}") from error
-    if isinstance(vocabulary, list):  # unigram models: [piece, score]
-        return [(token, str(entry[0])) for token, entry in enumerate(vocabulary)], False
-    byte_level = not said["model"].get("byte_fallback", False)
-    return [(int(token), str(name)) for name, token in sorted(vocabulary.items(), key=lambda item: item[1])], byte_level
 
 
 def _from_gguf(file: Path) -> tuple[Iterable[tuple[int, str]], bool]:
@@ -118,6 +118,10 @@ def _from_gguf(file: Path) -> tuple[Iterable[tuple[int, str]], bool]:
     if _TOKENS not in found:
         raise ValueError(f"{file} holds no tokenizer")
     names = found[_TOKENS]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{file} holds a tokenizer whose tokens are no texts")
     types = found.get(_TYPES) or [_NORMAL] * len(names)
+    if not isinstance(types, list) or len(types) != len(names):
+        raise ValueError(f"{file} does not hold a type for each of its {len(names)} tokens")
     tokens = [(token, name) for token, name in enumerate(names) if types[token] in (_NORMAL, _BYTES)]
     return tokens, found.get(_KIND) == "gpt2"

@@ -24,8 +24,9 @@ def totals(body: bytes) -> Mapping[str, float]:
             value = float(rest.split()[0])
         except (ValueError, IndexError):
             continue
+        value += sums.get(name, 0.0)
         if math.isfinite(value):
-            sums[name] = sums.get(name, 0.0) + value
+            sums[name] = value
     return sums
 
 

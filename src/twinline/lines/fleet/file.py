@@ -109,7 +109,7 @@ class _Reader:
             if folder is None:
                 section.fault(None, "text: needs the folder of its tokenizer, as no line of it loads a model folder")
         else:
-            folder = embedded() if text == "embedded" else self.folder / Path(text).expanduser()
+            folder = embedded() if text == "embedded" else self._path(section, "text", text)
         if folder is not None and not any(
             (folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")
         ):
@@ -142,6 +142,13 @@ class _Reader:
             section.fault(None, "no line serves this model")
         return spec
 
+    def _path(self, section: Section, name: str, value: str) -> Path | None:
+        try:
+            return kinds.path(self.folder, value)
+        except ValueError as error:
+            section.fault(name, str(error))
+            return None
+
     def _gateway(self, section: Section, currency: str) -> GatewaySpec:
         default = GatewaySpec()
         wants: dict[str, Any] = {
@@ -171,9 +178,10 @@ class _Reader:
             section.fault("tls_key" if given["tls_key"] else "tls_certificate", f"TLS needs {missing} too")
         for name in ("tls_certificate", "tls_key"):
             if given[name] is not None:
-                given[name] = str(self.folder / Path(given[name]).expanduser())
-                if not Path(given[name]).is_file():
-                    section.fault(name, f"there is no file {given[name]}")
+                path = self._path(section, name, given[name])
+                given[name] = str(path)
+                if path is not None and not path.is_file():
+                    section.fault(name, f"there is no file {path}")
         admin = given["admin_key_env"]
         if admin is not None and not self.environ.get(admin):
             section.fault("admin_key_env", f"the environment variable {admin} is not set")

@@ -5,9 +5,11 @@ Owns the kinds alone. Every function raises ValueError in words that follow the 
 
 from __future__ import annotations
 
-import math
+import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from twinline.lines.fleet.marked import nearest
@@ -31,6 +33,19 @@ def _quoted(value: Any) -> str:
     return ", which YAML does not take as text: put it in quotes" if isinstance(value, int | float) else ""
 
 
+def path(folder: Path, value: str) -> Path:
+    """A path of the file, seen from its folder."""
+    try:
+        os.fsencode(value)
+        found = folder / Path(value).expanduser()
+        if "\0" in value:
+            raise ValueError("there is a zero in it")
+        found.exists()  # says it of a name that is too long
+        return found
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ValueError(f"{value!r:.80} cannot be a path: {error}") from None
+
+
 def flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"expected true or false, not {shown(value)}")
@@ -49,7 +64,7 @@ def whole(low: int, high: int | None = None) -> Callable[[Any], int]:
 
 def number(low: float, *, above: bool = False) -> Callable[[Any], float]:
     def kind(value: Any) -> float:
-        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         if not good or value < low or (above and value == low):
             raise ValueError(f"expected a number {'above' if above else 'of at least'} {low:g}, not {shown(value)}")
         return float(value)
@@ -119,7 +134,7 @@ def currency(value: Any) -> str:
 def price(value: Any) -> tuple[float, str | None]:
     """The amount, and the currency if it is said: 2.5, `2.5 USD` or `2.5 USD/h`."""
     if isinstance(value, str) and (found := PRICE.fullmatch(value.strip())):
-        return float(found[1]), found[2]
+        return number(0)(float(found[1])), found[2]
     if isinstance(value, str):
         raise ValueError(f"expected a price, such as 2.5 or 2.5 USD, not {shown(value)}")
     return number(0)(value), None

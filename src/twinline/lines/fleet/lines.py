@@ -161,7 +161,11 @@ class LineReader:
             given = kinds.substituted(given, self._environ)
         except ValueError as error:
             section.fault("weights", str(error))
-        path = self._folder / Path(given).expanduser()
+        try:
+            path = kinds.path(self._folder, given)
+        except ValueError as error:
+            section.fault("weights", str(error))
+            return None
         if path.exists() or engine in FROM_FILES or given.startswith(("/", "./", "../", "~")):
             return str(real(path))
         return given
@@ -171,8 +175,15 @@ class LineReader:
         options = dict(section.get("options", kinds.options, {}))
         for name in PATHS & options.keys():
             value = options[name]
-            if isinstance(value, str) and ("/" in value or (self._folder / value).exists()):
-                options[name] = str(real(self._folder / Path(value).expanduser()))
+            if not isinstance(value, str):
+                continue
+            try:
+                path = kinds.path(self._folder, value)
+            except ValueError as error:
+                section.fault("options", f"{name}: {error}")
+                continue
+            if "/" in value or path.exists():
+                options[name] = str(real(path))
         return options
 
     def _price(self, section: Section, name: str) -> float:

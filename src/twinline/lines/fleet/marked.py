@@ -15,6 +15,7 @@ import yaml
 
 T = TypeVar("T")
 D = TypeVar("D")
+MOST_VALUES = 100_000  # of a file, however its aliases multiply them
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -115,11 +116,14 @@ class Section:
 
 def read(path: Path, text: str) -> Section:
     """The whole file. Raises FileFaults for what is not YAML or no mapping; other mistakes come in `faults`."""
-    loader = yaml.SafeLoader(text)
+    loader: yaml.SafeLoader | None = None
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise FileFaults(path, [Fault(1, "expected models: and lines:, this is no mapping")])
+        if _count(node, {}) > MOST_VALUES:
+            raise FileFaults(path, [Fault(1, f"its aliases make more than {MOST_VALUES:,} values of it")])
         faults: list[Fault] = []
         return _section(loader, node, "", 1, faults)
     except yaml.MarkedYAMLError as error:
@@ -128,8 +132,31 @@ def read(path: Path, text: str) -> Section:
         raise FileFaults(path, [Fault(mark.line + 1 if mark else 1, f"not YAML: {what}")]) from None
     except yaml.YAMLError as error:
         raise FileFaults(path, [Fault(1, f"not YAML: {' '.join(str(error).split())}")]) from None
+    except RecursionError:
+        raise FileFaults(path, [Fault(1, "not YAML that can be used: it is nested too deeply, or in itself")]) from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values in it, those behind an alias as often as they are named."""
+    if id(node) not in known:
+        inner = node.value if isinstance(node, yaml.SequenceNode) else ()
+        if isinstance(node, yaml.MappingNode):
+            inner = [each for pair in node.value for each in pair]
+        known[id(node)] = 1 + sum(_count(each, known) for each in inner)
+    return known[id(node)]
+
+
+def _value(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    """What YAML takes it for. Raises YAMLError: the loader itself fails in many ways, as at a 13th month."""
+    try:
+        return loader.construct_object(node, deep=True)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        shown = f"{node.value!r:.60}" if isinstance(node, yaml.ScalarNode) else "a value in it"
+        what = f"{shown} cannot be read: {error}"
+        raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from None
 
 
 def _section(loader: yaml.SafeLoader, node: yaml.MappingNode, where: str, line: int, faults: list[Fault]) -> Section:
@@ -137,19 +164,23 @@ def _section(loader: yaml.SafeLoader, node: yaml.MappingNode, where: str, line: 
     _refuse_repeats(node, where, faults)
     loader.flatten_mapping(node)  # `<<: *anchor`; what the mapping says itself comes later and wins
     for key, value in node.value:
-        name, at = str(loader.construct_object(key)), key.start_mark.line + 1
+        at = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            faults.append(Fault(at, f"{where}: expected a name, not a list or fields" if where else "expected a name"))
+            continue
+        name = str(_value(loader, key))
         path = f"{where}.{name}" if where else name
         if isinstance(value, yaml.MappingNode):
             section.values[name] = (at, _section(loader, value, path, at, faults))
         else:
-            section.values[name] = (at, loader.construct_object(value, deep=True))
+            section.values[name] = (at, _value(loader, value))
     return section
 
 
 def _refuse_repeats(node: yaml.MappingNode, where: str, faults: list[Fault]) -> None:
     first: dict[str, int] = {}
     for key, _ in node.value:
-        if key.tag == "tag:yaml.org,2002:merge":
+        if key.tag == "tag:yaml.org,2002:merge" or not isinstance(key, yaml.ScalarNode):
             continue
         line = key.start_mark.line + 1
         if key.value in first:

@@ -70,6 +70,16 @@ def test_calls_of_earlier_turns(family: str, arguments: object, content: str | N
 
 
 @pytest.mark.parametrize("family", ["r1", "v31", "qwen3"])
+def test_half_a_surrogate_pair_in_arguments_is_no_text_of_a_prompt(family: str) -> None:
+    """JSON can say it, and no tokenizer takes it."""
+    rendered = template(TEMPLATES[family]).render([HI, called('{"city": "\\ud800"}'), RESULT])
+    assert '{"city": "\\ud800"}' in rendered  # as it was written
+    rendered.encode()
+    with pytest.raises(ValueError, match="must be the text of a JSON object"):
+        template(LLAMA3).render([HI, called('{"city": "\\ud800"}'), RESULT])
+
+
+@pytest.mark.parametrize("family", ["r1", "v31", "qwen3"])
 def test_several_calls_and_content(family: str) -> None:
     rendered = template(TEMPLATES[family]).render([HI, called(content="Let me see.", times=2), RESULT])
     assert rendered.count('"city": "東京"') == 2 and rendered.count("Let me see.") == 1

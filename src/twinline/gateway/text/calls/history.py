@@ -122,6 +122,8 @@ class HistoryStyle:
         if isinstance(given, str) and given.strip():
             try:
                 value = json.loads(given)
+                if "\\u" in given:
+                    json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text for a prompt
             except (ValueError, RecursionError):
                 value = None
             if self.objects and isinstance(value, dict):
