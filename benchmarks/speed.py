@@ -41,7 +41,7 @@ SIZES = {
     "tiny-r1": Size(128, 64, (32, 256), (8, 128)),
     "qwen-1.5b": Size(64, 16, (16, 128), (4, 32)),
 }
-ON_A_CARD = Size(512, 128, (128, 1024), (32, 256))
+ON_A_CARD = {"qwen-1.5b": Size(512, 128, (128, 1024), (32, 256))}  # tiny-r1 has not the context for more
 
 
 def checkpoint(model: str, cache: Path) -> Path:
@@ -219,8 +219,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
-        size = SIZES[options.models[0]] if options.device == "cpu" else ON_A_CARD
-        print(json.dumps(measure(options.peer, options.checkpoint, size, options.device)))
+        sizes = SIZES if options.device == "cpu" else SIZES | ON_A_CARD
+        print(json.dumps(measure(options.peer, options.checkpoint, sizes[options.models[0]], options.device)))
         return
     for model in options.models:
         directory = checkpoint(model, options.cache)
