@@ -13,7 +13,8 @@ using bf16 = uint16_t;  // the upper half of a float32
 
 enum Kind : int64_t { kFloat = 0, kBfloat16 = 1 };
 
-enum Form : int64_t { kPlainFloat = 0, kPlainBfloat16 = 1, kInt8 = 2, kInt4 = 3, kFp8 = 4 };
+// kWidened: bfloat16 for float rows, where every float is one.
+enum Form : int64_t { kPlainFloat = 0, kPlainBfloat16 = 1, kInt8 = 2, kInt4 = 3, kFp8 = 4, kWidened = 5 };
 
 // `count` matrices [outputs, inputs], packed as weights.h says. `group`: inputs that share scales; 0 for a whole row.
 struct Weight {

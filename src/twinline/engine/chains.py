@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Link:
     """Rows of one request: its pages, the positions of its rows and the ids that follow each, which row is the last
-    that holds, and the position of the first guess's own row."""
+    that holds, and the position of the first guess's own row. No rows where the layer has followed them already."""
 
     pages: list[int]
     positions: range
@@ -57,7 +57,8 @@ class GuessChains:
 
     def guesses(self, links: Sequence[Link], previous_NX: Tensor, depth: int) -> list[list[int]] | None:
         """`depth` tokens for each request, the layer's likeliest, fewer where its logits are no numbers; None if this
-        cannot be recorded."""
+        cannot be recorded. `previous_NX`: the model's hidden states of the rows, or where there are none the layer's
+        own, one for each request."""
         if self.why_not is not None:
             return None
         size, ends = self.page_size, [link.then + depth - 1 for link in links]
@@ -90,7 +91,8 @@ class GuessChains:
         slots: list[int] = []
         chosen: list[int] = []
         for link in links:
-            chosen.append(len(ids) + link.last)
+            if link.positions:
+                chosen.append(len(ids) + link.last)
             ids += link.next_ids
             positions += link.positions
             slots += [link.pages[p // size] * size + p % size for p in link.positions]
@@ -117,7 +119,7 @@ class GuessChains:
     def _record(self, rows: int, requests: int, width: int, depth: int) -> _Recorded:
         """A buffer of ids, positions, slots and lengths of the rows, each request's chosen row, then for each further
         guess positions, slots and lengths, at last the pages of the rows and of the requests."""
-        model, parts = self.model, [rows] * 4 + [requests] * (1 + 3 * (depth - 1))
+        model, parts = self.model, [rows] * 4 + [requests if rows else 0] + [requests] * (3 * (depth - 1))
         whole = sum(parts) + (rows + requests) * width
         numbers = torch.zeros(whole, dtype=torch.int64, device=self.device.torch_device)
         host = numbers.numpy() if numbers.device.type == "cpu" else np.zeros(whole, dtype=np.int64)
@@ -133,13 +135,15 @@ class GuessChains:
             (at, Plan(slot, DecodePlan(tables[rows:], length, None), ()))
             for at, slot, length in zip(later[::3], later[1::3], later[2::3], strict=True)
         ]
-        shape, dtype = (rows, model.spec.hidden), model.ops.facts.dtype
+        shape, dtype = (rows or requests, model.spec.hidden), model.ops.facts.dtype
         previous = torch.zeros(shape, dtype=dtype, device=self.device.torch_device)
         drawn: list[tuple[Tensor, Tensor]] = []
 
         def step() -> Tensor:
             drawn.clear()
-            state = model.ops.embedding(chosen, model.predict(ids, previous, positions, plan, self.cache))
+            state = previous
+            if rows:
+                state = model.ops.embedding(chosen, model.predict(ids, previous, positions, plan, self.cache))
             drawn.append(maxima(model.logits(state)))
             for at, one in plans:
                 state = model.predict(drawn[-1][1], state, at, one, self.cache)

@@ -210,6 +210,8 @@ class Prediction:
         """A token for each from its state, then by the layer's own states as many more as are asked for."""
         for trail, _, _ in asked:
             trail.guess, trail.known = [], trail.request.known
+        if not asked or self._guessed_at_once(asked):
+            return
         place = 0
         while asked:
             states_DX = torch.stack([state_X for _, state_X, _ in asked])
@@ -225,6 +227,23 @@ class Prediction:
             asked = [one for one in asked if one[2] > place and self.reserve(one[0].request, place)]
             if asked:
                 asked = self._next_states(asked, place)
+
+    def _guessed_at_once(self, asked: list[tuple[_Trail, Tensor, int]]) -> bool:
+        """All in one replay, where all are greedy and as many tokens are asked for each."""
+        chains, depth = self.runner.chains, asked[0][2]
+        if chains is None or chains.why_not:
+            return False
+        if any(most != depth or not trail.request.params.greedy for trail, _, most in asked):
+            return False
+        if not all(self.reserve(trail.request, depth - 1) for trail, _, _ in asked):
+            return False
+        links = [Link(trail.pages, range(0), (), 0, trail.upto) for trail, _, _ in asked]
+        found = chains.guesses(links, torch.stack([state_X for _, state_X, _ in asked]), depth)
+        if found is None:
+            return False
+        for (trail, _, _), guess in zip(asked, found, strict=True):
+            trail.guess = guess
+        return True
 
     def _next_states(self, asked: list[tuple[_Trail, Tensor, int]], place: int) -> list[tuple[_Trail, Tensor, int]]:
         """The layer's states one position on, from its own and the tokens just guessed."""
