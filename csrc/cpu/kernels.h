@@ -96,8 +96,20 @@ struct LeadingCandidates {
   int64_t kind, rows, size, stride, wanted;
 };
 
-#define TWINLINE_SAMPLING_KERNELS(X) \
-  X(row_maxima, RowMaxima) X(race_candidates, RaceCandidates) X(leading_candidates, LeadingCandidates)
+// best [rows] as `RowMaxima`; at [rows]: who wins the race with the noise of keys [rows, 2] at a temperature of its own each, nearly
+// always, and the likeliest where that is 0. For guesses, which need not be right.
+struct RaceWinners {
+  const void* logits;
+  const int64_t* keys;
+  const float* temperatures;
+  float* best;
+  int64_t* at;
+  int64_t kind, rows, size, stride;
+};
+
+#define TWINLINE_SAMPLING_KERNELS(X)                                                                            \
+  X(row_maxima, RowMaxima) X(race_candidates, RaceCandidates) X(leading_candidates, LeadingCandidates)          \
+  X(race_winners, RaceWinners)
 
 // out [rows, size] = rows of a table [count, size].
 struct Embedding {

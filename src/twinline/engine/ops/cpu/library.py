@@ -27,7 +27,7 @@ from twinline.engine.devices.device import NotCaptured
 from twinline.engine.ops.cpu.arena import Arena
 from twinline.engine.ops.registry import StaticFacts
 
-VERSION = 3  # of argument structs and weight layouts, as in csrc/cpu/entry.cpp
+VERSION = 4  # of argument structs and weight layouts, as in csrc/cpu/entry.cpp
 KINDS = {torch.float32: 0, torch.bfloat16: 1}  # as `Kind` in csrc/cpu/kernels.h
 VARIANT = "TWINLINE_CPU_VARIANT"  # the environment's choice, for tests of variants that are not the best of this CPU
 

@@ -53,8 +53,8 @@ def pack(weight: Tensor | Quantized, form: WeightForm = PLAIN, scales: Tensor | 
 
 
 def _plain(weight: Tensor) -> int:
-    """The form of values as they are. Float32 that was bfloat16 once is packed as that: the products are the same to the
-    bit, from half the memory."""
+    """The form of values as they are. Float32 that was bfloat16 once is packed as that: the same products to the bit,
+    from half the memory."""
     if weight.dtype is torch.float32 and all(_narrow(part) for part in weight.flatten().split(1 << 20)):
         return WIDENED
     return KINDS[weight.dtype]
