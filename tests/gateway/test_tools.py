@@ -14,7 +14,23 @@ import openai
 import pytest
 from tests.gateway.harness import MODEL, SPEC, Gateway, gateway
 from tests.gateway.text.calls.templates import LISTS_NONE, TEMPLATES
-from tests.gateway.text.calls.test_parser import BEGIN, BEGINS, END, ENDS, SEP, hermes, llama, v3, v31
+from tests.gateway.text.calls.test_parser import (
+    BEGIN,
+    BEGINS,
+    END,
+    ENDS,
+    SECTION,
+    SECTION_END,
+    SEP,
+    coder,
+    dsml,
+    glm4,
+    glm45,
+    hermes,
+    llama,
+    v3,
+    v31,
+)
 from tests.lines.line_double import Script
 
 from twinline.gateway.judging import traits_of
@@ -43,6 +59,12 @@ SAYS = {
               f"<think>\n{THINK}{hermes('weather', ARGUMENTS)}\n{hermes('search', '{}')}"),
     "llama3": (llama("weather", ARGUMENTS),
                f"<|python_tag|>{llama('weather', ARGUMENTS)}; {llama('search', '{}')}"),
+    "coder": (coder("weather", ARGUMENTS), f"{coder('weather', ARGUMENTS)}\n{coder('search', '{}')}"),
+    "glm45": (f"\n<think>{THINK}{glm45('weather', ARGUMENTS)}",
+              f"\n<think>{THINK}{glm45('weather', ARGUMENTS)}\n{glm45('search', '{}')}"),
+    "glm4": (glm4("weather", ARGUMENTS), f"{glm4('weather', ARGUMENTS)}<|assistant|>{glm4('search', '{}')}"),
+    "v32": (f"\n\n{SECTION}\n{dsml('weather', ARGUMENTS)}\n{SECTION_END}",
+            f"\n\n{SECTION}\n{dsml('weather', ARGUMENTS)}\n{dsml('search', '{}')}\n{SECTION_END}"),
 }  # fmt: skip
 # Marks that are one token, and whether the vocabulary calls them special: then a reader must ask for their text.
 MARKS = {
@@ -50,6 +72,10 @@ MARKS = {
     "v31": dict.fromkeys((BEGINS, ENDS, BEGIN, END, SEP), True),
     "qwen3": {"<tool_call>": False, "</tool_call>": False, "<|im_start|>": True, "<|im_end|>": True},
     "llama3": {"<|python_tag|>": True, "<|eot_id|>": True},
+    "coder": {"<tool_call>": False, "</tool_call>": False, "<|im_start|>": True, "<|im_end|>": True},
+    "glm45": dict.fromkeys(("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"), True),
+    "glm4": dict.fromkeys(("<|assistant|>", "<|observation|>", "<|user|>"), True),
+    "v32": {"｜DSML｜": True},
 }
 
 
@@ -209,6 +235,10 @@ AROUND = {
     "v31": {"after": "", "opener": ""},
     "qwen3": {"after": "</think>", "opener": "<think>"},
     "llama3": {"after": "</think>", "opener": "<think>"},
+    "coder": {"after": "</think>", "opener": "<think>"},
+    "glm45": {"after": "</think>", "opener": "<think>"},
+    "glm4": {"after": "</think>", "opener": "<think>"},
+    "v32": {"after": "", "opener": ""},
 }
 
 

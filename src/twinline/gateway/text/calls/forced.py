@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from twinline.gateway.text.calls.formats import CallFormat, Tools
+from twinline.gateway.text.calls.format import CallFormat, Tools
 
 MOST_WHITESPACE = 4  # between two parts of JSON: models write one space, a small one may go on with them to the end
 _ANY_OBJECT = {"type": "object"}
@@ -25,6 +25,8 @@ def structural_tag(format_: CallFormat, tools: Tools, only_one: bool) -> str:
         function = tool["function"]
         schema = function.get("parameters") or _ANY_OBJECT
         content = {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": MOST_WHITESPACE}
+        if written.style != "json":
+            content["style"] = written.style
         begin = written.before.replace(written.NAME, function["name"])
         tags.append({"type": "tag", "begin": begin, "content": content, "end": written.after})
     elements: list[dict[str, Any]] = [{"type": "regex", "pattern": r"\n{0,2}"}]
