@@ -73,7 +73,9 @@ MARKS = {
     "qwen3": {"<tool_call>": False, "</tool_call>": False, "<|im_start|>": True, "<|im_end|>": True},
     "llama3": {"<|python_tag|>": True, "<|eot_id|>": True},
     "coder": {"<tool_call>": False, "</tool_call>": False, "<|im_start|>": True, "<|im_end|>": True},
-    "glm45": dict.fromkeys(("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"), True),
+    "glm45": dict.fromkeys(
+        ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"), True
+    ),
     "glm4": dict.fromkeys(("<|assistant|>", "<|observation|>", "<|user|>"), True),
     "v32": {"｜DSML｜": True},
 }
@@ -157,7 +159,7 @@ def test_streamed_as_deltas(family: Family) -> None:
     assert all(len(chunk.choices[0].delta.tool_calls or ()) < 2 for chunk in chunks if chunk.choices)
     assert [call.function.name for call in deltas if call.id] == ["weather", "search"]
     joined = ["".join(call.function.arguments for call in deltas if call.index == index) for index in (0, 1)]
-    assert joined == [ARGUMENTS, "{}"] and len(deltas) > 10  # piece by piece
+    assert joined == [ARGUMENTS, "{}"] and len(deltas) > 8  # piece by piece
     assert deltas[0].id and deltas[0].type == "function" and not deltas[0].function.arguments
     assert {call.id for call in deltas if call.id} != {None} and deltas[1].id is None
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == ""

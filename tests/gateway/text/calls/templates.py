@@ -115,8 +115,8 @@ CODER = """\
       {%- for key, field in f.parameters.properties | items %}
         {{- '\\n<parameter>' + key + ' ' + field | tojson + '</parameter>' }}
       {%- endfor %}
+    {%- else %}{{ (f.parameters or {}) | tojson }}
     {%- endif %}
-    {{- (f.parameters or {}) | tojson }}
   {%- endfor %}
   {%- if tools %}{{ '\\n<tool_call>\\n<function=f>\\n<parameter=p>\\n1\\n</parameter>\\n</function>\\n</tool_call>' }}
   {%- endif %}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twinline.gateway.text.calls.typed import ANY, NULLABLE, TEXT, as_json, declared, kinds, may_be_other
+from twinline.gateway.text.calls.typed import ANY, NULLABLE, TEXT, Said, as_json, declared, kinds, may_be_other, said_of
 
 ROOT = {
     "$defs": {"point": {"type": "object"}, "loop": {"$ref": "#/$defs/loop"}, "a/b~c": {"type": "boolean"}},
@@ -54,7 +54,8 @@ def test_parameters_of_a_schema_that_refers_and_combines() -> None:
         **ROOT,
         "$defs": {**ROOT["$defs"], "more": {"properties": {"own": {"type": "string"}, "far": {"const": 1}}}},
     }
-    assert declared(root) == {"own": {"integer"}, "added": {"array"}, "far": {"integer"}}
+    found = {name: said.kinds for name, said in declared(root).items()}
+    assert found == {"own": {"integer"}, "added": {"array"}, "far": {"integer"}}
     assert declared(None) == {} and declared({"properties": 5}) == {} and declared({"$ref": "#"}) == {}
 
 
@@ -95,7 +96,7 @@ def test_parameters_of_a_schema_that_refers_and_combines() -> None:
     ],
 )
 def test_bare_text_as_json(text: str, said: set[str], expected: str) -> None:
-    assert as_json(text, frozenset(said)) == expected
+    assert as_json(text, Said(frozenset(said))) == expected
 
 
 values = st.recursive(
@@ -108,7 +109,7 @@ values = st.recursive(
 @given(value=values)
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_a_value_comes_back_from_how_templates_write_it(value: Any) -> None:
-    said = kinds({"enum": [value]}, {})
+    said = said_of({"enum": [value]}, {})
     written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     assert json.loads(as_json(written, said)) == value
     if isinstance(value, bool) or value is None:
@@ -118,9 +119,32 @@ def test_a_value_comes_back_from_how_templates_write_it(value: Any) -> None:
 @given(text=st.text(), said=st.frozensets(st.sampled_from(sorted(ANY))))
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_whatever_is_written_becomes_json(text: str, said: frozenset[str]) -> None:
-    json.loads(as_json(text, said)), json.dumps(as_json(text, said)).encode()
+    json.loads(as_json(text, Said(said)))
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "expected"),
+    [
+        ({"enum": ["a", " b"]}, "\n a ", "a"),
+        ({"enum": ["a", " b"]}, " b", " b"),
+        ({"enum": ["a"]}, " c ", " c "),
+        ({"anyOf": [{"const": "a"}, {"type": "null"}]}, " a ", "a"),
+        ({"type": "string", "format": "date"}, "\n2025-01-01\n", "2025-01-01"),
+        ({"$ref": "#/$defs/word"}, " ab", "ab"),
+        ({"type": "string", "maxLength": 3}, " ab\n", "ab"),
+        ({"type": "string", "maxLength": 3}, " a ", " a "),
+        ({"type": "string", "maxLength": 5000}, " a" * 3000, " a" * 3000),
+        ({"type": "string"}, " a ", " a "),
+    ],
+)
+def test_white_space_that_a_text_cannot_have_is_not_its_own(schema: Any, text: str, expected: str) -> None:
+    said = said_of(schema, {"$defs": {"word": {"type": "string", "pattern": "^[a-z]+$"}}})
+    assert json.loads(as_json(text, said)) == expected
+    assert may_be_other("", said) == (schema.get("maxLength", 0) < 300 and schema != {"type": "string"})
 
 
 def test_what_may_still_be_no_text() -> None:
-    assert not may_be_other("", TEXT) and may_be_other("", NULLABLE) and may_be_other("\nnul", NULLABLE)
-    assert not may_be_other("nulls", NULLABLE) and not may_be_other(" " * 9, NULLABLE) and may_be_other("text", ANY)
+    text, nullable = Said(TEXT), Said(NULLABLE)
+    assert not may_be_other("", text) and may_be_other("", nullable) and may_be_other("\nnul", nullable)
+    assert not may_be_other("nulls", nullable) and not may_be_other(" " * 9, nullable)
+    assert may_be_other("text", Said(ANY)) and may_be_other("text", Said(TEXT, frozenset({"text"})))

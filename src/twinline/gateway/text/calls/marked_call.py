@@ -14,11 +14,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from twinline.gateway.text.calls.call import LONGEST_HEAD, Reading
 from twinline.gateway.text.calls.format import Functions
-from twinline.gateway.text.calls.typed import ANY, NO_TEXT, NULLABLE, TEXT, Kinds, as_json, declared, may_be_other
+from twinline.gateway.text.calls.typed import ANY, NO_TEXT, NULLABLE, TEXT, Kinds, Said, as_json, declared, may_be_other
 from twinline.gateway.text.partial import open_end
 
 
@@ -54,7 +54,7 @@ class Marks:
 class MarkedCall:
     """See `Call`."""
 
-    __slots__ = ("_begun", "_declared", "_functions", "_given", "_held", "_kinds", "_line", "_marks", "_state", "_stop",
+    __slots__ = ("_begun", "_declared", "_functions", "_given", "_held", "_line", "_marks", "_said", "_state", "_stop",
                  "_text", "_told", "arguments", "name", "rest")  # fmt: skip
 
     def __init__(self, marks: Marks, functions: Functions, opener: str) -> None:
@@ -63,9 +63,9 @@ class MarkedCall:
         self._begun = opener == marks.begins
         self._state: Callable[[], Reading | None] = self._head
         self._stop = re.compile("|".join(map(re.escape, marks.stops)))
-        self._declared: dict[str, Kinds] = {}
+        self._declared: dict[str, Said] = {}
         self._given: set[str] = set()
-        self._kinds: Kinds = TEXT  # of the value that is being read
+        self._said = Said(TEXT)  # of the value that is being read
         self._told = False  # it is a text, and goes out as it comes
         self._held: list[str] = []  # of a value that waits for its end
         self._line = False  # a line break here is not the value's
@@ -93,7 +93,7 @@ class MarkedCall:
         if self._told:
             return _inside(text) + ('"' if ended else "")
         whole = "".join(self._held) + text
-        return as_json(whole, self._kinds) if ended else whole
+        return as_json(whole, self._said) if ended else whole
 
     # Each state goes on (None) or says how far the call is.
 
@@ -144,13 +144,14 @@ class MarkedCall:
 
     def _begin(self, groups: Mapping[str, str | None]) -> None:
         key = (groups["key"] or "").strip()
-        said = self._declared.get(key) or self._marks.untyped
+        said = self._declared.get(key) or Said(frozenset())
+        kinds = said.kinds or self._marks.untyped
         if (string := groups.get("string")) is not None:
-            said = TEXT if string == "true" else said - TEXT or NO_TEXT
+            kinds = TEXT if string == "true" else kinds - TEXT or NO_TEXT
+        self._said = replace(said, kinds=kinds)
         self.arguments += (", " if self._given else "") + json.dumps(key, ensure_ascii=False) + ": "
         self._given.add(key)
-        self._kinds = said
-        self._told = not may_be_other("", said)
+        self._told = not may_be_other("", self._said)
         if self._told:
             self.arguments += '"'
         self._line = self._marks.lines
@@ -167,7 +168,7 @@ class MarkedCall:
                 return self._waits(found.start())
             if resume >= 0:
                 self._take(text[: found.start()])
-                self.arguments += '"' if self._told else as_json("".join(self._held), self._kinds)
+                self.arguments += '"' if self._told else as_json("".join(self._held), self._said)
                 self._held.clear()
                 self._text = text[resume:]
                 self._state = self._between
@@ -213,10 +214,12 @@ class MarkedCall:
             self.arguments += _inside(text)
             return
         self._held.append(text)
-        if text and self._kinds == NULLABLE and not may_be_other(whole := "".join(self._held), self._kinds):
-            self._told = True
-            self._held.clear()
-            self.arguments += '"' + _inside(whole)
+        if self._said.kinds == NULLABLE and self._said.free:
+            whole = "".join(self._held)
+            if not may_be_other(whole, self._said):
+                self._told = True
+                self._held.clear()
+                self.arguments += '"' + _inside(whole)
 
     def _waits(self, certain: int) -> Reading:
         """For the value's end; what cannot be a part of that is the value's."""

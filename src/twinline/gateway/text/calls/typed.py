@@ -14,6 +14,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 Kinds = frozenset[str]
@@ -23,6 +24,7 @@ ANY: Kinds = frozenset({"string", "number", "integer", "boolean", "object", "arr
 NO_TEXT: Kinds = ANY - TEXT
 NULLABLE: Kinds = TEXT | {"null"}
 
+_SHORT = 256  # characters: a longer text is not held back for its `maxLength`
 _DEEPEST = 16  # references and combinations that are followed
 _LONGEST_LITERAL = 20_000  # characters in Python's notation
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?P<fraction>\.[0-9]+)?(?P<power>[eE][+-]?[0-9]+)?")
@@ -31,16 +33,52 @@ _BOOLEANS = {"true": "true", "True": "true", "false": "false", "False": "false"}
 _OF_VALUE = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 
 
-def declared(parameters: object) -> dict[str, Kinds]:
-    """What a function's schema says of each parameter that it names; empty where it says nothing of one's type."""
-    found: dict[str, Kinds] = {}
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a schema says of a value: its `kinds`, and of a text which `words` it may be, that it has a form (`formed`:
+    a pattern or a format), or how long it may be.
+
+    White space around a text which these do not allow is not the text's: xgrammar lets it stand between the marks.
+    """
+
+    kinds: Kinds
+    words: frozenset[str] = frozenset()
+    formed: bool = False
+    longest: int | None = None
+
+    @property
+    def free(self) -> bool:
+        """A text, whatever it may be."""
+        return not (self.words or self.formed or self.longest is not None)
+
+    def own(self, text: str) -> str:
+        bare = text.strip()
+        too_long = self.longest is not None and len(text) > self.longest
+        return bare if self.formed or too_long or (text not in self.words and bare in self.words) else text
+
+
+def declared(parameters: object) -> dict[str, Said]:
+    """What a function's schema says of each parameter that it names."""
+    found: dict[str, Said] = {}
     for schema in _parts(parameters, parameters, 0):
         properties = schema.get("properties")
         if isinstance(properties, Mapping):
             for name, value in properties.items():
                 if isinstance(name, str):
-                    found.setdefault(name, kinds(value, parameters))
+                    found.setdefault(name, said_of(value, parameters))
     return found
+
+
+def said_of(schema: object, root: object) -> Said:
+    words: list[object] = []
+    formed, longest = False, None
+    for part in _parts(schema, root, 0):
+        words += _listed(part, "enum") + ([part["const"]] if "const" in part else [])
+        formed = formed or "pattern" in part or "format" in part
+        limit = part.get("maxLength")
+        if isinstance(limit, int) and limit <= _SHORT:
+            longest = limit
+    return Said(kinds(schema, root), frozenset(word for word in words if isinstance(word, str)), formed, longest)
 
 
 def _parts(schema: object, root: object, depth: int) -> Iterator[Mapping[str, Any]]:
@@ -100,22 +138,22 @@ def _kind_of(value: object) -> str:
     return _OF_VALUE.get(type(value), "null")
 
 
-def may_be_other(text: str, said: Kinds) -> bool:
-    """Whether a value that begins so may still be anything but a text, so that it has to wait for its end."""
-    if said == TEXT:
-        return False
-    if said != NULLABLE:
+def may_be_other(text: str, said: Said) -> bool:
+    """Whether a value that begins so may still be anything but this text, so that it has to wait for its end."""
+    if not said.free or said.kinds not in (TEXT, NULLABLE):
         return True
+    if said.kinds == TEXT:
+        return False
     bare = text.strip()
     return len(text) <= 2 * len("null") and any(word.startswith(bare) for word in _NULLS)
 
 
-def as_json(text: str, said: Kinds) -> str:
-    """The JSON of a whole value of one of these types: the text itself where it is none of the others.
+def as_json(text: str, of: Said) -> str:
+    """The JSON of a whole value: the text itself where it is of none of the other types that it may have.
 
     JSON is handed on as it was written.
     """
-    bare, is_text = text.strip(), "string" in said
+    said, bare, is_text = of.kinds, text.strip(), "string" in of.kinds
     if bare in _NULLS and ("null" in said or not is_text):
         return "null"
     if "boolean" in said and bare in _BOOLEANS:
@@ -137,7 +175,7 @@ def as_json(text: str, said: Kinds) -> str:
             found = _structure(inner.strip())
             if found is not None:
                 return found
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(of.own(text), ensure_ascii=False)
 
 
 def _structure(text: str) -> str | None:
