@@ -51,6 +51,8 @@ WORDS = (
     *'{ } [ ] : , "name" "arguments" \\u d800 null 1e999 -1 <think> </think> <tool_call> </tool_call> ```json'.split(),
     *"{{ }} {% %} {%- for if endfor endif set in not is namespace( cycler( |tojson ~ & * << !! data: ? | GGUF".split(),
     *("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "\n\n", "\r\n"),
+    *"<function=weather> <function= </function> <parameter=city> <parameter= </parameter> weather <|assistant|>".split(),
+    *"<arg_key> </arg_key> <arg_value> </arg_value> <｜DSML｜invoke </｜DSML｜invoke> </｜DSML｜parameter>".split(),
 )
 WORK = re.compile(r"\*|range|lipsum|\d[\d_]{3}|0[xob]|recursive|indent|center|wordwrap|%\s*\d|format")
 
