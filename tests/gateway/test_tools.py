@@ -63,6 +63,8 @@ SAYS = {
     "glm45": (f"\n<think>{THINK}{glm45('weather', ARGUMENTS)}",
               f"\n<think>{THINK}{glm45('weather', ARGUMENTS)}\n{glm45('search', '{}')}"),
     "glm4": (glm4("weather", ARGUMENTS), f"{glm4('weather', ARGUMENTS)}<|assistant|>{glm4('search', '{}')}"),
+    "ernie": (f"{THINK}{hermes('weather', ARGUMENTS)}",
+              f"{THINK}{hermes('weather', ARGUMENTS)}\n{hermes('search', '{}')}"),
     "v32": (f"\n\n{SECTION}\n{dsml('weather', ARGUMENTS)}\n{SECTION_END}",
             f"\n\n{SECTION}\n{dsml('weather', ARGUMENTS)}\n{dsml('search', '{}')}\n{SECTION_END}"),
 }  # fmt: skip
@@ -78,6 +80,7 @@ MARKS = {
     ),
     "glm4": dict.fromkeys(("<|assistant|>", "<|observation|>", "<|user|>"), True),
     "v32": {"｜DSML｜": True},
+    "ernie": dict.fromkeys(("<tool_call>", "</tool_call>", "<response>", "</response>", "<|im_end|>"), False),
 }
 
 
@@ -167,6 +170,13 @@ def test_streamed_as_deltas(family: Family) -> None:
     assert chunks[-1].usage.completion_tokens == len(family.door.tokenizer.encode(family.two, special=False)) + 1
 
 
+def test_tags_around_an_answer_are_dropped_where_the_vocabulary_has_them(family: Family) -> None:
+    family.door.says("<think>\nHm.\n</think>\n\n<response>\nRain.\n</response>\n")
+    message = family.ask().choices[0].message
+    expected = "Rain." if family.name == "ernie" else "<response>\nRain.\n</response>\n"
+    assert (message.reasoning_content, message.content) == ("Hm.", expected)
+
+
 def test_the_clients_own_stream_helper(family: Family) -> None:
     family.door.says(family.two, per_chunk=7)
     with family.client.chat.completions.stream(model=MODEL, messages=HI, tools=TOOLS) as stream:
@@ -241,6 +251,7 @@ AROUND = {
     "glm45": {"after": "</think>", "opener": "<think>"},
     "glm4": {"after": "</think>", "opener": "<think>"},
     "v32": {"after": "", "opener": ""},
+    "ernie": {"after": "</think>", "opener": ""},
 }
 
 

@@ -213,6 +213,26 @@ V32 = """\
 {%- endfor %}
 """
 
+ERNIE = """\
+{%- if tools %}{{ '<|im_start|>system\\n<tool_list>' + tools | tojson + '</tool_list>' }}
+  {{- '<tool_call>\\n{"name": name, "arguments": object}\\n</tool_call><|im_end|>\\n' }}
+{%- endif %}
+{%- for m in messages %}
+  {%- if m.tool_calls %}
+    {{- '<|im_start|>assistant\\n' + m.content }}
+    {%- for c in m.tool_calls %}
+      {{- '\\n' if not loop.first else '' }}{{ '<tool_call>\\n{"name": "' + c.function.name + '", "arguments": ' }}
+      {{- c.function.arguments | tojson + '}\\n</tool_call>' }}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+  {%- else %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}
+  {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+  {{- '<|im_start|>assistant\\n' + ('<think>\\n' if messages[-1].role != 'tool' else '') }}
+{%- endif %}
+"""
+
 TEMPLATES = {
     "r1": R1,
     "v31": V31,
@@ -222,5 +242,6 @@ TEMPLATES = {
     "glm45": GLM45,
     "glm4": GLM4,
     "v32": V32,
+    "ernie": ERNIE,
 }
 LISTS_NONE = {"r1", "v31"}

@@ -45,6 +45,7 @@ def test_formats_are_known_by_their_templates() -> None:
         "glm45": "glm45",
         "glm4": "glm4",
         "v32": "deepseek_v32",
+        "ernie": "hermes",
     }
     assert detect([]) is None and detect(["{{ messages }}"]) is None
     assert detect(["plain", QWEN3]) is not None  # a template of its own for tools
@@ -62,6 +63,7 @@ EXPECTED = {
     "v31": "<｜Assistant｜></think><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>"
     f"{ARGUMENTS}<｜tool▁call▁end｜><｜tool▁calls▁end｜><E><｜tool▁output▁begin｜>晴",
     "qwen3": f'assistant\n<tool_call>\n{{"name": "weather", "arguments": {ARGUMENTS}}}\n</tool_call><|im_end|>\n',
+    "ernie": f'assistant\n<tool_call>\n{{"name": "weather", "arguments": {ARGUMENTS}}}\n</tool_call><|im_end|>\n',
     "coder": "assistant\n<tool_call>\n<function=weather>\n<parameter=city>\n東京\n</parameter>\n<parameter=days>\n2\n"
     "</parameter>\n</function>\n</tool_call><|im_end|>\n",
     "glm45": "<think></think>\n<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>東京</arg_value>\n"
