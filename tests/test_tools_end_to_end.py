@@ -42,11 +42,14 @@ TOOLS: Any = [
 ]
 
 
-@pytest.fixture(scope="module", params=[QWEN3, CODER], ids=["qwen3", "coder"])
+TEMPLATES = {"qwen3": QWEN3, "coder": CODER}
+
+
+@pytest.fixture(scope="module", params=TEMPLATES)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("tools") / "caller"
     shutil.copytree(WEIGHTS, folder)
-    (folder / "chat_template.jinja").write_text(request.param, "utf-8")
+    (folder / "chat_template.jinja").write_text(TEMPLATES[request.param], "utf-8")
     with serving(str(folder)) as made:
         yield made
 
@@ -78,6 +81,7 @@ def test_a_call_that_must_be_made(server: Served) -> None:
     assert json.loads(final.message.tool_calls[0].function.arguments).keys() == {"unit", "city", "n"}
 
 
+@pytest.mark.parametrize("server", ["coder"], indirect=True)
 def test_a_call_that_must_be_made_by_the_other_doors(server: Served) -> None:
     """Anthropic's messages and OpenAI's responses, streamed."""
     function = TOOLS[0]["function"]

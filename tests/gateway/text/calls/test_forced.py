@@ -113,6 +113,7 @@ def test_values_without_types_are_those_of_the_schema(format_: CallFormat, one: 
             "code": {"type": "string"},
             "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}]},
             "size": {"enum": ["small", "12", "null"]},
+            "short": {"type": "string", "maxLength": 2},
             "point": {"$ref": "#/$defs/point"},
             "list": {"type": "array", "items": {"type": ["string", "integer"]}},
         },
@@ -135,7 +136,16 @@ def test_values_without_types_are_those_of_the_schema(format_: CallFormat, one: 
     assert fits(grammar, format_.written.opens + spaced + format_.written.closes) is may_stand
     _, deltas = CallParser(format_, {"f": schema}).push(format_.written.opens + spaced)
     assert "".join(delta["function"]["arguments"] for delta in deltas) == '{"size": "12", "point": {}}'
-    for wrong in ('{"n": 1.5}', '{"ok": 1}', '{"size": "large"}', '{"point": {"a": 1}}', '{"other": "a"}'):
+    assert fits(grammar, format_.written.opens + one("f", '{"short": "ab"}') + format_.written.closes)
+    for wrong in (
+        '{"short": "abc"}',
+        '{"short": "   ab   "}',
+        '{"n": 1.5}',
+        '{"ok": 1}',
+        '{"size": "large"}',
+        '{"point": {"a": 1}}',
+        '{"other": "a"}',
+    ):
         assert not fits(grammar, format_.written.opens + one("f", wrong) + format_.written.closes)
 
 

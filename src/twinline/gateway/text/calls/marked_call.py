@@ -185,7 +185,7 @@ class MarkedCall:
                 return head.start() if head["key"] in self._declared and head["key"] not in self._given else -1
             begun = text[end : end + LONGEST_HEAD]
             likely = any(f"{key}>".startswith(begun) for key in self._declared if key not in self._given)
-            return None if likely else -1
+            return None if likely and len(begun) < LONGEST_HEAD else -1
         near = text[end : end + 2 * LONGEST_HEAD]
         behind = near.lstrip()
         endless = len(near) - len(behind) > LONGEST_HEAD

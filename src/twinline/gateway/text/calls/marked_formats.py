@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from twinline.gateway.text.calls.call import LONGEST_HEAD
 from twinline.gateway.text.calls.format import CallFormat, Written, shown
 from twinline.gateway.text.calls.marked_call import MarkedCall, Marks
 from twinline.gateway.text.calls.typed import TEXT
@@ -18,6 +19,7 @@ FUNCTION, PARAMETER = "<function=", "<parameter="
 ARG_KEY, ARG_VALUE = "<arg_key>", "<arg_value>"
 DSML = "｜DSML｜"
 _SECTION, _INVOKE = f"<{DSML}function_calls>", f'<{DSML}invoke name="'
+_LENGTH = f"{{0,{LONGEST_HEAD}}}"  # of a key: one without an end must not be looked for through the whole text
 _MANNER = "A call is written so, with one such part for each argument, objects and arrays as JSON:"
 
 
@@ -48,7 +50,7 @@ QWEN3_CODER = _marked(
         begins=FUNCTION,
         named=">",
         parameter=PARAMETER,
-        head=re.compile(r"<parameter=(?P<key>[^>]*)>"),
+        head=re.compile(rf"<parameter=(?P<key>[^>]{_LENGTH})>"),
         value_ends="</parameter>",
         ends=("</function>", END_TAG),
         lines=True,
@@ -71,7 +73,7 @@ def _glm(name: str, line: str) -> CallFormat:
             begins="",
             named="",
             parameter=ARG_KEY,
-            head=re.compile(r"<arg_key>(?P<key>[^<]*)</arg_key>\s*<arg_value>"),
+            head=re.compile(rf"<arg_key>(?P<key>[^<]{_LENGTH})</arg_key>\s*<arg_value>"),
             value_ends="</arg_value>",
             ends=(END_TAG,),
         ),
@@ -89,7 +91,7 @@ DEEPSEEK_V32 = _marked(
         begins=_INVOKE,
         named='">',
         parameter=f'<{DSML}parameter name="',
-        head=re.compile(rf'<{DSML}parameter name="(?P<key>[^"]*)" string="(?P<string>true|false)">'),
+        head=re.compile(rf'<{DSML}parameter name="(?P<key>[^"]{_LENGTH})" string="(?P<string>true|false)">'),
         value_ends=f"</{DSML}parameter>",
         ends=(f"</{DSML}invoke>",),
     ),
