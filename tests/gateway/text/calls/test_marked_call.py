@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from tests.gateway.text.calls.test_parser import (
     FUNCTIONS,
     SECTION,
@@ -103,6 +108,44 @@ def test_one_line_break_on_each_side_is_not_the_values() -> None:
     assert in_coder("city>\n\n a \n\n", "s>\n") == '{"city": "\\n a \\n", "s": ""}'
     text = "<tool_call>weather<arg_key>city</arg_key><arg_value>\na\n</arg_value></tool_call>"
     assert arguments(GLM45, text) == '{"city": "\\na\\n"}'
+
+
+texts = st.text(max_size=8) | st.lists(
+    st.sampled_from(["<", "</", "<parameter=city>", "</function>", "<tool_call>", "<arg_key>", "</tool_call>", "\n",
+                     " ", "a", "東", '"', "\\", "}", "12", "True", "<｜DSML｜invoke", "</｜DSML｜", "null", "1e5", "</p"]),
+    max_size=6,
+).map("".join)  # fmt: skip
+inner = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda some: st.lists(some, max_size=3) | st.dictionaries(texts, some, max_size=2),
+    max_leaves=5,
+)
+said = st.fixed_dictionaries(
+    {},
+    optional={
+        "city": texts,
+        "s": st.none() | texts.filter(lambda text: text.strip() not in ("null", "None")),
+        "n": st.integers(),
+        "days": st.lists(inner, max_size=3),
+    },
+)
+
+
+ENDS = re.compile(r"</parameter>|\n<parameter=|</function>\s*</tool_call>|</arg_value>|</｜DSML｜parameter>")
+
+
+@pytest.mark.parametrize(
+    ("format_", "one"), [(QWEN3_CODER, coder), (GLM45, glm45), (GLM47, glm47), (DEEPSEEK_V32, dsml)]
+)
+@given(arguments=said)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_what_a_template_writes_is_read_as_that(
+    format_: CallFormat, one: Callable[[str, str], str], arguments: dict[str, Any]
+) -> None:
+    """Whatever the texts hold but the mark that ends them all."""
+    assume(not any(ENDS.search(str(value)) for value in arguments.values()))
+    content, ((name, found),) = read(format_, list(one("weather", json.dumps(arguments))))
+    assert (content, name, json.loads(found)) == ("", "weather", arguments)
 
 
 def test_a_parameter_that_comes_twice_is_written_twice() -> None:
