@@ -112,7 +112,8 @@ def test_one_line_break_on_each_side_is_not_the_values() -> None:
 
 texts = st.text(max_size=8) | st.lists(
     st.sampled_from(["<", "</", "<parameter=city>", "</function>", "<tool_call>", "<arg_key>", "</tool_call>", "\n",
-                     " ", "a", "東", '"', "\\", "}", "12", "True", "<｜DSML｜invoke", "</｜DSML｜", "null", "1e5", "</p"]),
+                     " ", "a", "東", '"', "\\", "}", "12", "True", "<｜DSML｜invoke", "</｜DSML｜", "null", "1e5",
+                     "</p"]),
     max_size=6,
 ).map("".join)  # fmt: skip
 inner = st.recursive(
