@@ -14,7 +14,7 @@ from typing import Any
 from twinline.gateway.judging import traits_of
 from twinline.gateway.supply import Supply
 from twinline.gateway.text.folder import ModelFolder
-from twinline.gateway.text.reasoning import CLOSE, OPEN
+from twinline.gateway.text.reasoning import ANSWER_CLOSE, ANSWER_OPEN, CLOSE, OPEN
 from twinline.gateway.text.template import ChatTemplate, NoChatTemplate
 from twinline.gateway.text.tokenizer import Tokenizer
 
@@ -56,7 +56,8 @@ class ModelText:
     """What of a served model is known from its folder alone, before any line is up.
 
     `template` is None for a model without a chat template. `marks` are the special tokens of a message that are shown
-    nevertheless, for they are parsed: of reasoning, and with tools those of calls.
+    nevertheless, for they are parsed: of reasoning, and with tools those of calls. `answer_tags`: the vocabulary has
+    tokens for the tags around an answer.
     """
 
     tokenizer: Tokenizer
@@ -64,6 +65,7 @@ class ModelText:
     defaults: Defaults
     marks: frozenset[int] = frozenset()
     call_marks: frozenset[int] = frozenset()
+    answer_tags: bool = False
 
     @classmethod
     def load(cls, directory: Path) -> ModelText:
@@ -82,6 +84,7 @@ class ModelText:
             Defaults.of(folder.generation_config),
             _special(tokenizer, (OPEN, CLOSE)),
             _special(tokenizer, (OPEN, CLOSE, *calls)),
+            all(len(tokenizer.encode(tag, special=False)) == 1 for tag in (ANSWER_OPEN, ANSWER_CLOSE)),
         )
 
 
