@@ -13,6 +13,7 @@ namespace weights {
 
 constexpr int64_t kBlock = 64, kStepBytes = 256;
 constexpr int64_t kPlainSteps = 256;  // of plain weights at once: 64 KB
+constexpr int64_t kFewRows = 12;  // of nibbles, read as they are for every tile
 constexpr int64_t kLoneGroup = 512;  // inputs that share a scale of the row, for int8 with one scale to an output
 
 inline int64_t up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
@@ -450,9 +451,10 @@ inline void walk_fp8(const Walk& walk, const Inputs& x, float* totals) {
   });
 }
 
-// Nibbles are unpacked once for all rows where these are more than a tile.
+// Nibbles are unpacked once for all rows where these are many. Sums of small groups are scaled so often that tiles of six rows pay
+// sooner.
 inline void walk_int4(const Walk& walk, const Inputs& x, float* totals) {
-  if (x.rows <= kNibblesTile) return walk_tile<Integer<Int4>, kNibblesTile>(walk, x, totals);
+  if (x.rows <= (walk.w.group < 64 ? kNibblesTile : kFewRows)) return walk_rows<Integer<Int4>, kNibblesTile>(walk, x, totals);
   alignas(64) uint8_t unpacked[128 * kBlock];
   walk.by_group().each(x, [&](const Inputs& some, Group group) {
     unpack_nibbles(group.data, group.steps, unpacked);
