@@ -145,7 +145,7 @@ def everything(checkpoint: Checkpoint, declared: Quantization | None) -> list[Ma
     found: dict[str, Matrix] = {}
     used: set[str] = set()
     for file in checkpoint.files:
-        for name in checkpoint.shard(file).tensors:
+        for name in checkpoint.in_order(file):
             logical = next((name.removesuffix(end) + ".weight" for end in PACKED if name.endswith(end)), name)
             one = matrix(checkpoint, logical, declared) if logical.endswith(".weight") else None
             found[logical] = one or Matrix(name, checkpoint.stored(name).shape, (name,))

@@ -1,0 +1,108 @@
+"""A worker over a folder that gives vectors: its own door, its refusals, and what it says of itself."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from tests.engine import embedders, tiny
+from tests.engine.spawn import Spawned, wait_for
+
+OPTIONS = ("--device", "cpu", "--dtype", "float32", "--kv-tokens", "2048", "--threads", "1", "--max-waiting", "8")
+
+
+@pytest.fixture(scope="module")
+def of(tmp_path_factory: pytest.TempPathFactory) -> embedders.Embedder:
+    return embedders.save(tmp_path_factory.mktemp("embedder"))
+
+
+@pytest.fixture(scope="module")
+def worker(of: embedders.Embedder) -> Iterator[Spawned]:
+    with Spawned(of.folder, *OPTIONS) as made:
+        yield made
+
+
+def embed(worker: Spawned, **body: Any) -> httpx.Response:
+    return worker.http.post("/v1/embeddings", json=body)
+
+
+def far(of: embedders.Embedder, ids: list[int], vector: Any) -> float:
+    return float(np.abs(np.asarray(vector, "f8") - of.vector(ids).numpy()).max())
+
+
+def test_it_says_that_it_embeds(worker: Spawned) -> None:
+    assert worker.ready["embeds"] is True
+    (card,) = worker.http.get("/v1/models").json()["data"]
+    assert card["embeds"] is True
+
+
+def test_texts_in_and_their_vectors_in_order(worker: Spawned, of: embedders.Embedder) -> None:
+    texts = [[1, 2, 3], [4], list(range(5, 205)), [1, 2, 3]]
+    answer = embed(worker, input=texts).json()
+    assert [entry["index"] for entry in answer["data"]] == [0, 1, 2, 3]
+    assert max(far(of, ids, entry["embedding"]) for ids, entry in zip(texts, answer["data"], strict=True)) < 1e-5
+    assert answer["usage"] == {"prompt_tokens": 207, "total_tokens": 207}
+    as_bytes = embed(worker, input=texts, encoding_format="base64").json()
+    for entry, same in zip(answer["data"], as_bytes["data"], strict=True):
+        found = np.frombuffer(base64.b64decode(same["embedding"]), "<f4")
+        assert np.array_equal(found, np.asarray(entry["embedding"], "f4"))
+
+
+def test_many_at_once(worker: Spawned, of: embedders.Embedder) -> None:
+    def one(seed: int) -> float:
+        ids = [(seed * 31 + i) % of.vocab for i in range(3 + seed)]
+        (entry,) = embed(worker, input=[ids]).json()["data"]
+        return far(of, ids, entry["embedding"])
+
+    with ThreadPoolExecutor(8) as threads:
+        assert max(threads.map(one, range(16))) < 1e-5
+    wait_for(lambda: worker.health()["running"] == 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "words"),
+    [
+        ({}, 400, None, "missing required field `input`"),
+        ({"input": []}, 400, "input", "length >= 1"),
+        ({"input": [[]]}, 400, "input[0]", "length >= 1"),
+        ({"input": [[1], [331]]}, 400, "input", "token id 331, and the vocabulary ends at 330"),
+        ({"input": ["text"]}, 400, "input[0]", "array"),
+        ({"input": [[1]], "model": "another"}, 404, "model", "not 'another'"),
+        ({"input": [[1], [2] * 513]}, 400, "input", "the text has 513 tokens and at most 512 are allowed"),
+        ({"input": [[1]] * 2049}, 400, "input", "length <= 2048"),
+    ],
+)
+def test_bad_requests(worker: Spawned, body: Any, status: int, param: str | None, words: str) -> None:
+    answer = embed(worker, **body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (status, param) and words in error["message"]
+    assert worker.health()["running"] == worker.health()["waiting"] == 0
+
+
+def test_a_full_queue_takes_none_of_a_request(worker: Spawned) -> None:
+    answer = embed(worker, input=[[1] * 500] * 200)
+    assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
+    wait_for(lambda: worker.health()["running"] == worker.health()["waiting"] == 0)
+
+
+def test_a_deadline(worker: Spawned) -> None:
+    answer = embed(worker, input=[[1] * 500] * 4, timeout_s=1e-6)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline")
+
+
+def test_it_generates_nothing(worker: Spawned) -> None:
+    answer = worker.complete(prompt=[1, 2], max_tokens=1)
+    assert answer.status_code == 400 and "use /v1/embeddings" in answer.json()["error"]["message"]
+
+
+def test_a_model_that_generates_gives_no_vectors(tmp_path: Path) -> None:
+    with Spawned(tiny.write_checkpoint(tmp_path), *OPTIONS) as worker:
+        answer = embed(worker, input=[[1]])
+        assert worker.ready["embeds"] is False
+    assert answer.status_code == 400 and "no modules.json" in answer.json()["error"]["message"]
