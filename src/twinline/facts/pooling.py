@@ -9,6 +9,7 @@ name.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -73,7 +74,7 @@ def read_pooling(directory: Path) -> Pooling | None:
     return Pooling(mode, normalize, _longest(directory))
 
 
-def shorter(config: Config) -> Shorter | None:
+def shorter(config: Mapping[str, Any]) -> Shorter | None:
     """Whether a `config.json` says that vectors may be cut, in vLLM's fields: `is_matryoshka`, or
     `matryoshka_dimensions` with the sizes."""
     sizes = config.get("matryoshka_dimensions")

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from twinline.facts.pooling import Shorter, shorter
+from twinline.gateway.errors import bad_request
 from twinline.gateway.judging import traits_of
 from twinline.gateway.supply import Supply
 from twinline.gateway.text.folder import ModelFolder
@@ -56,7 +58,8 @@ class ModelText:
     """What of a served model is known from its folder alone, before any line is up.
 
     `template` is None for a model without a chat template. `marks` are the special tokens of a message that are shown
-    nevertheless, for they are parsed: of reasoning, and with tools those of calls.
+    nevertheless, for they are parsed: of reasoning, and with tools those of calls. `shorter`: vectors of this model may
+    be cut.
     """
 
     tokenizer: Tokenizer
@@ -64,6 +67,7 @@ class ModelText:
     defaults: Defaults
     marks: frozenset[int] = frozenset()
     call_marks: frozenset[int] = frozenset()
+    shorter: Shorter | None = None
 
     @classmethod
     def load(cls, directory: Path) -> ModelText:
@@ -82,6 +86,7 @@ class ModelText:
             Defaults.of(folder.generation_config),
             _special(tokenizer, (OPEN, CLOSE)),
             _special(tokenizer, (OPEN, CLOSE, *calls)),
+            shorter(folder.config),
         )
 
 
@@ -124,3 +129,14 @@ class ServedModel:
         self.max_model_len = max(contexts, default=UNKNOWN_CONTEXT)
         sizes = [size for line in lines if isinstance(size := line.facts.get("vocab_size"), int)]
         self.vocab_size = max([self.tokenizer.vocab_size, *sizes])
+
+    @property
+    def embeds(self) -> bool:
+        """Its lines give vectors, and nothing else."""
+        return any(line.vectors is not None for line in self.supply.lines.values())
+
+    def check_generates(self) -> None:
+        """Raises ApiError 400 for a model of vectors."""
+        if self.embeds:
+            told = f"`{self.name}` gives vectors of texts and generates nothing: ask it at /v1/embeddings."
+            raise bad_request(told, "model", "model_embeds")
