@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 from tests.engine import checkpoints
 from torch import Tensor
 
 FLAGS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+END = "<|endoftext|>"
 MODULES = "sentence_transformers.models"
 Config = dict[str, Any]
 
@@ -63,6 +65,21 @@ def modules(folder: Path, mode: str = "lasttoken", *, normalize: bool = True, si
         del pooling["word_embedding_dimension"]
     (folder / "1_Pooling").mkdir(exist_ok=True)
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling), "utf-8")
+
+
+def tokenizer(folder: Path) -> None:
+    """The files of a byte-level tokenizer that ends a text with `<|endoftext|>`, as Qwen3-Embedding's does."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens([END, "<|im_end|>"])
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, made.token_to_id(END))]
+    )
+    made.save(str(folder / "tokenizer.json"))
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": END}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told), "utf-8")
 
 
 def save(

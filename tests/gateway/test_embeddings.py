@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import uvloop
 from tests.gateway.several import MODEL, Several, plain, several
+from tests.gateway.test_access import store
 from tests.lines.vector_double import SIZE, Reply, VectorDouble, vector_of
 
 from twinline.gateway.embeddings import MAX_INPUTS, SHARE_INPUTS, Input, shares
+from twinline.gateway.logs import told_of
 from twinline.lines.spec import LineSpec
 from twinline.lines.state import LineState
 
@@ -343,5 +345,61 @@ def test_a_line_is_tested_by_a_vector(engine: str) -> None:
         with pytest.raises(VerificationFailed, match="start it with --embeddings"):
             await made.verify()
         await double.stop()
+
+    uvloop.run(main())
+
+
+# Keys, books and the log.
+
+
+class Told:
+    """An observer that keeps what the access log would say."""
+
+    def __init__(self) -> None:
+        self.fields: list[dict[str, Any]] = []
+
+    def began(self, exchange: Any, visit: Any) -> None: ...
+
+    def ended(self, exchange: Any, visit: Any) -> None:
+        self.fields.append(told_of(exchange, visit))
+
+
+def test_it_is_metered_as_every_request_is(tiny_folder: Path, tmp_path: Path) -> None:
+    """Once, at the line that answered, though another was asked before it; and within its key's limits."""
+
+    async def main() -> None:
+        specs = [line("a", weights_class="w"), line("b", weights_class="w", price_per_million_input=2.0)]
+        doubles = {spec.name: VectorDouble(number) for number, spec in enumerate(specs, 1)}
+        urls = {name: await double.start() for name, double in doubles.items()}
+        async with (
+            asyncio.timeout(60),
+            store(tmp_path) as books,
+            several(tiny_folder, specs, urls=urls, access=books.access) as made,
+        ):
+            told = Told()
+            books.access.observers.append(told)
+            doubles["a"].script = lambda request: Reply("reset")
+            key = books.key("alice", token_budget=200, budget_period="total", models=[MODEL])
+            body = {"model": MODEL, "input": [[7] * 50, [8] * 30]}
+            name = {"x-request-id": "mine"}
+            answer = await made.client.post("/v1/embeddings", json=body, headers=key | name)
+            assert answer.status_code == 200 and answer.headers["x-request-id"] == "mine"
+            used = books.used("key", "line")
+            (row,) = [row for (_, at), row in used.items() if at == "b"]
+            assert (row.prompt_tokens, row.completion_tokens, row.requests) == (80, 0, 1)
+            assert row.cost == pytest.approx(80 * 2 / 1e6)
+            assert sum(each.prompt_tokens for each in used.values()) == 80
+            over = await made.client.post("/v1/embeddings", json={**body, "input": [[7] * 130]}, headers=key)
+            assert (over.status_code, over.json()["error"]["code"]) == (429, "insufficient_quota")
+            assert (await made.client.post("/v1/embeddings", json=body)).status_code == 401
+            other = books.key("other", models=["another"])
+            assert (await made.client.post("/v1/embeddings", json=body, headers=other)).status_code == 403
+            first = told.fields[0]
+            expected = {"key": "alice", "lines": "a,b", "status": 200, "outcome": "finished", "moves": 1,
+                        "prompt_tokens": 80, "completion_tokens": 0, "request_id": "mine"}  # fmt: skip
+            assert {name: first[name] for name in expected} == expected
+            assert first["ttft_seconds"] is not None
+        for double in doubles.values():
+            await double.stop()
 
     uvloop.run(main())
