@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,8 +105,6 @@ def test_it_is_told_and_counted(server: Served) -> None:
 
 
 def test_a_killed_engine_is_started_again_and_answers(server: Served, of: embedders.Embedder) -> None:
-    import os
-    import signal
 
     os.kill(server.worker_pid(), signal.SIGKILL)
     body = {"model": MODEL, "input": "after"}
@@ -121,3 +122,10 @@ def test_a_model_that_attends_both_ways_is_refused_at_once(of: embedders.Embedde
     config = json.loads((of.folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"is_causal": False}))
     assert main(["serve", str(tmp_path), "--port", "0"]) == 1
+
+
+def test_what_the_clients_page_says(server: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "clients.md").read_text("utf-8")
+    (block,) = [found for found in re.findall(r"^```python\n(.*?)^```", page, re.S | re.M) if "embeddings" in found]
+    exec(block.replace("http://127.0.0.1:8000", server.url).replace("MODEL", MODEL), {})
+    assert capsys.readouterr().out == "[60, 60] 37\n"
