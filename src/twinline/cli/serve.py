@@ -146,9 +146,10 @@ def ready_text(url: str, name: str, label: str | None, facts: Mapping[str, Any],
     title = f"{name} ({label})" if label else name
     ran = ", ".join(str(facts[field]) for field in ("device", "dtype") if field in facts)
     key = "-H 'Authorization: Bearer KEY' " if keys else ""  # `twinline keys create NAME` makes one
-    path, asked = "chat/completions", {"messages": [{"role": "user", "content": "What is 17+25?"}]}
+    question = "What is 17+25?"
+    path, asked = "chat/completions", dict[str, Any](messages=[{"role": "user", "content": question}])
     if facts.get("embeds"):
-        path, asked = "embeddings", {"input": ["What is 17+25?"]}
+        path, asked = "embeddings", {"input": question}
     body = json.dumps({"model": name, **asked}, ensure_ascii=False)
     return (
         f"{title}{' on ' + ran if ran else ''} is ready at {url}/v1\n"

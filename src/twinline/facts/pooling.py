@@ -74,6 +74,17 @@ def read_pooling(directory: Path) -> Pooling | None:
     return Pooling(mode, normalize, _longest(directory))
 
 
+def pooling_folder(directory: Path) -> str | None:
+    """Where in a model folder the pooling's own `config.json` lies; None for a model that generates. Raises
+    UnsupportedModel for modules that cannot be read, or a path that leads out of the folder."""
+    if not (directory / MODULES).is_file():
+        return None
+    path, _ = _modules(directory)
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise UnsupportedModel(f"{directory / MODULES}: the pooling's path {path!r:.80} leads out of the folder")
+    return path
+
+
 def shorter(config: Mapping[str, Any]) -> Shorter | None:
     """Whether a `config.json` says that vectors may be cut, in vLLM's fields: `is_matryoshka`, or
     `matryoshka_dimensions` with the sizes."""

@@ -26,6 +26,7 @@ from twinline.engine.quant.variants import NAMES, Variant
 from twinline.facts.families import read_anatomy
 from twinline.facts.forms import published
 from twinline.facts.models import Config, UnsupportedModel, read_config
+from twinline.facts.pooling import pooling_folder
 from twinline.facts.quantization import Quantization, quantization
 from twinline.facts.tensors import Anatomy
 from twinline.facts.weight_form import PLAIN, WeightForm
@@ -282,7 +283,11 @@ def _size(checkpoint: Checkpoint, name: str) -> int:
 
 
 def _copy_rest(source: Path, target: Path) -> None:
-    """Tokenizer, templates and all that is neither weights nor about their quantization."""
+    """Tokenizer, templates, what says how vectors are pooled, and all that is neither weights nor about their
+    quantization."""
     for file in sorted(source.iterdir()):
         if file.is_file() and file.name not in NOT_COPIED and file.suffix not in WEIGHTS:
             shutil.copyfile(file, target / file.name)
+    if (folder := pooling_folder(source)) is not None:
+        (target / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / folder / "config.json", target / folder / "config.json")
