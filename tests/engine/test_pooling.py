@@ -173,6 +173,16 @@ def test_a_text_may_fill_the_context_and_no_more(mean: embedders.Embedder) -> No
     assert engine.far(text) < 1e-4
 
 
+def test_a_text_may_fill_the_cache_and_no_more(mean: embedders.Embedder) -> None:
+    engine = Embedding(mean, kv_tokens=48)
+    assert engine.built.max_model_len == 48
+    text = engine.text("one", ids(1, 48))
+    with pytest.raises(TooLong, match="at most 48"):
+        engine.text("two", ids(1, 49))
+    engine.run()
+    assert engine.far(text) < 1e-4
+
+
 def test_the_folder_may_allow_less_than_the_context(qwen3: embedders.Embedder, tmp_path: Path) -> None:
     for file in ("config.json", "model.safetensors"):
         (tmp_path / file).symlink_to(qwen3.folder / file)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import numpy as np
 import pytest
 from tests.engine import embedders, tiny
 from tests.engine.spawn import Spawned, wait_for
+from tests.engine.test_worker_app import Scripted
+
+from twinline.engine.build import Built
+from twinline.engine.metrics import Metrics
+from twinline.engine.worker import Worker
+from twinline.facts.pooling import Pooling
 
 OPTIONS = ("--device", "cpu", "--dtype", "float32", "--kv-tokens", "2048", "--threads", "1", "--max-waiting", "8")
 
@@ -106,3 +115,28 @@ def test_a_model_that_generates_gives_no_vectors(tmp_path: Path) -> None:
         answer = embed(worker, input=[[1]])
         assert worker.ready["embeds"] is False
     assert answer.status_code == 400 and "no modules.json" in answer.json()["error"]["message"]
+
+
+def test_a_client_that_leaves_ends_all_its_texts() -> None:
+    """Those that have their vector by then are over already."""
+    engine = Scripted()
+    worker = Worker("tiny", Metrics("tiny"))
+    pooling = Pooling("lasttoken", normalize=True)
+    worker.built = cast(Built, SimpleNamespace(engine=engine, spec=SimpleNamespace(vocab=10), pooling=pooling))
+    engine.deliver = worker.deliver
+    body = json.dumps({"input": [[1], [2], [3]], "request_id": "a"}).encode()
+    messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": body}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop()
+
+    async def send(message: dict[str, Any]) -> None:
+        raise AssertionError(f"nobody is there for {message}")
+
+    async def go() -> None:
+        worker.loop = asyncio.get_running_loop()
+        scope = {"type": "http", "method": "POST", "path": "/v1/embeddings"}
+        await asyncio.wait_for(worker(scope, receive, send), 10)
+
+    asyncio.run(go())
+    assert sorted(engine.aborted) == ["a-0", "a-1", "a-2"] and worker.streams == {}

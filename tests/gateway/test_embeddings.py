@@ -340,10 +340,16 @@ def test_a_line_is_tested_by_a_vector(engine: str) -> None:
         await made.verify()
         assert made.state is LineState.SERVING and len(double.requests) == 1
         assert made.features >= {"embeddings"} and ("token_ids" in made.features) is (made.text_only is False)
-        double.script = lambda request: Reply("status", 501, "start it with --embeddings")
-        made.life.to(LineState.QUARANTINED, "the test says so")
-        with pytest.raises(VerificationFailed, match="start it with --embeddings"):
-            await made.verify()
+        for reply, why in (
+            (Reply("status", 501, "start it with --embeddings"), "start it with --embeddings"),
+            (Reply("zeros"), "it gave a vector of zeros"),
+            (Reply("few"), "0 vectors"),
+        ):
+            double.script = lambda request, reply=reply: reply
+            if made.state is LineState.SERVING:
+                made.life.to(LineState.QUARANTINED, "the test says so")
+            with pytest.raises(VerificationFailed, match=why):
+                await made.verify()
         await double.stop()
 
     uvloop.run(main())

@@ -24,7 +24,7 @@ def vector_of(text: str | list[int], mark: float) -> list[float]:
 
 @dataclass
 class Reply:
-    """What one request gets. `fault`: `status`, `reset`, `hang`, `bad_json`, `few`, `infinite` or `size`."""
+    """What one request gets. `fault`: `status`, `reset`, `hang`, `bad_json`, `few`, `infinite`, `size` or `zeros`."""
 
     fault: str | None = None
     status: int = 500
@@ -91,6 +91,8 @@ class VectorDouble:
                 vectors.pop()
             if reply.fault == "size":
                 vectors[-1].append(1.0)
+            if reply.fault == "zeros":
+                vectors = [[0.0] * SIZE for _ in vectors]
             if reply.fault == "infinite":
                 vectors[0][0] = 1e300
             body = json.dumps(self._written(path, request, vectors), indent=1).encode()
