@@ -76,13 +76,10 @@ def read_pooling(directory: Path) -> Pooling | None:
 
 def pooling_folder(directory: Path) -> str | None:
     """Where in a model folder the pooling's own `config.json` lies; None for a model that generates. Raises
-    UnsupportedModel for modules that cannot be read, or a path that leads out of the folder."""
+    UnsupportedModel for modules that cannot be read."""
     if not (directory / MODULES).is_file():
         return None
-    path, _ = _modules(directory)
-    if Path(path).is_absolute() or ".." in Path(path).parts:
-        raise UnsupportedModel(f"{directory / MODULES}: the pooling's path {path!r:.80} leads out of the folder")
-    return path
+    return _modules(directory)[0]
 
 
 def shorter(config: Mapping[str, Any]) -> Shorter | None:
@@ -128,6 +125,8 @@ def _modules(directory: Path) -> tuple[str, bool]:
     path = listed[1].get("path")
     if not isinstance(path, str) or not path or "\0" in path:
         raise UnsupportedModel(f"{file}: the pooling's path should be a folder's name, not {path!r:.80}")
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise UnsupportedModel(f"{file}: the pooling's path {path!r:.80} leads out of the folder")
     return path, len(kinds) == 3
 
 
