@@ -231,7 +231,7 @@ class Engine:
         )  # fmt: skip
         hidden = runner.hidden(batch)
         self._collect_prompt_logprobs(batch, hidden)
-        vectors = gathered(batch, hidden)
+        vectors = gathered(batch, hidden) if runner.model.head is None else {}
         sampling = {
             w: end for w, end in zip(batch.work, batch.ends, strict=True) if w.samples and w.request.pool is None
         }
