@@ -47,9 +47,10 @@ def test_without_normalize_and_with_a_length(tmp_path: Path) -> None:
     assert read_pooling(found) == Pooling("mean", normalize=False, longest=8192)
 
 
-def test_the_mode_by_name_and_types_of_other_versions(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", ["cls", ["cls"]])
+def test_the_mode_by_name_and_types_of_other_versions(named: Any, tmp_path: Path) -> None:
     types = tuple(f"sentence_transformers.base.modules.{kind.rpartition('.')[2]}" for kind in TYPES)
-    found = folder(tmp_path, {"word_embedding_dimension": 64, "pooling_mode": "cls"}, types)
+    found = folder(tmp_path, {"word_embedding_dimension": 64, "pooling_mode": named}, types)
     assert read_pooling(found) == Pooling("cls", normalize=True)
 
 
@@ -60,6 +61,8 @@ def test_the_mode_by_name_and_types_of_other_versions(tmp_path: Path) -> None:
         (LAST | {"pooling_mode_mean_tokens": True}, "pooling_mode_mean_tokens, pooling_mode_lasttoken is not one mode"),
         (LAST | {"pooling_mode_lasttoken": False, "pooling_mode_of_tomorrow": True}, "pooling_mode_of_tomorrow is not"),
         ({"pooling_mode": "attention"}, "'attention' is not one mode of pooling"),
+        ({"pooling_mode": ["cls", "mean"]}, "is not one mode of pooling"),
+        ({"pooling_mode": [["cls"], {}]}, "is not one mode of pooling"),
         (LAST | {"word_embedding_dimension": 32}, "word_embedding_dimension 32 is not the model's hidden_size 64"),
         ([], "should hold one JSON object"),
     ],

@@ -292,6 +292,16 @@ def test_vectors_are_cut_and_normalized_where_the_model_is_known_to_allow_it(sho
     run(short(is_matryoshka=True), test)
 
 
+def test_the_size_that_vectors_have_is_no_change(short: Callable[..., Path]) -> None:
+    """Clients that always say it are many, and a model that is not known to allow another size has that one."""
+
+    async def test(at: At) -> None:
+        assert await at.vectors(dimensions=SIZE) == [vector_of(at.ids("hello"), 1)]
+        await at.refused(400, "dimensions", dimensions=SIZE - 1)
+
+    run(short(hidden_size=SIZE), test)
+
+
 def test_only_the_sizes_that_a_model_names(short: Callable[..., Path]) -> None:
     async def test(at: At) -> None:
         assert len((await at.vectors(dimensions=2))[0]) == 2

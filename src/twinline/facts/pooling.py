@@ -132,8 +132,9 @@ def _modules(directory: Path) -> tuple[str, bool]:
 
 def _mode(config: dict[str, Any], file: Path) -> Mode:
     named = config.get("pooling_mode")
-    if isinstance(named, str):
-        modes = [mode for mode in MODES if mode == named]
+    if isinstance(named, str | list):
+        asked = [named] if isinstance(named, str) else named
+        modes = [mode for mode in MODES for each in asked if mode == each] if all(e in MODES for e in asked) else []
         said = repr(named)[:80]
     else:
         flags = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]

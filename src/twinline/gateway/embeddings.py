@@ -162,6 +162,8 @@ def _dimensions(asked: int | None, target: Target) -> tuple[int | None, int | No
     if asked is None:
         return None, None
     served = target.served
+    if asked == served.text.vector_size:  # many clients always say it
+        return None, None
     may = served.text.shorter
     if may is None:
         if any("dimensions" in line.features for line in served.supply.lines.values()):

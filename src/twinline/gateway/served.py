@@ -59,7 +59,7 @@ class ModelText:
 
     `template` is None for a model without a chat template. `marks` are the special tokens of a message that are shown
     nevertheless, for they are parsed: of reasoning, and with tools those of calls. `shorter`: vectors of this model may
-    be cut.
+    be cut; `vector_size` is how many values they have, as far as the folder says.
     """
 
     tokenizer: Tokenizer
@@ -68,6 +68,7 @@ class ModelText:
     marks: frozenset[int] = frozenset()
     call_marks: frozenset[int] = frozenset()
     shorter: Shorter | None = None
+    vector_size: int | None = None
 
     @classmethod
     def load(cls, directory: Path) -> ModelText:
@@ -87,6 +88,7 @@ class ModelText:
             _special(tokenizer, (OPEN, CLOSE)),
             _special(tokenizer, (OPEN, CLOSE, *calls)),
             shorter(folder.config),
+            size if isinstance(size := folder.config.get("hidden_size"), int) else None,
         )
 
 
