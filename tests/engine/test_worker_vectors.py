@@ -7,19 +7,20 @@ import base64
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
 import numpy as np
 import pytest
-from tests.engine import embedders, tiny
+from tests.engine import embedders
 from tests.engine.spawn import Spawned, wait_for
 from tests.engine.test_worker_app import Scripted
 
 from twinline.engine.build import Built
 from twinline.engine.metrics import Metrics
+from twinline.engine.request import Output
+from twinline.engine.scheduler import QueueFull
 from twinline.engine.worker import Worker
 from twinline.facts.pooling import Pooling
 
@@ -80,10 +81,10 @@ def test_many_at_once(worker: Spawned, of: embedders.Embedder) -> None:
         ({}, 400, None, "missing required field `input`"),
         ({"input": []}, 400, "input", "length >= 1"),
         ({"input": [[]]}, 400, "input[0]", "length >= 1"),
-        ({"input": [[1], [331]]}, 400, "input", "token id 331, and the vocabulary ends at 330"),
+        ({"input": [[1], [331]]}, 400, "input", "input[1] has token id 331, and the vocabulary ends at 330"),
         ({"input": ["text"]}, 400, "input[0]", "array"),
         ({"input": [[1]], "model": "another"}, 404, "model", "not 'another'"),
-        ({"input": [[1], [2] * 513]}, 400, "input", "the text has 513 tokens and at most 512 are allowed"),
+        ({"input": [[1], [2] * 513]}, 400, "input", "input[1] has 513 tokens and at most 512 are allowed"),
         ({"input": [[1]] * 2049}, 400, "input", "length <= 2048"),
     ],
 )
@@ -94,10 +95,10 @@ def test_bad_requests(worker: Spawned, body: Any, status: int, param: str | None
     assert worker.health()["running"] == worker.health()["waiting"] == 0
 
 
-def test_a_full_queue_takes_none_of_a_request(worker: Spawned) -> None:
-    answer = embed(worker, input=[[1] * 500] * 200)
-    assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
-    wait_for(lambda: worker.health()["running"] == worker.health()["waiting"] == 0)
+def test_more_texts_than_may_wait(worker: Spawned) -> None:
+    """Eight may: the others are given to the engine as some are over."""
+    answer = embed(worker, input=[[1 + i % 300] * 40 for i in range(120)])
+    assert answer.status_code == 200 and len(answer.json()["data"]) == 120
 
 
 def test_a_deadline(worker: Spawned) -> None:
@@ -110,28 +111,29 @@ def test_it_generates_nothing(worker: Spawned) -> None:
     assert answer.status_code == 400 and "use /v1/embeddings" in answer.json()["error"]["message"]
 
 
-def test_a_model_that_generates_gives_no_vectors(tmp_path: Path) -> None:
-    with Spawned(tiny.write_checkpoint(tmp_path), *OPTIONS) as worker:
-        answer = embed(worker, input=[[1]])
-        assert worker.ready["embeds"] is False
-    assert answer.status_code == 400 and "no modules.json" in answer.json()["error"]["message"]
+LAST = Pooling("lasttoken", normalize=True)
 
 
-def test_a_client_that_leaves_ends_all_its_texts() -> None:
-    """Those that have their vector by then are over already."""
-    engine = Scripted()
+def call(engine: Scripted, *, leaves: bool = False, pooling: Pooling | None = LAST) -> list[dict[str, Any]]:
+    """What a worker over that engine answers to three texts."""
     worker = Worker("tiny", Metrics("tiny"))
-    pooling = Pooling("lasttoken", normalize=True)
-    worker.built = cast(Built, SimpleNamespace(engine=engine, spec=SimpleNamespace(vocab=10), pooling=pooling))
+    spec = SimpleNamespace(vocab=10)
+    worker.built = cast(Built, SimpleNamespace(engine=engine, spec=spec, pooling=pooling, max_model_len=99))
     engine.deliver = worker.deliver
     body = json.dumps({"input": [[1], [2], [3]], "request_id": "a"}).encode()
-    messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": body}]
+    messages = [{"type": "http.request", "body": body}]
+    sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
-        return messages.pop()
+        if messages:
+            return messages.pop()
+        if not leaves:
+            await asyncio.sleep(60)
+        await asyncio.sleep(0.05)
+        return {"type": "http.disconnect"}
 
     async def send(message: dict[str, Any]) -> None:
-        raise AssertionError(f"nobody is there for {message}")
+        sent.append(message)
 
     async def go() -> None:
         worker.loop = asyncio.get_running_loop()
@@ -139,4 +141,30 @@ def test_a_client_that_leaves_ends_all_its_texts() -> None:
         await asyncio.wait_for(worker(scope, receive, send), 10)
 
     asyncio.run(go())
-    assert sorted(engine.aborted) == ["a-0", "a-1", "a-2"] and worker.streams == {}
+    assert worker.streams == {} and worker.embeds is (pooling is not None)
+    return sent
+
+
+def test_a_client_that_leaves_ends_all_its_texts() -> None:
+    engine = Scripted()
+    assert call(engine, leaves=True) == []
+    assert sorted(engine.aborted) == ["a-0", "a-1", "a-2"]
+
+
+def test_a_full_queue_says_when_to_come_again() -> None:
+    engine = Scripted(refusal=QueueFull("8 requests wait", 8))
+    start, body = call(engine)
+    assert start["status"] == 429 and (b"retry-after", b"1") in start["headers"] and b"queue_full" in body["body"]
+    assert engine.aborted == []
+
+
+def test_an_engine_that_fails_one_text_fails_them_all() -> None:
+    engine = Scripted((Output("", finish="error", error="it burns"),))
+    start, body = call(engine)
+    assert start["status"] == 500 and b"it burns" in body["body"]
+    assert sorted(engine.aborted) == ["a-1", "a-2"]
+
+
+def test_a_model_that_generates_gives_no_vectors() -> None:
+    start, body = call(Scripted(), pooling=None)
+    assert start["status"] == 400 and b"has no modules.json" in body["body"]

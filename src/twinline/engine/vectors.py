@@ -10,6 +10,7 @@ import asyncio
 import base64
 import secrets
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -19,6 +20,7 @@ from twinline.engine import wire
 from twinline.engine.asgi import Receive, Send, body_of, reply, unless_disconnected
 from twinline.engine.pooling import Pool
 from twinline.engine.request import Output, Request, SamplingParams
+from twinline.engine.scheduler import QueueFull
 
 if TYPE_CHECKING:
     from twinline.engine.worker import Worker
@@ -57,31 +59,30 @@ class Vectors:
                 "this line generates: its folder has no modules.json with a pooling, so it gives no vectors", "model"
             )
         requests = self._requests(asked)
-        queues = {request.id: asyncio.Queue[Output]() for request in requests}
-        if taken := queues.keys() & worker.streams.keys():
+        if taken := {request.id for request in requests} & worker.streams.keys():
             raise wire.BadRequest(f"request_id {min(taken)!r} is in use", "request_id", 409)
-        worker.streams |= queues
+        queue: asyncio.Queue[Output] = asyncio.Queue()
+        worker.streams |= dict.fromkeys((request.id for request in requests), queue)
         live: set[str] = set()
         try:
-            for request in requests:
-                worker.submit(request, "input")
-                live.add(request.id)
-            await unless_disconnected(receive, self._whole(asked, requests, queues, live, send))
+            await unless_disconnected(receive, self._whole(asked, requests, queue, live, send))
         finally:
-            for request_id in queues:
-                del worker.streams[request_id]
+            for request in requests:
+                del worker.streams[request.id]
             for request_id in live:
                 worker.built.engine.abort(request_id)
 
     def _requests(self, asked: EmbeddingsRequest) -> list[Request]:
-        """Raises BadRequest for a token that the model does not have."""
+        """Raises BadRequest for a token that the model does not have, and for a text that is too long."""
         built = self._worker.built
         assert built.pooling is not None
-        worst = max(max(ids) for ids in asked.input)
-        if worst >= built.spec.vocab:
-            raise wire.BadRequest(
-                f"input has token id {worst}, and the vocabulary ends at {built.spec.vocab - 1}", "input"
-            )
+        for index, ids in enumerate(asked.input):
+            if (worst := max(ids)) >= built.spec.vocab:
+                told = f"input[{index}] has token id {worst}, and the vocabulary ends at {built.spec.vocab - 1}"
+                raise wire.BadRequest(told, "input")
+            if len(ids) > built.max_model_len:
+                told = f"input[{index}] has {len(ids)} tokens and at most {built.max_model_len} are allowed"
+                raise wire.BadRequest(told, "input", code="context_length_exceeded")
         name = asked.request_id or f"embd-{secrets.token_hex(12)}"
         deadline = None if asked.timeout_s is None else time.monotonic() + asked.timeout_s
         return [
@@ -89,25 +90,41 @@ class Vectors:
             for i, ids in enumerate(asked.input)
         ]
 
+    def _submit(self, later: deque[Request], live: set[str]) -> None:
+        """As many as may wait; the others come when some are over. Raises QueueFull where nothing is under way."""
+        while later:
+            try:
+                self._worker.submit(later[0], "input")
+            except QueueFull:
+                if not live:
+                    raise
+                return
+            live.add(later.popleft().id)
+
     async def _whole(
         self,
         asked: EmbeddingsRequest,
         requests: list[Request],
-        queues: dict[str, asyncio.Queue[Output]],
+        queue: asyncio.Queue[Output],
         live: set[str],
         send: Send,
     ) -> None:
         """Waits for all vectors; the first text that fails ends the others."""
-        data: list[dict[str, Any]] = []
-        for index, request in enumerate(requests):
-            output = await queues[request.id].get()
-            live.discard(request.id)
+        later, found = deque(requests), dict[str, bytes]()
+        while len(found) < len(requests):
+            self._submit(later, live)
+            output = await queue.get()
+            live.discard(output.request_id)
             if output.vector is None:
                 if output.finish == "deadline":
                     late = "the request did not finish within timeout_s"
                     return await reply(send, 504, wire.error_body(late, "server_error", code="deadline"))
                 return await reply(send, 500, self._worker.error(output.error or f"it ended with {output.finish}"))
-            data.append({"object": "embedding", "index": index, "embedding": _written(output.vector, asked)})
+            found[output.request_id] = output.vector
+        data: list[dict[str, Any]] = [
+            {"object": "embedding", "index": index, "embedding": _written(found[request.id], asked)}
+            for index, request in enumerate(requests)
+        ]
         tokens = sum(len(request.prompt) for request in requests)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         body = {"object": "list", "model": self._worker.name, "data": data, "usage": usage}
