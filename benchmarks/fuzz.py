@@ -51,6 +51,8 @@ WORDS = (
     *'{ } [ ] : , "name" "arguments" \\u d800 null 1e999 -1 <think> </think> <tool_call> </tool_call> ```json'.split(),
     *"{{ }} {% %} {%- for if endfor endif set in not is namespace( cycler( |tojson ~ & * << !! data: ? | GGUF".split(),
     *("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "\n\n", "\r\n"),
+    *"<function=weather> <function= </function> <parameter=city> <parameter= </parameter> weather".split(),
+    *"<arg_key> </arg_key> <arg_value> </arg_value> <｜DSML｜invoke </｜DSML｜invoke> </｜DSML｜parameter>".split(),
 )
 WORK = re.compile(r"\*|range|lipsum|\d[\d_]{3}|0[xob]|recursive|indent|center|wordwrap|%\s*\d|format")
 
@@ -152,7 +154,7 @@ def reasoning() -> Made:
     from twinline.gateway.text.stops import StopMatcher
 
     def read(chunks: list[str], opened: bool, stops: list[str]) -> Any:
-        parser, matcher = ReasoningParser(opened), StopMatcher([stop for stop in stops if stop], opened)
+        parser, matcher = ReasoningParser(opened, bool(stops)), StopMatcher([stop for stop in stops if stop], opened)
         found, sent = {"reasoning": "", "content": ""}, [matcher.push(chunk) for chunk in chunks]
         for kind, text in itertools.chain(*map(parser.push, chunks), parser.finish()):
             found[kind] += text
@@ -163,7 +165,8 @@ def reasoning() -> Made:
         text = given.text()
         assert read(cut(text, marks), opened, stops) == read([text], opened, stops) == read([*text, ""], opened, stops)
 
-    return ["<think>\nhm\n</think>\n\n4", "hm</think>4", " \n<think>a</thin</think>\n", "4 <think>"], one
+    return ["<think>\nhm\n</think>\n\n4", "hm</think>4", " \n<think>a</thin</think>\n", "4 <think>",
+            "hm\n</think>\n\n<response>\n4\n</response>\n"], one  # fmt: skip
 
 
 @target

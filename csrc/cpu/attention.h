@@ -272,18 +272,31 @@ struct Attending {
     finish(u, partial(u, 0));
   }
 
+  // How many decodes from `s` on, `most` at most, are of one sequence, each a place further: those of a guess. They share the
+  // packed keys and values as the rows of a chunk do.
+  int64_t joined(int64_t s, int64_t most) const {
+    if (!a.lengths || a.rows != 1) return 1;
+    const int64_t* const pages = a.pages + s * a.pages_each;
+    int64_t n = 1;
+    while (n < most && s + n < a.sequences && a.lengths[s + n] == a.lengths[s] + n &&
+           std::memcmp(pages, pages + n * a.pages_each, size_t(a.pages_each) * sizeof(int64_t)) == 0)
+      ++n;
+    return n;
+  }
+
   // Calls with every unit, the last rows of a sequence, which see most, first.
   template <typename With>
   void each_unit(const With& with) const {
     const int64_t shared = a.heads / a.kv_heads, groups = (shared + kTile - 1) / kTile;
-    const int64_t together = (shared + groups - 1) / groups, rows = least(a.rows, kTile / together);
+    const int64_t together = (shared + groups - 1) / groups, most = kTile / together, rows = least(a.rows, most);
     for (int64_t row = (a.rows - 1) / rows * rows; row >= 0; row -= rows)
-      for (int64_t s = 0; s < a.sequences; ++s)
+      for (int64_t s = 0, decodes = 1; s < a.sequences; s += decodes) {
+        decodes = joined(s, most);
+        const int64_t some = decodes > 1 ? decodes : least(rows, a.rows - row), end = length(s) - a.rows + row + some;
         for (int64_t g = 0; g < a.kv_heads; ++g)
-          for (int64_t h = 0; h < shared; h += together) {
-            const int64_t some = least(rows, a.rows - row), end = length(s) - a.rows + row + some;
+          for (int64_t h = 0; h < shared; h += together)
             with(Unit{s, g, g * shared + h, least(together, shared - h), row, some, end, (end + kRun - 1) / kRun, nullptr, 0});
-          }
+      }
   }
 
   void operator()() const {

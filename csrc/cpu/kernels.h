@@ -13,7 +13,8 @@ using bf16 = uint16_t;  // the upper half of a float32
 
 enum Kind : int64_t { kFloat = 0, kBfloat16 = 1 };
 
-enum Form : int64_t { kPlainFloat = 0, kPlainBfloat16 = 1, kInt8 = 2, kInt4 = 3, kFp8 = 4 };
+// kWidened: bfloat16 for float rows, where every float is one.
+enum Form : int64_t { kPlainFloat = 0, kPlainBfloat16 = 1, kInt8 = 2, kInt4 = 3, kFp8 = 4, kWidened = 5 };
 
 // `count` matrices [outputs, inputs], packed as weights.h says. `group`: inputs that share scales; 0 for a whole row.
 struct Weight {
@@ -95,8 +96,20 @@ struct LeadingCandidates {
   int64_t kind, rows, size, stride, wanted;
 };
 
-#define TWINLINE_SAMPLING_KERNELS(X) \
-  X(row_maxima, RowMaxima) X(race_candidates, RaceCandidates) X(leading_candidates, LeadingCandidates)
+// best [rows] as `RowMaxima`; at [rows]: who wins the race with the noise of keys [rows, 2] at a temperature of its own each, nearly
+// always, and the likeliest where that is 0. For guesses, which need not be right.
+struct RaceWinners {
+  const void* logits;
+  const int64_t* keys;
+  const float* temperatures;
+  float* best;
+  int64_t* at;
+  int64_t kind, rows, size, stride;
+};
+
+#define TWINLINE_SAMPLING_KERNELS(X)                                                                            \
+  X(row_maxima, RowMaxima) X(race_candidates, RaceCandidates) X(leading_candidates, LeadingCandidates)          \
+  X(race_winners, RaceWinners)
 
 // out [rows, size] = rows of a table [count, size].
 struct Embedding {

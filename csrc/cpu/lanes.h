@@ -147,6 +147,32 @@ inline I dot4(I sum, const Bytes& weights, Four x) {
 
 #endif
 
+inline float as_float(bf16 x) {
+  const uint32_t bits = uint32_t(x) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Sixteen pairs of bfloat16 as floats, exactly.
+struct Both {
+  F even, odd;
+};
+inline Both load_both(const bf16* p) {
+#if TWINLINE_HAS_AVX512
+  const __m512i words = _mm512_loadu_si512(p);
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(words, 16)),
+          _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(int(0xffff0000))))};
+#else
+  Both r;
+  for (int i = 0; i < 16; ++i) {
+    r.even.at[i] = as_float(p[2 * i]);
+    r.odd.at[i] = as_float(p[2 * i + 1]);
+  }
+  return r;
+#endif
+}
+
 // Sixteen sums of products of two pairs of bfloat16 each; a Pair is the same for all sixteen.
 #if TWINLINE_HAS_BF16
 
@@ -162,30 +188,9 @@ inline F dot2(F sum, Pairs weights, Pair x) { return _mm512_dpbf16_ps(sum, weigh
 
 #else
 
-struct Pairs {
-  F even, odd;
-};
-using Pair = Pairs;
-inline float as_float(bf16 x) {
-  const uint32_t bits = uint32_t(x) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-inline Pairs load_pairs(const bf16* p) {
-#if TWINLINE_HAS_AVX512
-  const __m512i words = _mm512_loadu_si512(p);
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(words, 16)),
-          _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(int(0xffff0000))))};
-#else
-  Pairs r;
-  for (int i = 0; i < 16; ++i) {
-    r.even.at[i] = as_float(p[2 * i]);
-    r.odd.at[i] = as_float(p[2 * i + 1]);
-  }
-  return r;
-#endif
-}
+using Pairs = Both;
+using Pair = Both;
+inline Pairs load_pairs(const bf16* p) { return load_both(p); }
 inline Pair pair(const bf16* p) { return {all(as_float(p[0])), all(as_float(p[1]))}; }
 inline F dot2(F sum, const Pairs& weights, const Pair& x) { return fma(weights.odd, x.odd, fma(weights.even, x.even, sum)); }
 

@@ -205,7 +205,7 @@ inline void pack_block(const PackWeight& a, int64_t matrix, int64_t block) {
   const Weight& w = a.to;
   const weights::Layout l = weights::layout(w);
   const Staging s = Staging::take(w);
-  const bool plain = w.form == kPlainFloat || w.form == kPlainBfloat16;
+  const bool plain = w.form == kPlainFloat || w.form == kPlainBfloat16 || w.form == kWidened;
   char* to = static_cast<char*>(const_cast<void*>(w.data)) + (matrix * weights::blocks(w) + block) * l.block_bytes;
   char* const end = to + l.block_bytes;
   if (!plain) quantize_block(a, matrix, block, s);

@@ -86,19 +86,17 @@ inline F uniform16(int64_t first, uint32_t key, uint32_t second_key) {
   return min(fma(load(u), all(0x1p-32f), all(0x1p-33f)), all(1 - 0x1p-24f));
 }
 
-// Tokens that may be the argmax of (logit - best) / temperature + noise, in order of id; how many, which may be more than there
-// is room for.
+// Calls with the tokens that may be the argmax of (logit - best) / temperature + noise, in order of id, and how long each waits.
 //
 // Token i waits -log(1 - u_i) / w_i with w_i = exp((logit_i - best) / temperature), and the shortest wait wins. A wait is at least
 // u_i / w_i, which needs no logarithm: only tokens that pass with that are looked at closer. `kSlack` is room for the rounding
 // of both sides; a token that is let in needlessly does no harm.
-template <typename T>
-inline int64_t race(const T* row, int64_t size, float best, float temperature, const int64_t* key, int64_t* ids, int64_t room) {
+template <typename T, typename Seen>
+inline void race(const T* row, int64_t size, float best, float temperature, const int64_t* key, const Seen& seen) {
   constexpr float kSlack = 1.001f, kLongest = 16.7f;  // -log(2^-24), the longest wait of the likeliest token
   constexpr int kRun = 64;
   const F middle = all(best), sharpness = all(1.0f / temperature), last = all(-80.0f);
   float limit = kLongest * kSlack;
-  int64_t found = 0;
   for (int64_t begin = 0; begin < size; begin += kRun) {
     float u[kRun], w[kRun];
     F early = all(-1.0f);
@@ -114,13 +112,11 @@ inline int64_t race(const T* row, int64_t size, float best, float temperature, c
     for (int64_t i = begin; i < end; ++i) {
       const float noise = u[i - begin], weight = w[i - begin];
       if (noise > weight * limit) continue;
-      if (found < room) ids[found] = i;
-      ++found;
-      const float wait = -std::log1p(-noise) / weight * kSlack;
-      if (wait < limit) limit = wait;
+      const float wait = -std::log1p(-noise) / weight;
+      seen(i, wait);
+      if (wait * kSlack < limit) limit = wait * kSlack;
     }
   }
-  return found;
 }
 
 inline void race_candidates(const RaceCandidates& a) {
@@ -128,7 +124,27 @@ inline void race_candidates(const RaceCandidates& a) {
     const auto* logits = static_cast<const decltype(type)*>(a.logits);
     parallel(a.rows, [&](int64_t n) {
       const int64_t r = a.whole[4 * n];
-      a.counts[n] = race(logits + r * a.stride, a.size, a.best[r], a.real[3 * n], a.whole + 4 * n + 1, a.ids + n * a.room, a.room);
+      int64_t found = 0;
+      race(logits + r * a.stride, a.size, a.best[r], a.real[3 * n], a.whole + 4 * n + 1, [&](int64_t token, float) {
+        if (found < a.room) a.ids[n * a.room + found] = token;
+        ++found;
+      });
+      a.counts[n] = found;
+    });
+  });
+}
+
+inline void race_winners(const RaceWinners& a) {
+  with_type(a.kind, [&](auto type) {
+    const auto* logits = static_cast<const decltype(type)*>(a.logits);
+    parallel(a.rows, [&](int64_t r) {
+      const auto* row = logits + r * a.stride;
+      first_largest(row, a.size, a.best[r], a.at[r]);
+      float shortest = INFINITY;
+      if (a.temperatures[r] > 0.0f)
+        race(row, a.size, a.best[r], a.temperatures[r], a.keys + 2 * r, [&](int64_t token, float wait) {
+          if (wait < shortest) shortest = wait, a.at[r] = token;
+        });
     });
   });
 }

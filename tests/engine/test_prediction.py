@@ -218,10 +218,14 @@ def test_guesses_that_are_not_numbers_are_none(half: Path) -> None:
     assert request.output == ran(half, [{"prompt": PROMPTS[0], "max_tokens": 20}])[1][0].output
 
 
+@pytest.mark.parametrize("heat", [0.0, 0.8])
 @pytest.mark.parametrize(("depth", "requests"), [(1, 1), (3, 1), (3, 2), (1, 4)])
-def test_a_chain_guesses_as_step_by_step(half: Path, judge: Judge, depth: int, requests: int) -> None:
-    """What one replay guesses for greedy requests, and what it leaves in the cache, is what the plain way does."""
-    asked = [{"prompt": PROMPTS[3][i:], "max_tokens": 50 - 9 * i} for i in range(requests)]
+def test_a_chain_guesses_as_step_by_step(half: Path, judge: Judge, depth: int, requests: int, heat: float) -> None:
+    """What one replay guesses, after the prompt too, and what it leaves in the cache, is what the plain way does."""
+    asked = [
+        {"prompt": PROMPTS[3][i:], "max_tokens": 50 - 9 * i, "temperature": heat * (i != 1), "seed": i}
+        for i in range(requests)
+    ]
     found = []
     for chained in (True, False):
         line = patient(Driven(half, speculation="mtp", draft_depth=depth, page_size=4))

@@ -14,7 +14,23 @@ import openai
 import pytest
 from tests.gateway.harness import MODEL, SPEC, Gateway, gateway
 from tests.gateway.text.calls.templates import LISTS_NONE, TEMPLATES
-from tests.gateway.text.calls.test_parser import BEGIN, BEGINS, END, ENDS, SEP, hermes, llama, v3, v31
+from tests.gateway.text.calls.test_parser import (
+    BEGIN,
+    BEGINS,
+    END,
+    ENDS,
+    SECTION,
+    SECTION_END,
+    SEP,
+    coder,
+    dsml,
+    glm4,
+    glm45,
+    hermes,
+    llama,
+    v3,
+    v31,
+)
 from tests.lines.line_double import Script
 
 from twinline.gateway.judging import traits_of
@@ -43,6 +59,14 @@ SAYS = {
               f"<think>\n{THINK}{hermes('weather', ARGUMENTS)}\n{hermes('search', '{}')}"),
     "llama3": (llama("weather", ARGUMENTS),
                f"<|python_tag|>{llama('weather', ARGUMENTS)}; {llama('search', '{}')}"),
+    "coder": (coder("weather", ARGUMENTS), f"{coder('weather', ARGUMENTS)}\n{coder('search', '{}')}"),
+    "glm45": (f"\n<think>{THINK}{glm45('weather', ARGUMENTS)}",
+              f"\n<think>{THINK}{glm45('weather', ARGUMENTS)}\n{glm45('search', '{}')}"),
+    "glm4": (glm4("weather", ARGUMENTS), f"{glm4('weather', ARGUMENTS)}<|assistant|>{glm4('search', '{}')}"),
+    "ernie": (f"{THINK}{hermes('weather', ARGUMENTS)}",
+              f"{THINK}{hermes('weather', ARGUMENTS)}\n{hermes('search', '{}')}"),
+    "v32": (f"\n\n{SECTION}\n{dsml('weather', ARGUMENTS)}\n{SECTION_END}",
+            f"\n\n{SECTION}\n{dsml('weather', ARGUMENTS)}\n{dsml('search', '{}')}\n{SECTION_END}"),
 }  # fmt: skip
 # Marks that are one token, and whether the vocabulary calls them special: then a reader must ask for their text.
 MARKS = {
@@ -50,6 +74,13 @@ MARKS = {
     "v31": dict.fromkeys((BEGINS, ENDS, BEGIN, END, SEP), True),
     "qwen3": {"<tool_call>": False, "</tool_call>": False, "<|im_start|>": True, "<|im_end|>": True},
     "llama3": {"<|python_tag|>": True, "<|eot_id|>": True},
+    "coder": {"<tool_call>": False, "</tool_call>": False, "<|im_start|>": True, "<|im_end|>": True},
+    "glm45": dict.fromkeys(
+        ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"), True
+    ),
+    "glm4": dict.fromkeys(("<|assistant|>", "<|observation|>", "<|user|>"), True),
+    "v32": {"｜DSML｜": True},
+    "ernie": dict.fromkeys(("<tool_call>", "</tool_call>", "<response>", "</response>", "<|im_end|>"), False),
 }
 
 
@@ -131,12 +162,19 @@ def test_streamed_as_deltas(family: Family) -> None:
     assert all(len(chunk.choices[0].delta.tool_calls or ()) < 2 for chunk in chunks if chunk.choices)
     assert [call.function.name for call in deltas if call.id] == ["weather", "search"]
     joined = ["".join(call.function.arguments for call in deltas if call.index == index) for index in (0, 1)]
-    assert joined == [ARGUMENTS, "{}"] and len(deltas) > 10  # piece by piece
+    assert joined == [ARGUMENTS, "{}"] and len(deltas) > 8  # piece by piece
     assert deltas[0].id and deltas[0].type == "function" and not deltas[0].function.arguments
     assert {call.id for call in deltas if call.id} != {None} and deltas[1].id is None
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == ""
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "tool_calls"
     assert chunks[-1].usage.completion_tokens == len(family.door.tokenizer.encode(family.two, special=False)) + 1
+
+
+def test_tags_around_an_answer_are_dropped_where_the_vocabulary_has_them(family: Family) -> None:
+    family.door.says("<think>\nHm.\n</think>\n\n<response>\nRain.\n</response>\n")
+    message = family.ask().choices[0].message
+    expected = "Rain." if family.name == "ernie" else "<response>\nRain.\n</response>\n"
+    assert (message.reasoning_content, message.content) == ("Hm.", expected)
 
 
 def test_the_clients_own_stream_helper(family: Family) -> None:
@@ -209,6 +247,11 @@ AROUND = {
     "v31": {"after": "", "opener": ""},
     "qwen3": {"after": "</think>", "opener": "<think>"},
     "llama3": {"after": "</think>", "opener": "<think>"},
+    "coder": {"after": "</think>", "opener": "<think>"},
+    "glm45": {"after": "</think>", "opener": "<think>"},
+    "glm4": {"after": "</think>", "opener": "<think>"},
+    "v32": {"after": "", "opener": ""},
+    "ernie": {"after": "</think>", "opener": ""},
 }
 
 

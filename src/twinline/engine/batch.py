@@ -29,10 +29,16 @@ class Batch:
     ends: tuple[int, ...]
 
 
-def slots(work: Work, page_size: int) -> list[int]:
-    """The cache slots of a work item's positions: page * page size + offset."""
-    pages = work.request.pages
-    return [pages[p // page_size] * page_size + p % page_size for p in range(work.start, work.end)]
+def slots(pages: Sequence[int], begin: int, end: int, page_size: int) -> list[int]:
+    """The cache slots of some positions of a sequence: page * page size + offset."""
+    found: list[int] = []
+    while begin < end:
+        index, offset = divmod(begin, page_size)
+        count = min(page_size - offset, end - begin)
+        first = pages[index] * page_size + offset
+        found += range(first, first + count)
+        begin += count
+    return found
 
 
 class PageTables:
@@ -92,14 +98,14 @@ def build(
         if w.draft:
             ids += w.draft
             positions += range(at + 1, w.end)
-            where += slots(w, page_size)[1:]
+            where += slots(request.pages, at + 1, w.end, page_size)
         ends.append(len(ids) - 1)
     rows = len(ids)
     for w in chunks:
         first = len(ids)
         ids += w.request.tokens(w.start, w.end)
         positions += range(w.start, w.end)
-        where += slots(w, page_size)
+        where += slots(w.request.pages, w.start, w.end, page_size)
         ends.append(len(ids) - 1)
         pages_P = torch.tensor(w.request.pages[: -(-w.end // page_size)], device=device)
         prefills.append(PrefillPlan(first, len(ids), w.start, pages_P))

@@ -1,7 +1,7 @@
-"""A prediction layer's whole guess as one recorded step: where a device can record, greedy guesses replay one.
+"""A prediction layer's whole guess as one recorded step: where a device can record, guesses replay one.
 
 Owns the static tensors: one buffer of whole numbers, filled on the host at once, whose parts are what the step reads.
-The layer follows the rows of a step of decodes; each request's last row that holds is taken on by head, likeliest token
+The layer follows the rows of a step of decodes; each request's last row that holds is taken on by head, token
 and layer, again and again, with nothing read by the host in between.
 """
 
@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twinline.engine import batch as batches
+from twinline.engine import noise
 from twinline.engine.devices.device import Device, NotCaptured
-from twinline.engine.draw import maxima
+from twinline.engine.draw import maxima, winners
 from twinline.engine.models.transformer import LayerCache, Transformer
 from twinline.engine.ops.plan import DecodePlan, Plan
 
@@ -27,19 +29,25 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Link:
     """Rows of one request: its pages, the positions of its rows and the ids that follow each, which row is the last
-    that holds, and the position of the first guess's own row."""
+    that holds, and the position of the first guess's own row. No rows where the layer has followed them already.
+
+    The first guess is of the token at position `known`; it is drawn at `temperature` with the noise of `seed`."""
 
     pages: list[int]
     positions: range
     next_ids: Sequence[int]
     last: int
     then: int
+    known: int
+    seed: int
+    temperature: float
 
 
 @dataclass(frozen=True)
 class _Recorded:
     numbers: Tensor
     host: np.ndarray
+    temperatures: Tensor | None  # where some guess is not greedy
     previous_NX: Tensor
     drawn: list[tuple[Tensor, Tensor]]
     replay: Callable[[], None]
@@ -53,17 +61,18 @@ class GuessChains:
         self.why_not = why_not
         if why_not is None and any(c.gathers for c in model.ops.choices if c.op in model.uses()):
             self.why_not = "an op copies the past of a batch together"
-        self._recorded: dict[tuple[int, int, int, int], _Recorded] = {}
+        self._recorded: dict[tuple[int, int, int, int, bool], _Recorded] = {}
 
     def guesses(self, links: Sequence[Link], previous_NX: Tensor, depth: int) -> list[list[int]] | None:
-        """`depth` tokens for each request, the layer's likeliest, fewer where its logits are no numbers; None if this
-        cannot be recorded."""
+        """`depth` tokens for each request, fewer where the layer's logits are no numbers; None if this cannot be
+        recorded. `previous_NX`: the model's hidden states of the rows, or where there are none the layer's own, one for
+        each request."""
         if self.why_not is not None:
             return None
         size, ends = self.page_size, [link.then + depth - 1 for link in links]
         width = 1 << (max(end // size for end in ends)).bit_length()
         rows = sum(len(link.positions) for link in links)
-        key = rows, len(links), width, depth
+        key = rows, len(links), width, depth, any(link.temperature > 0 for link in links)
         recorded = self._recorded.get(key)
         if recorded is None:
             try:
@@ -90,16 +99,22 @@ class GuessChains:
         slots: list[int] = []
         chosen: list[int] = []
         for link in links:
-            chosen.append(len(ids) + link.last)
+            if link.positions:
+                chosen.append(len(ids) + link.last)
             ids += link.next_ids
             positions += link.positions
-            slots += [link.pages[p // size] * size + p % size for p in link.positions]
+            slots += batches.slots(link.pages, link.positions.start, link.positions.stop, size)
         numbers = [*ids, *positions, *slots, *(p + 1 for p in positions), *chosen]
         for place in range(depth - 1):
             at = [link.then + place for link in links]
             numbers += at
             numbers += [one.pages[p // size] * size + p % size for one, p in zip(links, at, strict=True)]
             numbers += [p + 1 for p in at]
+        if r.temperatures is not None:
+            for place in range(depth):
+                for link in links:
+                    numbers += noise.key(link.seed, link.known + place)
+            r.temperatures.copy_(torch.tensor([link.temperature for link in links]))
         host = r.host
         host[: len(numbers)] = numbers
         table = host[len(numbers) :].reshape(-1, width)
@@ -114,14 +129,16 @@ class GuessChains:
         if r.numbers.device.type != "cpu":
             r.numbers.copy_(torch.from_numpy(host))
 
-    def _record(self, rows: int, requests: int, width: int, depth: int) -> _Recorded:
+    def _record(self, rows: int, requests: int, width: int, depth: int, sampled: bool) -> _Recorded:
         """A buffer of ids, positions, slots and lengths of the rows, each request's chosen row, then for each further
-        guess positions, slots and lengths, at last the pages of the rows and of the requests."""
-        model, parts = self.model, [rows] * 4 + [requests] * (1 + 3 * (depth - 1))
+        guess positions, slots and lengths, for each guess the noise's keys if one is `sampled`, at last the pages of
+        the rows and of the requests."""
+        model, parts = self.model, [rows] * 4 + [requests if rows else 0] + [requests] * (3 * (depth - 1))
+        parts.append(2 * requests * depth if sampled else 0)
         whole = sum(parts) + (rows + requests) * width
         numbers = torch.zeros(whole, dtype=torch.int64, device=self.device.torch_device)
         host = numbers.numpy() if numbers.device.type == "cpu" else np.zeros(whole, dtype=np.int64)
-        ids, positions, slots, lengths, chosen, *later = numbers[: sum(parts)].split(parts)
+        ids, positions, slots, lengths, chosen, *later, keys = numbers[: sum(parts)].split(parts)
         tables = numbers[sum(parts) :].view(-1, width)
         tables.fill_(self.spare_page)
         for each in (lengths, *later[2::3]):
@@ -133,18 +150,28 @@ class GuessChains:
             (at, Plan(slot, DecodePlan(tables[rows:], length, None), ()))
             for at, slot, length in zip(later[::3], later[1::3], later[2::3], strict=True)
         ]
-        shape, dtype = (rows, model.spec.hidden), model.ops.facts.dtype
+        shape, dtype = (rows or requests, model.spec.hidden), model.ops.facts.dtype
         previous = torch.zeros(shape, dtype=dtype, device=self.device.torch_device)
+        temperatures = torch.ones(requests, device=self.device.torch_device) if sampled else None
         drawn: list[tuple[Tensor, Tensor]] = []
+
+        def draw(state: Tensor) -> None:
+            logits, first = model.logits(state), 2 * requests * len(drawn)
+            if temperatures is None:
+                drawn.append(maxima(logits))
+            else:
+                drawn.append(winners(logits, keys[first : first + 2 * requests].view(requests, 2), temperatures))
 
         def step() -> Tensor:
             drawn.clear()
-            state = model.ops.embedding(chosen, model.predict(ids, previous, positions, plan, self.cache))
-            drawn.append(maxima(model.logits(state)))
+            state = previous
+            if rows:
+                state = model.ops.embedding(chosen, model.predict(ids, previous, positions, plan, self.cache))
+            draw(state)
             for at, one in plans:
                 state = model.predict(drawn[-1][1], state, at, one, self.cache)
-                drawn.append(maxima(model.logits(state)))
+                draw(state)
             return drawn[-1][1]
 
         replay, _ = self.device.capture(step)
-        return _Recorded(numbers, host, previous, drawn, replay)
+        return _Recorded(numbers, host, temperatures, previous, drawn, replay)

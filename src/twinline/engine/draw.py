@@ -25,7 +25,7 @@ from twinline.engine.ops.cpu import sampling as host
 from twinline.engine.request import Request, SamplingParams
 
 WIDTHS = (256, 4096)
-_COLDEST = 1e-6  # below it a division would leave float32; the likeliest token wins in any case
+COLDEST = 1e-6  # below it a division would leave float32; the likeliest token wins in any case
 _CHUNK_ELEMENTS = 2**24  # bounds the temporaries: a few int64 tensors of this many elements
 _CHUNK_ELEMENTS_CPU = 2**19  # the same, so that they stay in cache
 
@@ -50,7 +50,7 @@ class _Rows:
             [(i, *w, min(p.top_k or vocab, vocab)) for i, w, p in zip(rows, words, params, strict=True)],
             dtype=torch.int64,
         ).to(device)
-        real = torch.tensor([(max(p.temperature, _COLDEST), p.top_p, p.min_p) for p in params], dtype=torch.float32).to(
+        real = torch.tensor([(max(p.temperature, COLDEST), p.top_p, p.min_p) for p in params], dtype=torch.float32).to(
             device
         )
         return cls(whole, real, any(p.top_p < 1 and not 0 < p.top_k < vocab for p in params))
@@ -90,6 +90,17 @@ def maxima(logits: Tensor) -> tuple[Tensor, Tensor]:
         return host.row_maxima(logits)
     best, token = logits.max(-1)  # unlike argmax it promises the first of equal maxima, and it carries a NaN through
     return best.float(), token
+
+
+def winners(logits: Tensor, keys_N2: Tensor, temperature_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's largest logit, float32, and its token with the noise of its key, for a guess: without filters, nothing
+    read by the host, and the last digits of the noise may differ. The likeliest where the temperature is 0."""
+    if host.serves(logits):
+        return host.race_winners(logits, keys_N2, temperature_N)
+    best, likeliest = maxima(logits)
+    scores_NV = (logits.float() - best[:, None]) / temperature_N.clamp(min=COLDEST)[:, None]
+    token = scores_NV.add_(noise.gumbel(keys_N2, torch.arange(logits.shape[-1], device=logits.device))).argmax(-1)
+    return best, torch.where(temperature_N > 0, token, likeliest)
 
 
 def draw(logits: Tensor, best: Tensor, rows: Sequence[int], requests: Sequence[Request]) -> list[int]:

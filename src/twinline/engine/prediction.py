@@ -26,6 +26,7 @@ from torch import Tensor
 from twinline.engine import batch as batches
 from twinline.engine.batch import Batch
 from twinline.engine.chains import Link
+from twinline.engine.draw import COLDEST
 from twinline.engine.request import Request
 from twinline.engine.runner import Runner
 from twinline.engine.sampler import BadLogits, Sampler
@@ -59,6 +60,14 @@ class _Ran:
     hidden_NX: Tensor
     next_ids: list[int]
     rows: list[tuple[_Trail, int]]
+
+
+def _link(trail: _Trail, positions: range, next_ids: Sequence[int], last: int) -> Link:
+    request, params = trail.request, trail.request.params
+    return Link(
+        trail.pages, positions, next_ids, last, trail.upto, request.known, params.seed,
+        0.0 if params.greedy else max(params.temperature, COLDEST),
+    )  # fmt: skip
 
 
 class Prediction:
@@ -169,7 +178,7 @@ class Prediction:
         self._guess([one for one in wanted if one[2] > 0])
 
     def _chained(self, ran: _Ran, useful: Callable[[Request], int]) -> bool:
-        """All in one replay, where every request of the step decodes, is greedy and goes on."""
+        """All in one replay, where every request of the step decodes and goes on."""
         works, chains = ran.batch.work, self.runner.chains
         if chains is None or chains.why_not or len(ran.rows) != len(works) or ran.batch.plan.prefills:
             return False
@@ -177,12 +186,12 @@ class Prediction:
         links, first = [], 0
         for w, (trail, row) in zip(works, ran.rows, strict=True):
             request = w.request
-            if row < 0 or not w.start or self._trails.get(request.id) is not trail or not request.params.greedy:
+            if row < 0 or not w.start or self._trails.get(request.id) is not trail:
                 return False
             if not 0 < depth <= useful(request) or not self.reserve(request, depth - 1):
                 return False
             ids = ran.next_ids[first : first + w.count]
-            links.append(Link(trail.pages, range(w.start, w.end), ids, row - first, trail.upto))
+            links.append(_link(trail, range(w.start, w.end), ids, row - first))
             first += w.count
         found = chains.guesses(links, ran.hidden_NX, depth)
         if found is None:
@@ -210,6 +219,8 @@ class Prediction:
         """A token for each from its state, then by the layer's own states as many more as are asked for."""
         for trail, _, _ in asked:
             trail.guess, trail.known = [], trail.request.known
+        if not asked or self._guessed_at_once(asked):
+            return
         place = 0
         while asked:
             states_DX = torch.stack([state_X for _, state_X, _ in asked])
@@ -225,6 +236,21 @@ class Prediction:
             asked = [one for one in asked if one[2] > place and self.reserve(one[0].request, place)]
             if asked:
                 asked = self._next_states(asked, place)
+
+    def _guessed_at_once(self, asked: list[tuple[_Trail, Tensor, int]]) -> bool:
+        """All in one replay, where as many tokens are asked for each."""
+        chains, depth = self.runner.chains, asked[0][2]
+        if chains is None or chains.why_not:
+            return False
+        if not all(most == depth and self.reserve(trail.request, depth - 1) for trail, _, most in asked):
+            return False
+        links = [_link(trail, range(0), (), 0) for trail, _, _ in asked]
+        found = chains.guesses(links, torch.stack([state_X for _, state_X, _ in asked]), depth)
+        if found is None:
+            return False
+        for (trail, _, _), guess in zip(asked, found, strict=True):
+            trail.guess = guess
+        return True
 
     def _next_states(self, asked: list[tuple[_Trail, Tensor, int]], place: int) -> list[tuple[_Trail, Tensor, int]]:
         """The layer's states one position on, from its own and the tokens just guessed."""

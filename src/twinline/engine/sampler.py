@@ -103,11 +103,16 @@ class Sampler:
             raise BadLogits(bad)
         changed: list[int] = []
         sampled: list[int] = []
+        plain: Request | None = None  # the last that was: the rows of a greedy guess are one request's
         for i, request in enumerate(requests):
+            if request is plain:
+                continue
             if request.constraint is not None or self._penalties.touches(request):
                 changed.append(i)
             elif not request.params.greedy:
                 sampled.append(i)
+            else:
+                plain = request
         if sampled:
             drawn = draw(logits_SV, best_S, sampled, [requests[i] for i in sampled])
             for i, token in zip(sampled, drawn, strict=True):

@@ -153,8 +153,8 @@ class _Ahead:
 
 def ahead(request: Request, guessed: tuple[int, ...]) -> Request:
     """The request as a sampler sees it when these tokens are known too. For requests that guesses are made for."""
-    if not guessed:
-        return request
+    if not guessed or (request.params.greedy and request.constraint is None):
+        return request  # no noise to key, and nothing to look back at
     known = request.known + len(guessed)
     seen = _Ahead(request.id, request.params, request.output, request.arrival, known, request.constraint, guessed)
     return cast(Request, seen)

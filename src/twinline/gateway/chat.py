@@ -110,7 +110,13 @@ class Chat:
         ask = order.ask(prompt)
         choices = [
             order.choice(
-                prompt, ask, index, index, ReasoningParser.for_prompt(rendered), answer, use.parser(served.calls)
+                prompt,
+                ask,
+                index,
+                index,
+                ReasoningParser.for_prompt(rendered, served.text.answer_tags),
+                answer,
+                use.parser(served.calls),
             )
             for index in range(n)
         ]

@@ -16,7 +16,7 @@ from twinline.gateway.errors import bad_request
 from twinline.gateway.judging import traits_of
 from twinline.gateway.supply import Supply
 from twinline.gateway.text.folder import ModelFolder
-from twinline.gateway.text.reasoning import CLOSE, OPEN
+from twinline.gateway.text.reasoning import ANSWER_CLOSE, ANSWER_OPEN, CLOSE, OPEN
 from twinline.gateway.text.template import ChatTemplate, NoChatTemplate
 from twinline.gateway.text.tokenizer import Tokenizer
 
@@ -58,8 +58,9 @@ class ModelText:
     """What of a served model is known from its folder alone, before any line is up.
 
     `template` is None for a model without a chat template. `marks` are the special tokens of a message that are shown
-    nevertheless, for they are parsed: of reasoning, and with tools those of calls. `shorter`: vectors of this model may
-    be cut; `vector_size` is how many values they have, as far as the folder says.
+    nevertheless, for they are parsed: of reasoning, and with tools those of calls. `answer_tags`: the vocabulary has
+    tokens for the tags around an answer. `shorter`: vectors of this model may be cut; `vector_size` is how many values
+    they have, as far as the folder says.
     """
 
     tokenizer: Tokenizer
@@ -67,6 +68,7 @@ class ModelText:
     defaults: Defaults
     marks: frozenset[int] = frozenset()
     call_marks: frozenset[int] = frozenset()
+    answer_tags: bool = False
     shorter: Shorter | None = None
     vector_size: int | None = None
 
@@ -87,6 +89,7 @@ class ModelText:
             Defaults.of(folder.generation_config),
             _special(tokenizer, (OPEN, CLOSE)),
             _special(tokenizer, (OPEN, CLOSE, *calls)),
+            all(len(tokenizer.encode(tag, special=False)) == 1 for tag in (ANSWER_OPEN, ANSWER_CLOSE)),
             shorter(folder.config),
             size if isinstance(size := folder.config.get("hidden_size"), int) else None,
         )

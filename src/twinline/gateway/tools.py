@@ -13,7 +13,7 @@ from typing import Any
 from twinline.gateway.api_types import ChatRequest
 from twinline.gateway.errors import ApiError, bad_request
 from twinline.gateway.text.calls.forced import structural_tag
-from twinline.gateway.text.calls.formats import CallFormat
+from twinline.gateway.text.calls.format import CallFormat
 from twinline.gateway.text.calls.parser import CallParser
 
 MAX_TOOLS = 1024
@@ -35,7 +35,10 @@ class ToolUse:
 
     def parser(self, format_: CallFormat | None) -> CallParser | None:
         """One for each choice; None where no calls are looked for."""
-        return None if format_ is None or not self.names else CallParser(format_, self.names, self.only_one)
+        if format_ is None or not self.names:
+            return None
+        functions = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in self.tools}
+        return CallParser(format_, functions, self.only_one)
 
     def forced(self, format_: CallFormat | None) -> str | None:
         """The structural tag of calls that have to be made; None where none has to be."""

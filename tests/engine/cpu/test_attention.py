@@ -89,6 +89,24 @@ def test_a_row_is_the_same_in_any_batch_in_any_chunk_and_on_any_threads(on_threa
 
 
 @DTYPES
+@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (3, 1), (40, 1)])
+@pytest.mark.usefixtures("variant")
+def test_the_rows_of_a_guess_are_what_each_is_alone(heads, kv_heads, dtype, on_threads):
+    """Decodes of one sequence, each a place on, share its keys: beside others, more than a tile takes, out of order."""
+    _, _, k_cache, v_cache, pages = sequences([300, 40, 300], heads, kv_heads, 24, dtype)
+    guess = [(0, 250 + i) for i in range(30)]
+    asked = [(1, 7), *guess, (0, 281), (0, 281), (1, 8), (1, 9), (2, 10), (0, 11), (2, 12), (2, 290), (2, 291), (1, 40)]
+    q = normal(len(asked), heads, 24, seed=3, dtype=dtype)
+    rows = [pages[i] + [0] * (19 - len(pages[i])) for i, _ in asked]
+    for threads in (1, 3):
+        on_threads(threads)
+        together = attention_decode(q, k_cache, v_cache, decode_plan(rows, [n for _, n in asked]), 0.2)
+        for at, (i, length) in enumerate(asked):
+            alone = attention_decode(q[at : at + 1], k_cache, v_cache, decode_plan(pages[i : i + 1], [length]), 0.2)
+            assert torch.equal(together[at], alone[0]), (at, length)
+
+
+@DTYPES
 @pytest.mark.usefixtures("variant")
 def test_large_scores_stay_finite(dtype):
     """Scores of +-80 with steps between runs, of which the softmax keeps the largest alone."""

@@ -74,6 +74,24 @@ def test_results_are_the_rounded_exact_products(form, dtype):
 
 
 @needs_kernels
+@pytest.mark.usefixtures("variant", "restored_threads")
+def test_floats_that_were_bfloat16_are_kept_as_that_and_give_the_same_bits(monkeypatch):
+    for number, (outputs, inputs, rows) in enumerate(SHAPES):
+        library.set_threads(1 + number % 4)
+        x, weight = random(rows, inputs), random(outputs, inputs, dtype=torch.bfloat16).float()
+        narrow, exact = run.pack(weight), weight.clone()
+        exact[-1, -1] += 2**-20
+        with monkeypatch.context() as m:
+            m.setattr(linear, "_narrow", lambda values: False)
+            wide = run.pack(weight)
+        assert (narrow.words[1], wide.words[1], run.pack(exact).words[1]) == (linear.WIDENED, 0, 0)
+        assert narrow.data.nbytes == -(-inputs // 2) / inputs * wide.data.nbytes
+        assert torch.equal(run(x, narrow), run(x, wide)), (outputs, inputs, rows)
+    stack = random(3, 70, 33, dtype=torch.bfloat16).float()
+    assert torch.equal(linear.pack(stack).data, torch.cat([linear.pack(matrix).data for matrix in stack]))
+
+
+@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("form", QUANTIZED, ids=str)
 @pytest.mark.usefixtures("variant")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from twinline.engine import draw
+from twinline.engine import draw, noise
 from twinline.engine.ops.cpu import library, sampling
 from twinline.engine.request import Request, SamplingParams
 from twinline.engine.sampler import BadLogits, Sampler
@@ -119,6 +119,29 @@ def test_the_winner_of_the_race_is_always_a_candidate(variant: str) -> None:
         for row, token in enumerate(want):
             found = ids[row, : counts[row]].tolist()
             assert token in found and found == sorted(found) and len(found) < 60
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_guess_is_what_is_drawn_without_filters(
+    variant: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the kernel and without it, each row at its own temperature; the likeliest at 0."""
+    heats = [0.0, 0.3, 1.0, draw.COLDEST, 5.0, 0.0]
+    for vocab in (1, 17, 1000, 20_011):
+        logits = rows(len(heats), vocab, vocab, 2.0, 0.0, dtype)[:, :vocab]
+        asked = [Request(f"r{i}", [1], SamplingParams(temperature=t, seed=i)) for i, t in enumerate(heats)]
+        keys = torch.tensor([noise.key(r.params.seed, r.known) for r in asked])
+        for kernels in (True, False):
+            with monkeypatch.context() as patched:
+                if not kernels:
+                    patched.setattr(sampling, "serves", lambda logits: False)
+                best, token = draw.winners(logits, keys, torch.tensor(heats))
+                assert torch.equal(best, logits.float().max(-1).values)
+                assert token.tolist() == sampled(logits, vocab, asked)
+    broken = torch.zeros(2, 40)
+    broken[0, 7] = math.nan
+    best, _ = draw.winners(broken, keys[:2], torch.tensor([1.0, 1.0]))
+    assert math.isnan(best[0]) and best[1] == 0
 
 
 def test_the_likeliest_are_in_order_with_the_lowest_of_equals_first(variant: str) -> None:

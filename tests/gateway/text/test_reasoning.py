@@ -11,6 +11,10 @@ from twinline.gateway.text.reasoning import ReasoningParser
 parts_of_text = st.lists(
     st.sampled_from(["<think>", "</think>", "\n", " ", "a", "<", "</", "think>", "<think", "答", "\n\n"]), max_size=10
 ).map("".join)
+tagged_text = st.lists(
+    st.sampled_from(["</think>", "\n", "a", "<response>", "</response>", "\n</response>\n", "<", "</resp", "<resp"]),
+    max_size=10,
+).map("".join)
 
 
 def split(parser: ReasoningParser, chunks: list[str]) -> tuple[str, str]:
@@ -34,6 +38,33 @@ def naive(text: str, opened: bool) -> tuple[str, str]:
     reasoning, closed, content = inner.partition("</think>")
     reasoning = reasoning.removeprefix("\n")
     return (reasoning.removesuffix("\n"), content.lstrip("\n")) if closed else (reasoning, "")
+
+
+def naive_with_tags(text: str, opened: bool) -> tuple[str, str]:
+    reasoning, content = naive(text, opened)
+    content = content.lstrip("\n")
+    if content.startswith("<response>"):
+        inside, closed, behind = content.removeprefix("<response>").lstrip("\n").partition("</response>")
+        content = inside.removesuffix("\n") + behind.lstrip("\n") if closed else inside
+    return reasoning, content
+
+
+@given(text=tagged_text, cuts=st.lists(st.integers(0, 99), max_size=8), opened=st.booleans())
+@example(text="a\n</think>\n\n<response>\na\n</response>\n", cuts=[3, 20, 30], opened=True)
+@example(text="a</think>\n\n<resp", cuts=[], opened=True)
+def test_tags_around_the_answer_however_the_text_is_cut(text: str, cuts: list[int], opened: bool) -> None:
+    edges = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
+    chunks = [text[a:b] for a, b in pairwise(edges)]
+    assert split(ReasoningParser(opened, True), chunks) == naive_with_tags(text, opened)
+    assert split(ReasoningParser(opened, True), list(text)) == naive_with_tags(text, opened)
+
+
+def test_tags_around_the_answer_are_words_unless_the_vocabulary_has_them() -> None:
+    output = "hm\n</think>\n\n<response>\n<a>4</a>\n</response>\n"
+    assert split(ReasoningParser(True, True), [output]) == ("hm", "<a>4</a>")
+    assert split(ReasoningParser(True), [output]) == ("hm", "<response>\n<a>4</a>\n</response>\n")
+    called = "hm\n</think>\n\n\n<tool_call>\n{}\n</tool_call>\n"
+    assert split(ReasoningParser(True, True), [called]) == ("hm", "<tool_call>\n{}\n</tool_call>\n")
 
 
 @given(text=parts_of_text, cuts=st.lists(st.integers(0, 99), max_size=8), opened=st.booleans())

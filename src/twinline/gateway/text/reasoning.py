@@ -3,6 +3,10 @@
 Owns the tags and the newlines around them. Must not know any model's name: whether reasoning is already open is read
 from the end of the rendered prompt (R1's template ends in `<think>`, so only `</think>` comes: vllm#13125; V3.1 has a
 switch; some outputs have no tag at all: sglang#4539).
+
+ERNIE 4.5's thinking models put the answer between `<response>` and `</response>` (the reasoning parsers of FastDeploy,
+`ernie-x1`, and of vLLM, `ernie45`). Others write these words too, as any others, so they are tags only where the caller
+knows that they are tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ Kind = Literal["reasoning", "content"]
 Part = tuple[Kind, str]
 
 OPEN, CLOSE = "<think>", "</think>"
+ANSWER_OPEN, ANSWER_CLOSE = "<response>", "</response>"
 
 
 def around_answer(rendered_prompt: str) -> tuple[str, str]:
@@ -33,6 +38,8 @@ class _At(Enum):
     REASONING = auto()
     CONTENT_START = auto()  # so do newlines here
     CONTENT = auto()
+    ANSWER_START = auto()  # and here
+    ANSWER = auto()  # content, between tags of its own
 
 
 _REASONING, _CONTENT = _At.REASONING, _At.CONTENT  # a member takes long to look up, and every token asks
@@ -42,18 +49,20 @@ class ReasoningParser:
     """The parts of the text pushed so far; how it was cut into chunks makes no difference.
 
     Dropped: the tags, white space before the output's own opening tag, a newline after it, a newline before the
-    closing tag, newlines after that. Reasoning happens once, at the beginning: later tags are content.
+    closing tag, newlines after that. Reasoning happens once, at the beginning: later tags are content. With
+    `answer_tags` those around the answer are dropped too, with their newlines.
     """
 
-    def __init__(self, opened: bool) -> None:
+    def __init__(self, opened: bool, answer_tags: bool = False) -> None:
         """`opened`: the prompt ends inside reasoning."""
         self._opened = opened
+        self._answer_tags = answer_tags  # they have not come
         self._at = _At.START
         self._held = ""
 
     @classmethod
-    def for_prompt(cls, rendered_prompt: str) -> ReasoningParser:
-        return cls(rendered_prompt.rstrip().endswith(OPEN))
+    def for_prompt(cls, rendered_prompt: str, answer_tags: bool = False) -> ReasoningParser:
+        return cls(rendered_prompt.rstrip().endswith(OPEN), answer_tags)
 
     def push(self, text: str) -> list[Part]:
         """The parts that are certain now, in order; none is empty."""
@@ -72,11 +81,11 @@ class ReasoningParser:
         """What was held back for a tag that did not come."""
         parts: list[Part] = []
         if self._at is _At.START:
-            self._at = _At.REASONING_START if self._opened else _At.CONTENT
+            self._at = _At.REASONING_START if self._opened else self._content()
             parts = self.push("")
         rest, self._held = self._held, ""
-        if rest and self._at is _At.REASONING:
-            parts.append(("reasoning", rest))
+        if rest:
+            parts.append(("reasoning" if self._at is _At.REASONING else "content", rest))
         return parts
 
     def _step(self, parts: list[Part]) -> bool:
@@ -88,11 +97,17 @@ class ReasoningParser:
             self._held = self._held.removeprefix("\n")
             self._at = _At.REASONING
         elif self._at is _At.REASONING:
-            self._reason(parts)
+            self._until(CLOSE, "reasoning", parts)
         elif self._at is _At.CONTENT_START:
             self._held = self._held.lstrip("\n")
             if self._held:
-                self._at = _At.CONTENT
+                self._at = self._answer()
+        elif self._at is _At.ANSWER_START:
+            self._held = self._held.lstrip("\n")
+            if self._held:
+                self._at = _At.ANSWER
+        elif self._at is _At.ANSWER:
+            self._until(ANSWER_CLOSE, "content", parts)
         elif self._at is _At.CONTENT and self._held:
             parts.append(("content", self._held))
             self._held = ""
@@ -104,15 +119,28 @@ class ReasoningParser:
             self._held = text[len(OPEN) :]
             self._at = _At.REASONING_START
         elif not OPEN.startswith(text):
-            self._at = _At.REASONING_START if self._opened else _At.CONTENT
+            self._at = _At.REASONING_START if self._opened else self._content()
 
-    def _reason(self, parts: list[Part]) -> None:
-        end = self._held.find(CLOSE)
+    def _content(self) -> _At:
+        """Where an answer without reasoning begins."""
+        return _At.CONTENT_START if self._answer_tags else _At.CONTENT
+
+    def _answer(self) -> _At:
+        if not self._answer_tags:
+            return _At.CONTENT
+        if self._held.startswith(ANSWER_OPEN):
+            self._held = self._held[len(ANSWER_OPEN) :]
+            self._answer_tags = False
+            return _At.ANSWER_START
+        return _At.CONTENT_START if ANSWER_OPEN.startswith(self._held) else _At.CONTENT
+
+    def _until(self, close: str, kind: Kind, parts: list[Part]) -> None:
+        end = self._held.find(close)
         if end >= 0:
-            text, self._held = self._held[:end].removesuffix("\n"), self._held[end + len(CLOSE) :]
+            text, self._held = self._held[:end].removesuffix("\n"), self._held[end + len(close) :]
             self._at = _At.CONTENT_START
         else:
-            ready = len(self._held) - open_end(self._held, ("\n" + CLOSE, CLOSE))
+            ready = len(self._held) - open_end(self._held, ("\n" + close, close))
             text, self._held = self._held[:ready], self._held[ready:]
         if text:
-            parts.append(("reasoning", text))
+            parts.append((kind, text))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -9,12 +10,37 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from twinline.gateway.chat import whole_calls
-from twinline.gateway.text.calls.formats import DEEPSEEK_V3, DEEPSEEK_V31, HERMES, LLAMA3, CallFormat
+from twinline.gateway.text.calls.format import CallFormat
+from twinline.gateway.text.calls.formats import (
+    DEEPSEEK_V3,
+    DEEPSEEK_V31,
+    DEEPSEEK_V32,
+    GLM4,
+    GLM45,
+    GLM47,
+    HERMES,
+    LLAMA3,
+    QWEN3_CODER,
+)
 from twinline.gateway.text.calls.parser import CallParser
 
-NAMES = frozenset({"weather", "search"})
+# The types that count are those of `weather`; of `search` nothing is said.
+FUNCTIONS: dict[str, dict[str, Any]] = {
+    "weather": {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string"},
+            "days": {"type": "array"},
+            "s": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            "n": {"type": "integer"},
+        },
+    },
+    "search": {},
+}
 BEGINS, ENDS = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 BEGIN, END, SEP = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"
+
+SECTION, SECTION_END = "<｜DSML｜function_calls>", "</｜DSML｜function_calls>"
 
 Calls = list[tuple[str, str]]
 
@@ -35,9 +61,44 @@ def llama(name: str, arguments: str) -> str:
     return f'{{"name": "{name}", "parameters": {arguments}}}'
 
 
+def texts(arguments: str) -> Iterator[tuple[str, bool, str]]:
+    """Each argument as a template writes it: its name, whether it is a text, and its own text."""
+    for key, value in json.loads(arguments).items():
+        is_text = isinstance(value, str)
+        yield key, is_text, value if is_text else json.dumps(value, ensure_ascii=False)
+
+
+def coder(name: str, arguments: str) -> str:
+    written = "".join(f"<parameter={key}>\n{text}\n</parameter>\n" for key, _, text in texts(arguments))
+    return f"<tool_call>\n<function={name}>\n{written}</function>\n</tool_call>"
+
+
+def glm45(name: str, arguments: str, line: str = "\n") -> str:
+    written = "".join(
+        f"<arg_key>{key}</arg_key>{line}<arg_value>{text}</arg_value>{line}" for key, _, text in texts(arguments)
+    )
+    return f"<tool_call>{name}{line}{written}</tool_call>"
+
+
+def glm47(name: str, arguments: str) -> str:
+    return glm45(name, arguments, "")
+
+
+def glm4(name: str, arguments: str) -> str:
+    return f"{name}\n{arguments}"
+
+
+def dsml(name: str, arguments: str) -> str:
+    written = "".join(
+        f'<｜DSML｜parameter name="{key}" string="{str(is_text).lower()}">{text}</｜DSML｜parameter>\n'
+        for key, is_text, text in texts(arguments)
+    )
+    return f'<｜DSML｜invoke name="{name}">\n{written}</｜DSML｜invoke>'
+
+
 def read(format_: CallFormat, chunks: list[str], only_one: bool = False) -> tuple[str, Calls]:
     """Content and calls; that each delta is as OpenAI's are is checked on the way."""
-    parser = CallParser(format_, NAMES, only_one)
+    parser = CallParser(format_, FUNCTIONS, only_one)
     content, deltas = "", []
     for chunk in chunks:
         said, found = parser.push(chunk)
@@ -116,6 +177,51 @@ FORMATS: dict[str, tuple[CallFormat, list[tuple[str, str, Calls]]]] = {
              [("weather", TOKYO), ("search", "{}")]),
             ("typed", 'Let me see.<|python_tag|>{"type": "function", "name": "search", "parameters": {}}',
              [("search", "{}")]),
+        ],
+    ),
+    "glm4": (
+        GLM4,
+        [
+            ("one", f"Let me see.<|assistant|>{glm4('weather', TOKYO)}", [("weather", TOKYO)]),
+            ("two", f"Let me see.<|assistant|>{glm4('weather', TOKYO)}<|assistant|>{glm4('search', '{}')}",
+             [("weather", TOKYO), ("search", "{}")]),
+            ("two without a mark", f"Let me see.<|assistant|>{glm4('search', '{}')}\n{glm4('weather', TOKYO)}",
+             [("search", "{}"), ("weather", TOKYO)]),
+            ("spaces", 'Let me see.<|assistant|>search \n\n{"a": 1} <|observation|>', [("search", '{"a": 1}')]),
+        ],
+    ),
+    "qwen3_coder": (
+        QWEN3_CODER,
+        [
+            ("one", f"Let me see.\n\n{coder('weather', TOKYO)}", [("weather", TOKYO)]),
+            ("two", f"Let me see.\n{coder('weather', TOKYO)}\n{coder('search', '{}')}",
+             [("weather", TOKYO), ("search", "{}")]),
+        ],
+    ),
+    "glm45": (
+        GLM45,
+        [
+            ("one", f"Let me see.\n{glm45('weather', TOKYO)}", [("weather", TOKYO)]),
+            ("two", f"Let me see.\n{glm45('weather', TOKYO)}\n{glm45('search', '{}')}",
+             [("weather", TOKYO), ("search", "{}")]),
+            ("without line breaks", f"Let me see.{glm47('weather', TOKYO)}", [("weather", TOKYO)]),
+        ],
+    ),
+    "glm47": (
+        GLM47,
+        [
+            ("one", f"Let me see.{glm47('weather', TOKYO)}", [("weather", TOKYO)]),
+            ("two", f"Let me see.{glm47('weather', TOKYO)}{glm47('search', '{}')}",
+             [("weather", TOKYO), ("search", "{}")]),
+        ],
+    ),
+    "v32": (
+        DEEPSEEK_V32,
+        [
+            ("one", f"Let me see.\n\n{SECTION}\n{dsml('weather', TOKYO)}\n{SECTION_END}", [("weather", TOKYO)]),
+            ("two", f"Let me see.\n\n{SECTION}\n{dsml('weather', TOKYO)}\n{dsml('search', '{}')}\n{SECTION_END}",
+             [("weather", TOKYO), ("search", "{}")]),
+            ("no section", f"Let me see.\n\n{dsml('weather', TOKYO)}", [("weather", TOKYO)]),
         ],
     ),
 }  # fmt: skip
@@ -208,7 +314,7 @@ def test_only_one_call_is_read() -> None:
 
 
 def test_what_is_certain_is_sent_at_once() -> None:
-    parser = CallParser(HERMES, NAMES)
+    parser = CallParser(HERMES, FUNCTIONS)
     assert parser.push("Let me ") == ("Let me", [])
     assert parser.push("see. <") == (" see.", [])
     assert parser.push("b>\n<tool_call>") == (" <b>", [])
@@ -225,25 +331,32 @@ def test_what_is_certain_is_sent_at_once() -> None:
 
 
 def test_two_answers_have_ids_of_their_own() -> None:
-    ids = {CallParser(HERMES, NAMES).push(hermes("weather", "{}"))[1][0]["id"] for _ in range(50)}
+    ids = {CallParser(HERMES, FUNCTIONS).push(hermes("weather", "{}"))[1][0]["id"] for _ in range(50)}
     assert len(ids) == 50
 
 
 scraps = st.sampled_from(
     [BEGINS, ENDS, BEGIN, END, SEP, "function", "weather", "\n```json\n", "\n```", "{", "}", '{"name": "weather"',
      ', "arguments": {', '"parameters": {"a": "', '"', "\\", "<tool_call>", "</tool_call>", "<|python_tag|>", "; ",
+     SECTION, SECTION_END, '<｜DSML｜invoke name="weather">', '<｜DSML｜parameter name="n" string="false">',
+     "</｜DSML｜parameter>", "</｜DSML｜invoke>", "<function=weather>", "<function=", "<parameter=city>",
+     "<parameter=n>", "<parameter=", "</parameter>", "\n</parameter>", "</function>", "<tool_call>search\n",
+     "<arg_key>", "</arg_key>",
+     "<arg_key>n</arg_key><arg_value>", "<arg_value>", "</arg_value>", "<|assistant|>", "<|observation|>", "weather\n{",
+     "null", "None", "12", ">", dsml("weather", '{"city": "1"}'), coder("weather", '{"city": "1", "days": [1]}'),
+     glm45("search", '{"a": "1"}'), glm4("search", '{"a": 1}'),
      "\n", " ", "<", "x", "答", "null", "[", "]", ",", ":", '"type"', "nobody", " " * 200, v3("weather", "{}"),
      v31("search", '{"a": 1}'), hermes("weather", '{"a": "\\"}"}'), llama("search", "{}")]
 )  # fmt: skip
 
 
 @given(
-    format_=st.sampled_from([DEEPSEEK_V3, DEEPSEEK_V31, HERMES, LLAMA3]),
+    format_=st.sampled_from([format_ for format_, _ in FORMATS.values()]),
     parts=st.lists(scraps, max_size=12),
     cuts=st.lists(st.integers(0, 999), max_size=8),
     only_one=st.booleans(),
 )
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=900, deadline=None, derandomize=True)
 @example(HERMES, ['<tool_call>{"name": "weather"', " " * 200, " " * 200, "}"], [3], False)
 def test_however_the_text_is_cut(format_: CallFormat, parts: list[str], cuts: list[int], only_one: bool) -> None:
     text = "".join(parts)

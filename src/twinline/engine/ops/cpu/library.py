@@ -27,7 +27,7 @@ from twinline.engine.devices.device import NotCaptured
 from twinline.engine.ops.cpu.arena import Arena
 from twinline.engine.ops.registry import StaticFacts
 
-VERSION = 2  # of argument structs and weight layouts, as in csrc/cpu/entry.cpp
+VERSION = 4  # of argument structs and weight layouts, as in csrc/cpu/entry.cpp
 KINDS = {torch.float32: 0, torch.bfloat16: 1}  # as `Kind` in csrc/cpu/kernels.h
 VARIANT = "TWINLINE_CPU_VARIANT"  # the environment's choice, for tests of variants that are not the best of this CPU
 
@@ -127,11 +127,13 @@ def call(kernel: str, *arguments: Tensor | int | float | None) -> None:
 
 
 def _word(value: Tensor | int | float | None) -> int:
+    if value.__class__ is int:  # most are
+        return value
     if isinstance(value, Tensor):
         return value.data_ptr()
     if isinstance(value, float):
         return int(struct.unpack("q", struct.pack("d", value))[0])
-    return 0 if value is None else value
+    return int(value or 0)
 
 
 class Recording:

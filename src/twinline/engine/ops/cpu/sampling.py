@@ -29,6 +29,15 @@ def row_maxima(logits: Tensor) -> tuple[Tensor, Tensor]:
     return best, at
 
 
+def race_winners(logits: Tensor, keys_N2: Tensor, temperature_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest value of each row, and the token that its noise makes the winner: nearly always the one that
+    `engine/draw.py` would draw without filters. The likeliest where the temperature is 0."""
+    rows, size = logits.shape
+    best, at = empty(rows, dtype=torch.float32), empty(rows, dtype=torch.int64)
+    call("race_winners", logits, keys_N2, temperature_N, best, at, KINDS[logits.dtype], rows, size, logits.stride(0))
+    return best, at
+
+
 def race_candidates(logits: Tensor, best: Tensor, whole_N4: Tensor, real_N3: Tensor) -> tuple[Tensor, Tensor]:
     """Ids `[N, RACE_ROOM]` of all tokens that may win with their noise, lowest first, and how many: more than there is
     room for says that some are not there. `whole` is [row, key, key, top_k], `real` [temperature, top_p, min_p]."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from twinline.gateway.text.calls.formats import CallFormat, Tools
+from twinline.gateway.text.calls.format import CallFormat, Tools
 
 MOST_WHITESPACE = 4  # between two parts of JSON: models write one space, a small one may go on with them to the end
+# Between marks, where it may stand around a text that the schema limits too, and is not the text's (`typed.Said`).
+MOST_BETWEEN_MARKS = 1
 _ANY_OBJECT = {"type": "object"}
 
 
@@ -25,6 +27,8 @@ def structural_tag(format_: CallFormat, tools: Tools, only_one: bool) -> str:
         function = tool["function"]
         schema = function.get("parameters") or _ANY_OBJECT
         content = {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": MOST_WHITESPACE}
+        if written.style != "json":
+            content |= {"style": written.style, "max_whitespace_cnt": MOST_BETWEEN_MARKS}
         begin = written.before.replace(written.NAME, function["name"])
         tags.append({"type": "tag", "begin": begin, "content": content, "end": written.after})
     elements: list[dict[str, Any]] = [{"type": "regex", "pattern": r"\n{0,2}"}]

@@ -6,12 +6,8 @@ it. Must not know any model's name.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable
 
-from twinline.gateway.text.calls.call import Call
 from twinline.gateway.text.calls.deepseek_call import (
     CALL_BEGIN,
     CALL_END,
@@ -21,62 +17,26 @@ from twinline.gateway.text.calls.deepseek_call import (
     SEPARATOR,
     DeepSeekCall,
 )
+from twinline.gateway.text.calls.format import CallFormat, Tools, Written, listed, shown
 from twinline.gateway.text.calls.json_call import JsonCall
+from twinline.gateway.text.calls.line_call import LineCall, may_begin
+from twinline.gateway.text.calls.marked_formats import (
+    ARG_KEY,
+    ARG_VALUE,
+    DEEPSEEK_V32,
+    DSML,
+    END_TAG,
+    FUNCTION,
+    GLM45,
+    GLM47,
+    PARAMETER,
+    QWEN3_CODER,
+    TAG,
+)
 
-Tools = Sequence[Mapping[str, Any]]
-TAG, END_TAG = "<tool_call>", "</tool_call>"
 PYTHON_TAG = "<|python_tag|>"
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """How a model writes calls: `before` and `after` the arguments of each, `NAME` standing for the function's."""
-
-    NAME: ClassVar[str] = "\0"
-
-    before: str
-    after: str
-    between: str = ""
-    opens: str = ""
-    closes: str = ""
-
-    def one(self, name: str, arguments: str) -> str:
-        """One call alone."""
-        return f"{self.opens}{self.before.replace(self.NAME, name)}{arguments}{self.after}{self.closes}"
-
-
-@dataclass(frozen=True, slots=True)
-class CallFormat:
-    """How calls stand in a text.
-
-    `openers` begin a call anywhere. `bare`: so does a brace at the very start of the text. `tails` may follow a call's
-    object, each once and in this order. `repeats`: another object may follow, before the last tail.
-    """
-
-    name: str
-    openers: tuple[str, ...]
-    tails: tuple[str, ...]
-    read: Callable[[Set[str], str], Call]  # the functions' names, and the opener that was read
-    describe: Callable[[Tools], str]
-    written: Written
-    bare: bool = False
-    repeats: bool = False
-    inside: tuple[str, ...] = ()  # further marks that are tokens
-
-    @property
-    def marks(self) -> tuple[str, ...]:
-        """Texts that must be shown where they are special tokens: parsing needs them."""
-        return (*self.openers, *self.inside)
-
-
-def _listed(tools: Tools) -> str:
-    listed = []
-    for tool in tools:
-        function = tool["function"]
-        parameters = json.dumps(function.get("parameters") or {}, ensure_ascii=False)
-        description = function.get("description") or ""
-        listed.append(f"### {function['name']}\nDescription: {description}\n\nParameters: {parameters}\n")
-    return "\n".join(listed)
+ASSISTANT, OBSERVATION = "<|assistant|>", "<|observation|>"
+_JSON = "<arguments as a JSON object>"
 
 
 def _told(written: Written) -> Callable[[Tools], str]:
@@ -85,22 +45,12 @@ def _told(written: Written) -> Callable[[Tools], str]:
 
     def describe(tools: Tools) -> str:
         return (
-            f"## Tools\nYou have access to the following tools:\n\n{_listed(tools)}\n"
+            f"## Tools\nYou have access to the following tools:\n\n{listed(tools)}\n"
             "IMPORTANT: ALWAYS adhere to this exact format for tool use:\n"
             f"{written.opens}{call}{{additional_tool_calls}}{written.closes}\n\n"
             "Where:\n- `tool_call_name` must be an exact match to one of the available tools\n"
             "- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema\n"
             "- For multiple tool calls, chain them directly without separators or spaces"
-        )
-
-    return describe
-
-
-def _shown(written: Written) -> Callable[[Tools], str]:
-    def describe(tools: Tools) -> str:
-        shown = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-        return f"# Tools\n\nThese functions can be called:\n{shown}\n\nA call is one JSON object:\n" + written.one(
-            "<function name>", "<arguments as a JSON object>"
         )
 
     return describe
@@ -112,7 +62,7 @@ def _deepseek(name: str, before: str, after: str, between: str = "") -> CallForm
         name,
         openers=(CALLS_BEGIN, CALL_BEGIN),
         tails=(FENCE, CALL_END, CALLS_END),
-        read=DeepSeekCall,
+        read=lambda functions, opener: DeepSeekCall(functions.keys(), opener),
         describe=_told(written),
         written=written,
         inside=(SEPARATOR, CALL_END, CALLS_END),
@@ -128,8 +78,8 @@ HERMES = CallFormat(
     "hermes",
     openers=(TAG,),
     tails=("}", END_TAG),  # models add a brace too many
-    read=lambda names, opener: JsonCall(names, (END_TAG,)),
-    describe=_shown(_HERMES),
+    read=lambda functions, opener: JsonCall(functions.keys(), (END_TAG,)),
+    describe=shown(_HERMES.one("<function name>", _JSON)),
     written=_HERMES,
     repeats=True,
     inside=(END_TAG,),
@@ -139,19 +89,41 @@ LLAMA3 = CallFormat(
     "llama3",
     openers=(PYTHON_TAG,),
     tails=(";",),
-    read=lambda names, opener: JsonCall(names),
-    describe=_shown(_LLAMA3),
+    read=lambda functions, opener: JsonCall(functions.keys()),
+    describe=shown(_LLAMA3.one("<function name>", _JSON)),
     written=_LLAMA3,
     bare=True,
     repeats=True,
+)
+
+_GLM4 = Written(f"{Written.NAME}\n", "", ASSISTANT)
+GLM4 = CallFormat(
+    "glm4",
+    openers=(ASSISTANT,),
+    tails=(OBSERVATION,),
+    read=lambda functions, opener: LineCall(functions.keys(), (ASSISTANT, OBSERVATION)),
+    describe=shown(_GLM4.one("<function name>", _JSON), "A call is a function's name alone on a line, then JSON:"),
+    written=_GLM4,
+    bare=True,
+    repeats=True,
+    begins=may_begin,
 )
 
 # In this order: the first whose words are all in a template, and none of the words that it must not have.
 _SIGNS: tuple[tuple[CallFormat, tuple[str, ...], tuple[str, ...]], ...] = (
     (DEEPSEEK_V3, (CALLS_BEGIN, SEPARATOR, "```json"), ()),
     (DEEPSEEK_V31, (CALLS_BEGIN, SEPARATOR), ()),
-    (HERMES, (TAG, "arguments"), ("<function=", "<arg_key>")),  # Qwen3-Coder's and GLM's calls are no JSON
+    (DEEPSEEK_V32, (DSML, "function_calls>", "invoke name="), ()),
+    (QWEN3_CODER, (TAG, FUNCTION, PARAMETER), ()),
+    (GLM47, (TAG, f"</arg_key>{ARG_VALUE}"), ("<tool_sep>",)),  # Hunyuan's, whose head is another
+    (GLM45, (TAG, ARG_KEY, ARG_VALUE), ("<tool_sep>",)),
+    (
+        HERMES,
+        (TAG, "arguments"),
+        (FUNCTION, ARG_KEY, "<invoke name="),
+    ),
     (LLAMA3, ("<|start_header_id|>", '"parameters": '), ()),
+    (GLM4, ("[gMASK]", "metadata"), ()),
 )
 
 

@@ -1,14 +1,17 @@
 """Calls of earlier turns as a chat template wants them: arguments as an object or as text, content as none or empty.
 
 Owns finding that out, by rendering a conversation that is known, and changing messages accordingly. Must not know a
-template's text: Qwen's templates write arguments as JSON (a string would be written as a JSON string), DeepSeek's join
-them to text (an object is an error), some write no call beside content or none beside empty content, and Llama's write
-one call in a message.
+template's text: Qwen's templates write arguments as JSON (a string would be written as a JSON string), Qwen3-Coder's
+and GLM-4.5's write them one by one (a string is an error), DeepSeek's join them to text (an object is an error), some
+write no call beside content or none beside empty content, Llama's write one call in a message, and GLM-4's know no
+calls: there a call is a message whose `metadata` is the name, and a result one of the role `observation` (model card of
+GLM-4-32B-0414); glm-4-9b-chat's reads the tools from the system message.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +20,8 @@ Message = dict[str, Any]
 Render = Callable[[list[Message], list[Mapping[str, Any]] | None], str]
 
 _NAME, _SAID, _TEXT = "probe_name", "probe_said", '{"probe_key": "probe_value"}'
+_LINES = re.compile(rf"{_NAME}\s*\n\s*{re.escape(_TEXT)}")
+_HI: Message = {"role": "user", "content": "hi"}
 _TOOL = {
     "type": "function",
     "function": {"name": _NAME, "description": "probe", "parameters": {"type": "object", "properties": {}}},
@@ -28,8 +33,9 @@ class HistoryStyle:
     """What one template wants. `objects`, `texts`: it writes arguments of that kind as they should be.
 
     `empty` is the content of a message that has calls and says nothing. `apart`: content and calls of one message have
-    to be two messages, or the calls would be left out. `several`: a message may have more than one call. `lists_tools`:
-    it tells the model of its tools.
+    to be two messages, or the calls would be left out. `several`: a message may have more than one call. `lines`: each
+    call is a message of its own, named by its metadata. `lists_tools`: it tells the model of its tools; `tools_inside`:
+    of those in the system message.
     """
 
     objects: bool
@@ -38,6 +44,8 @@ class HistoryStyle:
     apart: bool
     several: bool
     lists_tools: bool
+    lines: bool = False
+    tools_inside: bool = False
 
     @classmethod
     def of(cls, render: Render) -> HistoryStyle:
@@ -49,12 +57,15 @@ class HistoryStyle:
             if apart:
                 said = [{"role": "assistant", "content": content}, {**said[0], "content": empty}]
             chat = [
-                {"role": "user", "content": "hi"},
+                _HI,
                 *said,
                 {"role": "tool", "content": "1", "tool_call_id": "call_0"},
             ]
+            return tried(chat)
+
+        def tried(chat: list[Message], tools: list[Mapping[str, Any]] | None = None) -> str:
             try:
-                return render(chat, None)
+                return render(chat, tools)
             except ValueError:
                 return ""
 
@@ -62,10 +73,7 @@ class HistoryStyle:
             """An object or None was written as Python's own text for it."""
             return "'probe_key'" in text or text.count("None") > plain.count("None")
 
-        try:
-            plain = render([{"role": "user", "content": "hi"}], None)
-        except ValueError:
-            plain = ""
+        plain = tried([_HI])
         objects = texts = False
         empty: str | None = None
         for empty in (None, ""):
@@ -77,16 +85,20 @@ class HistoryStyle:
         arguments: object = json.loads(_TEXT) if objects else _TEXT
         apart = _NAME not in shown(_SAID, arguments) and _NAME in shown(_SAID, arguments, apart=True)
         several = shown(empty, arguments, times=2).count(_NAME) >= 2
-        try:
-            told = render([{"role": "user", "content": "hi"}], [_TOOL])
-        except ValueError:
-            told = ""
-        return cls(objects, texts, empty, apart, several, _NAME in told)
+        lines = False
+        if not objects and not texts:
+            named = {"role": "assistant", "metadata": _NAME, "content": _TEXT}
+            lines = texts = _LINES.search(tried([_HI, named, {"role": "observation", "content": "1"}])) is not None
+        lists_tools = _NAME in tried([_HI], [_TOOL])
+        inside = not lists_tools and _NAME in tried(with_tools_inside([_HI], [_TOOL]))
+        return cls(objects, texts, empty, apart, several or lines, lists_tools, lines, inside)
 
     def rewritten(self, messages: Sequence[Message]) -> list[Message]:
         """The messages as the template wants them. Raises ValueError for a call that it cannot write."""
         if not any(message.get("tool_calls") or message.get("role") == "tool" for message in messages):
             return list(messages)
+        if self.lines:
+            return [line for number, message in enumerate(messages) for line in self._lines(message, number)]
         chat: list[Message] = []
         for number, message in enumerate(messages if self.several else _one_by_one(messages)):
             if message.get("role") == "tool" and message["content"] is None:
@@ -107,6 +119,18 @@ class HistoryStyle:
             return [{**message, "tool_calls": calls}]
         said = {name: value for name, value in message.items() if name != "tool_calls"}
         return [said, {"role": "assistant", "content": self.empty, "tool_calls": calls}]
+
+    def _lines(self, message: Message, number: int) -> Iterator[Message]:
+        if message.get("role") == "tool":
+            yield {"role": "observation", "content": message["content"] or ""}
+            return
+        said = {name: value for name, value in message.items() if name != "tool_calls"}
+        calls = message.get("tool_calls") or ()
+        if said["content"] or not calls:
+            yield said
+        for index, call in enumerate(calls):
+            function = self._call(call, f"messages[{number}].tool_calls[{index}]")["function"]
+            yield {"role": "assistant", "metadata": function["name"], "content": function["arguments"]}
 
     def _call(self, call: object, where: str) -> dict[str, Any]:
         function = call.get("function") if isinstance(call, Mapping) else None
@@ -167,3 +191,13 @@ def with_tools_told(messages: Sequence[Message], told: str) -> list[Message]:
             chat[number] = {**message, "content": f"{said}\n\n{told}" if said else told}
             return chat
     return [{"role": "system", "content": told}, *chat]
+
+
+def with_tools_inside(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """The messages with `tools` in the system message, for a template that looks for them there."""
+    chat = list(messages)
+    for number, message in enumerate(chat):
+        if message.get("role") == "system":
+            chat[number] = {**message, "tools": list(tools)}
+            return chat
+    return [{"role": "system", "content": "", "tools": list(tools)}, *chat]

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Set
 from typing import Any
 
 from twinline.gateway.text.calls.call import Call, Reading
-from twinline.gateway.text.calls.formats import CallFormat
+from twinline.gateway.text.calls.format import CallFormat, Functions
 from twinline.gateway.text.partial import open_end
 
 CallDelta = dict[str, Any]
@@ -25,13 +24,13 @@ CallDelta = dict[str, Any]
 class CallParser:
     """The content and the calls in the text pushed so far; the deltas are OpenAI's, the name before the arguments."""
 
-    __slots__ = ("_call", "_format", "_fresh", "_held", "_names", "_one", "_opened", "_opener", "_raw",
+    __slots__ = ("_call", "_format", "_fresh", "_functions", "_held", "_one", "_opened", "_opener", "_raw",
                  "_series", "_spaces", "_tails", "count")  # fmt: skip
 
-    def __init__(self, format_: CallFormat, names: Set[str], only_one: bool = False) -> None:
-        """`names` are the functions that may be called; `only_one`: nothing is read behind the first call."""
+    def __init__(self, format_: CallFormat, functions: Functions, only_one: bool = False) -> None:
+        """`functions`: what may be called; `only_one`: nothing is read behind the first call."""
         self._format = format_
-        self._names = names
+        self._functions = functions
         self._one = only_one
         self._opener = re.compile("|".join(map(re.escape, format_.openers)))
         self._series = secrets.token_hex(10)
@@ -87,7 +86,7 @@ class CallParser:
         text = self._held
         if self._fresh and self._format.bare:
             bare = text.lstrip()
-            if bare.startswith("{"):
+            if bare and self._format.begins(bare, self._functions.keys()):
                 self._space(text[: len(text) - len(bare)])
                 self._begin("", bare)
                 return True
@@ -110,7 +109,7 @@ class CallParser:
             self._spaces.append(text)
 
     def _begin(self, opener: str, held: str) -> None:
-        self._call = self._format.read(self._names, opener)
+        self._call = self._format.read(self._functions, opener)
         self._raw = [opener]
         self._held = held
         self._opened = self._fresh = False
@@ -159,7 +158,8 @@ class CallParser:
                 self._held = text[len(tail) :]
                 self._tails = self._tails[number + 1 :]
                 return True
-        if self._format.repeats and text[0] == "{" and (self._tails or self._format.bare):
+        may_repeat = self._format.repeats and (self._tails or self._format.bare)
+        if may_repeat and self._format.begins(text, self._functions.keys()):
             self._begin("", text)
             return True
         if any(tail.startswith(text) for tail in self._tails):
