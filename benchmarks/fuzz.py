@@ -299,11 +299,11 @@ def configs() -> Made:
 
 @target
 def requests() -> Made:
-    """Bodies at four doors, as far as what a line is asked for. What is refused can be told, what is taken sent on."""
+    """Bodies at five doors, as far as what a line is asked for. What is refused can be told, what is taken sent on."""
     import msgspec
     from tests.gateway.text.calls.templates import TEMPLATES
 
-    from twinline.gateway import chat, completions, exchange, order
+    from twinline.gateway import chat, completions, embeddings, exchange, order
     from twinline.gateway.api_types import ChatRequest, CompletionRequest
     from twinline.gateway.dialects import messages_in, responses_in
     from twinline.gateway.dialects.body import body_of
@@ -342,6 +342,11 @@ def requests() -> Made:
         for prompt in completions._encode(completions._given(request, served), served, request):
             asked(request, served, "", prompt.ids)
 
+    def embeds(request: Any, served: Any) -> None:
+        inputs = [embeddings._encoded(item, served) for item in embeddings._given(request.input, served)]
+        embeddings._check_lengths(inputs, served)
+        assert [item for share in embeddings.shares(inputs) for item in share] == inputs
+
     function = {"name": "weather", "description": "d", "parameters": {"type": "object"}}
     call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"a": "\\u6771"}'}}
     said = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, {"role": "assistant", "tool_calls": [call]},
@@ -361,6 +366,7 @@ def requests() -> Made:
           "tool_choice": {"type": "any"}, "thinking": {"type": "disabled"}}),
         (ResponsesRequest, lambda request, served: chats(responses_in.to_chat(request), served),
          {"model": "m", "input": items, "tools": [{"type": "function", **function}], "reasoning": {"effort": "low"}}),
+        (embeddings.EmbeddingsRequest, embeds, {"model": "m", "input": ["a", "b"], "dimensions": 2, "user": "u"}),
     ]  # fmt: skip
     decoders = [msgspec.json.Decoder(shape) for shape, _, _ in doors]
 
@@ -432,6 +438,66 @@ def folders() -> Made:
         (folder / f"{name}.json").write_text(good[name])
 
     return [files["tokenizer_config"], DEEP], one
+
+
+@target
+def poolings() -> Made:
+    """The files that say how a folder's vectors are made."""
+    from twinline.facts.models import UnsupportedModel, read_config
+    from twinline.facts.pooling import FLAGS, MODES, pooling_folder, read_pooling, shorter
+
+    folder = scratch()
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    names = ("Transformer", "Pooling", "Normalize")
+    files: dict[str, Any] = {
+        "modules.json": [{"idx": i, "path": f"{i}_{n}" if i else "", "type": f"st.{n}"} for i, n in enumerate(names)],
+        "1_Pooling/config.json": {flag: mode == "mean" for flag, mode in FLAGS.items()} | {"pooling_mode": None},
+        "sentence_bert_config.json": {"max_seq_length": 512, "do_lower_case": False},
+        "config.json": {"hidden_size": 8, "is_causal": True, "auto_map": {}, "matryoshka_dimensions": [4, 2]},
+    }
+    good = {name: json.dumps(said).encode() for name, said in files.items()}
+    for name, said in good.items():
+        (folder / name).write_bytes(said)
+
+    def one(given: Given) -> None:
+        name = given.one_of(list(files))
+        (folder / name).write_bytes(given.altered([files[name]]))
+        with contextlib.suppress(UnsupportedModel):
+            found = read_pooling(folder)
+            assert found is not None and found.mode in MODES and (found.longest or 1) > 0
+        with contextlib.suppress(UnsupportedModel):
+            assert ".." not in Path(pooling_folder(folder) or "").parts
+        with contextlib.suppress(UnsupportedModel):
+            may = shorter(read_config(folder))
+            assert may is None or all(size > 0 for size in may.sizes)
+        (folder / name).write_bytes(good[name])
+
+    return list(files.values()), one
+
+
+@target
+def vectors() -> Made:
+    """Answers with vectors: what is taken are so many float32 vectors of one size, all of them numbers."""
+    import msgspec
+    import numpy as np
+
+    from twinline.lines.drivers.vectors import IdVectors, OllamaVectors
+
+    packed = "AACAPwAAAEA="
+    entries = [{"index": 1, "embedding": [1.0, -2.5]}, {"index": 0, "embedding": packed}]
+    bases = [{"data": entries, "usage": {"prompt_tokens": 3}}, {"embeddings": [[1, 2], [0.5, 1e30]]}]
+    dialects = (IdVectors(), OllamaVectors("m", None, None))
+
+    def one(given: Given) -> None:
+        dialect = given.one_of(dialects)
+        try:
+            delta = dialect.read(given.altered(bases), 2)
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError):  # as `lines/vectors.py` expects
+            return
+        assert len({len(vector) for vector in delta.vectors}) == 1 and len(delta.vectors) == 2
+        assert all(np.isfinite(np.frombuffer(vector, "<f4")).all() for vector in delta.vectors)
+
+    return bases, one
 
 
 @target

@@ -60,6 +60,7 @@ FAMILIES: dict[str, tuple[str, Config]] = {
     "qwen3-bias": ("Qwen3", _GROUPED | {"attention_bias": True, "rope_parameters": _STRETCHED}),
     "qwen3-moe": ("Qwen3Moe", _GROUPED | {"moe_intermediate_size": 28, "num_experts": 12, "num_experts_per_tok": 3,
                                           "norm_topk_prob": True, "mlp_only_layers": [0]}),
+    "mistral": ("Mistral", _GROUPED | {"sliding_window": None}),
     "mixtral": ("Mixtral", _GROUPED | {"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 44}),
     "glm4": ("Glm4", _GLM),
     "glm4-yarn-bias": ("Glm4", _GLM | {"attention_bias": True,

@@ -46,7 +46,7 @@ class Scripted:
 def call(engine: Scripted, body: dict[str, Any] | None, *, leaves: bool = False) -> tuple[int, list[bytes]]:
     """Status and body parts of one call: a completion, or the health without a body. `leaves`: the client does."""
     worker = Worker("tiny", Metrics("tiny"))
-    worker.built = cast(Built, SimpleNamespace(engine=engine, spec=SimpleNamespace(vocab=10)))
+    worker.built = cast(Built, SimpleNamespace(engine=engine, spec=SimpleNamespace(vocab=10), pooling=None))
     engine.deliver = worker.deliver
     sent: list[dict[str, Any]] = []
 

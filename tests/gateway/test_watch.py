@@ -264,7 +264,7 @@ async def test_a_probe_that_gets_no_answer_ends(tokenizer: Tokenizer, monkeypatc
         at.doubles[0].script = lambda request: Script(TOKENS, fault="hang")
         at.supply.trip(at.supply.lines["a"], "it hung")
         await until(lambda: at.supply.circuits["a"].trips == 2)
-        assert "no token within 0.3 s" in at.supply.circuits["a"].reason
+        assert "no answer within 0.3 s" in at.supply.circuits["a"].reason
 
 
 def test_a_hang_is_found_within_five_seconds_by_the_defaults() -> None:

@@ -21,6 +21,7 @@ from twinline.cli.adapt_text import Progress, summary
 from twinline.cli.folder import EMBEDDED, embedded, read_config
 from twinline.cli.parser import CliError, integer, positive
 from twinline.facts.models import spec_from_config
+from twinline.facts.pooling import read_pooling
 from twinline.facts.profiles import write_profile
 from twinline.verify.ladder.climb import Climb
 from twinline.verify.ladder.finding import Trial
@@ -49,6 +50,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     folder = model_folder(args.model)
     spec_from_config(read_config(folder))
+    if read_pooling(folder) is not None:
+        raise CliError(f"{folder} gives vectors, and the ladder asks a model for tokens: name one that generates, such "
+                       "as the one that it was made from, or leave --model out")  # fmt: skip
     check_names(args.only)
     trial = Trial(device=args.device, model=EMBEDDED if folder == embedded() else str(folder), seed=args.seed,
                   dtype=args.dtype, only=tuple(args.only))  # fmt: skip

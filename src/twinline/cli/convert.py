@@ -108,10 +108,14 @@ def _progress(done: int, total: int) -> None:
 
 
 def _quality(args: argparse.Namespace, source: Path, target: Path) -> dict[str, Any]:
+    from twinline.engine.quant.vector_quality import VectorDistance
     from twinline.verify.quality import quality
 
     found = quality(source, target, args.texts, args.tokens, args.problems)
     d, t = found.distance, found.tasks
+    if isinstance(d, VectorDistance):
+        return {"texts": found.texts, "positions": d.positions, "vectors": d.count, "cosine": d.cosine,
+                "cosine_least": d.cosine_least}  # fmt: skip
     return {
         "texts": found.texts, "positions": d.positions, "kl_nats": d.kl, "kl_nats_99": d.kl_99,
         "kl_nats_most": d.kl_most, "top1_agreement": d.top1, "perplexity_source": d.perplexity_source,
@@ -140,6 +144,13 @@ def _text(report: dict[str, Any]) -> str:
     q = report["quality"]
     if q is None:
         return "\n".join([*lines, f"  quality: not measured ({report['quality_missing']})"])
+    if "cosine" in q:
+        cosines = [
+            ("cosine of a text's two vectors, mean", f"{q['cosine']:.6f}"),
+            ("  least", f"{q['cosine_least']:.6f}"),
+        ]
+        where = f"  quality on {q['vectors']} texts ({q['texts']}), in float32:"
+        return "\n".join([*lines, where, aligned(cosines, "    ")])
     rows = [
         ("KL(source || new), mean", f"{q['kl_nats']:.3g} nats"),
         ("  99th percentile", f"{q['kl_nats_99']:.3g} nats"),

@@ -19,6 +19,7 @@ from typing import Any
 from twinline.cli.folder import embedded, read_config
 from twinline.cli.parser import CliError, integer
 from twinline.facts.models import spec_from_config
+from twinline.facts.pooling import read_pooling
 from twinline.facts.profiles import read_profile
 from twinline.facts.quantization import quantization
 from twinline.facts.weight_form import read_weights
@@ -84,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(folder)
     spec_from_config(config)
     quantization(config)
+    read_pooling(folder)
     read_weights(args.dtype or "auto", args.weights or "auto", args.head_weights or "auto")
     if args.profile:
         args.profile = args.profile.resolve()
@@ -144,8 +146,12 @@ def ready_text(url: str, name: str, label: str | None, facts: Mapping[str, Any],
     title = f"{name} ({label})" if label else name
     ran = ", ".join(str(facts[field]) for field in ("device", "dtype") if field in facts)
     key = "-H 'Authorization: Bearer KEY' " if keys else ""  # `twinline keys create NAME` makes one
-    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "What is 17+25?"}]}, ensure_ascii=False)
+    question = "What is 17+25?"
+    path, asked = "chat/completions", dict[str, Any](messages=[{"role": "user", "content": question}])
+    if facts.get("embeds"):
+        path, asked = "embeddings", {"input": question}
+    body = json.dumps({"model": name, **asked}, ensure_ascii=False)
     return (
         f"{title}{' on ' + ran if ran else ''} is ready at {url}/v1\n"
-        f"  curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' -d {shlex.quote(body)}"
+        f"  curl {url}/v1/{path} {key}-H 'Content-Type: application/json' -d {shlex.quote(body)}"
     )

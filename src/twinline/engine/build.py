@@ -33,7 +33,8 @@ from twinline.engine.sampler import Sampler
 from twinline.engine.scheduler import Scheduler
 from twinline.engine.sizes import cache_tokens, weight_bytes
 from twinline.engine.speculation import Speculation
-from twinline.facts.models import GroupedQuery, ModelSpec, read_spec
+from twinline.facts.models import GroupedQuery, ModelSpec, UnsupportedModel, read_spec
+from twinline.facts.pooling import MODULES, Pooling, read_pooling
 from twinline.facts.profiles import Profile, read_profile
 from twinline.facts.quantization import read_quantization
 from twinline.facts.weight_form import PLAIN_WEIGHTS, Weights, read_weights
@@ -86,6 +87,7 @@ class Built:
     ops: Ops
     max_model_len: int
     kv_tokens: int
+    pooling: Pooling | None = None
 
 
 def build(
@@ -98,7 +100,9 @@ def build(
 
     Raises UnsupportedModel for a checkpoint that cannot be served, ValueError for options that cannot hold.
     """
-    spec = read_spec(directory)
+    spec, pooling = read_model(directory)
+    if pooling is not None and options.speculation != "off":
+        raise ValueError("speculation: this model gives vectors, and generates nothing that could be guessed")
     profile = read_profile(Path(options.profile)) if options.profile else None
     device = open_device(profile.device if profile and options.device == "auto" else options.device)
     wanted = read_weights(options.dtype, options.weights, options.head_weights)
@@ -109,7 +113,8 @@ def build(
     if forms is not None:
         wanted = dataclasses.replace(wanted, layers=forms.layers, head=forms.head)
     ops = ops_for(device, dtype, spec, refused, wanted)
-    context = options.max_model_len or spec.context
+    longest = min(spec.context, (pooling and pooling.longest) or spec.context)
+    context = options.max_model_len or longest
     if context < 2:
         raise ValueError(f"max_model_len must be at least 2 (one token in, one out), not {context}")
     if context > spec.context:
@@ -151,7 +156,7 @@ def build(
         max_tokens_per_step=budget,
         max_running=options.max_running,
         max_waiting=options.max_waiting,
-        max_model_len=min(context, pages * page_size + 1),
+        max_model_len=min(context, pages * page_size + (0 if pooling else 1)),
         ahead=int(predictor),
     )
     runner = Runner(model, device, pages=pages, page_size=page_size, dtype=dtype)
@@ -160,7 +165,23 @@ def build(
     engine = Engine(runner, pool, scheduler, sampler, deliver, observe, guesses)
     log.info("ops:\n%s", ops.explain(model.uses()))
     log.info("decode graphs: %s", runner.graphs.why_not or "recorded as they are needed")
-    return Built(engine, spec, device, dtype, ops, scheduler.max_model_len, pages * page_size)
+    return Built(engine, spec, device, dtype, ops, scheduler.max_model_len, pages * page_size, pooling)
+
+
+def read_model(directory: Path) -> tuple[ModelSpec, Pooling | None]:
+    """What a folder holds: a model that generates, or one that gives vectors, whose head is not loaded.
+
+    Raises UnsupportedModel, also for a backbone of which nothing says how its vectors are made.
+    """
+    spec, pooling = read_spec(directory), read_pooling(directory)
+    if pooling is not None:
+        return dataclasses.replace(spec, headless=True, tied=False), pooling
+    if spec.headless:
+        raise UnsupportedModel(
+            f"{directory} holds a backbone without an output head and has no {MODULES}: it can neither generate nor be "
+            f"pooled; add {MODULES} and 1_Pooling/config.json as sentence-transformers writes them"
+        )
+    return spec, None
 
 
 def _predicts(options: Options, spec: ModelSpec) -> bool:

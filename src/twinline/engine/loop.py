@@ -7,6 +7,7 @@ thread, or on the watch's when the loop is stuck. Knows no HTTP and no text.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -19,6 +20,7 @@ import torch
 from twinline.engine import batch as batches
 from twinline.engine.devices.device import silence
 from twinline.engine.pages import PagePool
+from twinline.engine.pooling import gathered
 from twinline.engine.request import FinishReason, Output, Request, TokenLogprob
 from twinline.engine.runner import Runner
 from twinline.engine.sampler import BadLogits, Sampled, Sampler, prompt_logprobs
@@ -229,7 +231,10 @@ class Engine:
         )  # fmt: skip
         hidden = runner.hidden(batch)
         self._collect_prompt_logprobs(batch, hidden)
-        sampling = {w: end for w, end in zip(batch.work, batch.ends, strict=True) if w.samples}
+        vectors = gathered(batch, hidden) if runner.model.head is None else {}
+        sampling = {
+            w: end for w, end in zip(batch.work, batch.ends, strict=True) if w.samples and w.request.pool is None
+        }
         bad: BadLogits | None = None
         try:
             result = self._sample(hidden, sampling)
@@ -250,12 +255,16 @@ class Engine:
             self.counters.generated_tokens += sum(len(tokens) for _, tokens, _ in new)
             now = time.monotonic()
             outputs = [self._advance(w.request, tokens, logprobs, now) for w, tokens, logprobs in new]
+            outputs += [self._gave(w.request, v, now) for w, v in vectors.items() if v is not None]
+        failed = [w.request.id for w, v in vectors.items() if v is None]
+        if bad is None and failed:
+            bad = BadLogits(failed, "hidden states")
         if bad is None:
             self._failures = 0
             return outputs
         log.error("%s", bad)
-        failed = tuple(w for w in step.work if w.request.id in bad.request_ids)
-        return outputs + self._fail(Step(failed), f"the engine failed: {bad}")
+        of_bad = tuple(w for w in step.work if w.request.id in (*bad.request_ids, *failed))
+        return outputs + self._fail(Step(of_bad), f"the engine failed: {bad}")
 
     def _sample(self, hidden: torch.Tensor, sampling: dict[Work, int]) -> Sampled:
         """A token for each row of the works: of a draft, one for each of its places and one after."""
@@ -324,6 +333,12 @@ class Engine:
             request.cached_tokens,
             error,
         )
+
+    def _gave(self, request: Request, vector: bytes, now: float) -> Output:
+        """Ends a text whose vector is made."""
+        request.first_token_at = now
+        self.scheduler.finish(request)
+        return dataclasses.replace(self._ended(request, "stop", now), vector=vector)
 
     def _collect_prompt_logprobs(self, batch: batches.Batch, hidden: torch.Tensor) -> None:
         """The logits at position p judge the prompt's token p + 1; the first token has none."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from twinline.engine.grammars.constraint import Constraint
+    from twinline.engine.pooling import Pool
 
 FinishReason = Literal["stop", "length", "abort", "deadline", "error"]
 
@@ -86,7 +87,8 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a request emits after a step: new tokens, and at the end why it ended."""
+    """What a request emits after a step: new tokens, and at the end why it ended. `vector`: of a text that is pooled,
+    little-endian float32, with its end."""
 
     request_id: str
     tokens: tuple[int, ...] = ()
@@ -96,6 +98,7 @@ class Output:
     stop_token: int | None = None
     cached_tokens: int = 0
     error: str | None = None
+    vector: bytes | None = None
 
 
 _arrivals = itertools.count()
@@ -107,7 +110,7 @@ class Request:
 
     `output` may begin non-empty: tokens generated on another line, which count for penalties, stops and limits.
     `priority`: smaller is served first. `deadline`: `time.monotonic()` seconds, or None. `constraint` holds the output
-    to a grammar.
+    to a grammar. With a `pool` nothing is generated: its prompt is a text that becomes a vector.
     """
 
     id: str
@@ -117,6 +120,7 @@ class Request:
     priority: int = 0
     deadline: float | None = None
     constraint: Constraint | None = None
+    pool: Pool | None = None
     arrival: int = field(default_factory=lambda: next(_arrivals))
     arrived: float = field(default_factory=time.monotonic)
 
@@ -135,6 +139,12 @@ class Request:
     def guessed(self) -> tuple[int, ...]:
         """Tokens that a sampler is to think of as following the output; see `speculation.ahead`."""
         return ()
+
+    @property
+    def every_position(self) -> bool:
+        """The states of all of the prompt are wanted, so none of it may come from the prefix cache."""
+        wanted = self.pool is not None and self.pool.pooling.every_position
+        return wanted or self.params.prompt_logprobs is not None
 
     @property
     def known(self) -> int:

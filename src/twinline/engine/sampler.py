@@ -56,8 +56,8 @@ class BadLogits(ValueError):
     `request_ids`: whose. The other requests of the step may be sampled again without them.
     """
 
-    def __init__(self, request_ids: Sequence[str]) -> None:
-        super().__init__(f"logits are NaN or infinite for request {', '.join(request_ids)}")
+    def __init__(self, request_ids: Sequence[str], what: str = "logits") -> None:
+        super().__init__(f"{what} are NaN or infinite for request {', '.join(request_ids)}")
         self.request_ids = tuple(request_ids)
 
 

@@ -170,6 +170,8 @@ class Scheduler:
             raise IdInUse(f"request id {request.id!r} is in use: choose another")
         if not prompt:
             raise ValueError("the prompt has 0 tokens: give at least 1")
+        if request.pool is not None:
+            return self._refuse_long_text(known)
         if known >= self.max_model_len:
             raise TooLong(
                 f"prompt and output prefix have {known} tokens and max_model_len is {self.max_model_len}: shorten them "
@@ -194,6 +196,13 @@ class Scheduler:
                     else f", or shorten prompt and output prefix by {known - room + 1} tokens"
                 )
             )
+
+    def _refuse_long_text(self, tokens: int) -> None:
+        """A text that is pooled has every token computed, and nothing after them."""
+        longest = min(self.max_model_len, self._capacity * self._pool.size)
+        if tokens > longest:
+            raise TooLong(f"the text has {tokens} tokens and at most {longest} are allowed: shorten it by "
+                          f"{tokens - longest}")  # fmt: skip
 
     @property
     def decoding(self) -> Sequence[Request]:
@@ -275,8 +284,7 @@ class Scheduler:
         admitted = []
         while budget and self._waiting and len(self._running) < self.max_running:
             request = self._waiting[0]
-            # Prompt log-probabilities need every prompt position computed.
-            lookup = request.params.prompt_logprobs is None
+            lookup = not request.every_position
             chain = self._chains[request.id]
             matched = pool.match(chain, request.known - 1) if lookup else []
             needed = pool.pages_for(request.known) - len(matched) + pool.unheld(matched)

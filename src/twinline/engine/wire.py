@@ -6,7 +6,7 @@ Owns the shapes on the wire and their checks. Token ids only; no engine state.
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -69,12 +69,18 @@ class BadRequest(ValueError):
 
 _decoder = msgspec.json.Decoder(CompletionRequest)
 encode = msgspec.json.Encoder().encode
+T = TypeVar("T")
 
 
 def decode(body: bytes) -> CompletionRequest:
+    """As `read`."""
+    return read(body, _decoder)
+
+
+def read(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """Raises BadRequest for what is not JSON, lacks a field or has one of the wrong type."""
     try:
-        return _decoder.decode(body)
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         field = str(error).rpartition("`$.")[2].rstrip("`") if "`$." in str(error) else None
         raise BadRequest(str(error), field) from None

@@ -21,13 +21,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from twinline.engine import wire
+from twinline.engine.asgi import Receive, Send, body_of, reply, unless_disconnected
 from twinline.engine.build import Built, Options, build
 from twinline.engine.devices.device import dtype_name
 from twinline.engine.grammars.compiling import Grammars
@@ -35,15 +36,11 @@ from twinline.engine.grammars.grammar import BadGrammar, Grammar
 from twinline.engine.metrics import Metrics
 from twinline.engine.request import Output, Request
 from twinline.engine.scheduler import IdInUse, QueueFull, TooLong
+from twinline.engine.vectors import Vectors
 
 log = logging.getLogger(__name__)
 
 Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-JSON_TYPE = (b"content-type", b"application/json")
-BODY_LIMIT = 64 * 2**20
 FAILURE_CHECK_SECONDS = 0.25
 GRACE_SECONDS = 5  # for requests that still run when the process is told to end
 
@@ -58,6 +55,7 @@ class Worker:
         self.built: Built
         self.eos: frozenset[int] = frozenset()
         self.grammars: Grammars
+        self.vectors = Vectors(self)
         self.loop: asyncio.AbstractEventLoop
 
     def deliver(self, outputs: Sequence[Output]) -> None:
@@ -76,6 +74,7 @@ class Worker:
         path, method = scope["path"], scope["method"]
         routes = {
             ("POST", "/v1/completions"): self._completions,
+            ("POST", "/v1/embeddings"): self.vectors.answer,
             ("GET", "/v1/models"): self._models,
             ("GET", "/health"): self._health,
             ("GET", "/metrics"): self._metrics,
@@ -84,21 +83,26 @@ class Worker:
         if handler is None:
             known = any(p == path for _, p in routes)
             status, text = (405, f"{method} is not allowed on {path}") if known else (404, f"there is no {path}")
-            await _reply(send, status, wire.error_body(text, "invalid_request_error"))
+            await reply(send, status, wire.error_body(text, "invalid_request_error"))
             return
         try:
             await handler(receive, send)
         except wire.BadRequest as error:
             body = wire.error_body(str(error), "invalid_request_error", error.param, error.code)
-            await _reply(send, error.status, body)
+            await reply(send, error.status, body)
         except QueueFull as error:
             body = wire.error_body(str(error), "rate_limit_error", code="queue_full")
-            await _reply(send, 429, body, (b"retry-after", b"1"))
+            await reply(send, 429, body, (b"retry-after", b"1"))
 
     async def _models(self, receive: Receive, send: Send) -> None:
         card = {"id": self.name, "object": "model", "created": self.created, "owned_by": "twinline",
-                "max_model_len": self.built.max_model_len, "lacks": self.lacks}  # fmt: skip
-        await _reply(send, 200, wire.encode({"object": "list", "data": [card]}))
+                "max_model_len": self.built.max_model_len, "lacks": self.lacks, "embeds": self.embeds}  # fmt: skip
+        await reply(send, 200, wire.encode({"object": "list", "data": [card]}))
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it gives vectors, and nothing else."""
+        return self.built.pooling is not None
 
     @property
     def lacks(self) -> list[str]:
@@ -116,17 +120,16 @@ class Worker:
             "running": engine.scheduler.running,
             "waiting": engine.scheduler.waiting,
         }
-        await _reply(send, 503 if engine.failure else 200, wire.encode(body))
+        await reply(send, 503 if engine.failure else 200, wire.encode(body))
 
     async def _metrics(self, receive: Receive, send: Send) -> None:
-        await _reply(send, 200, self.metrics.text(), content=(b"content-type", b"text/plain; version=0.0.4"))
+        await reply(send, 200, self.metrics.text(), content=(b"content-type", b"text/plain; version=0.0.4"))
 
     async def _completions(self, receive: Receive, send: Send) -> None:
-        asked = wire.decode(await _body(receive))
-        if asked.model is not None and asked.model != self.name:
-            raise wire.BadRequest(
-                f"this line serves {self.name!r}, not {asked.model!r}", "model", 404, "model_not_found"
-            )
+        asked = wire.decode(await body_of(receive))
+        self.check_model(asked.model)
+        if self.built.pooling is not None:
+            raise wire.BadRequest("this line gives vectors and generates nothing: use /v1/embeddings", "model")
         request_id = asked.request_id or f"cmpl-{secrets.token_hex(12)}"
         if request_id in self.streams:
             raise wire.BadRequest(f"request_id {request_id!r} is in use", "request_id", 409)
@@ -141,14 +144,18 @@ class Worker:
         queue = self.streams[request_id] = asyncio.Queue()
         live = False
         try:
-            self._submit(request)
+            self.submit(request)
             live = True
             answer = self._stream if asked.stream else self._whole
-            live = not await _unless_disconnected(receive, answer(asked, request, queue, send))
+            live = not await unless_disconnected(receive, answer(asked, request, queue, send))
         finally:
             del self.streams[request_id]
             if live:  # an abort that comes late would hit the next request of the same id
                 self.built.engine.abort(request_id)
+
+    def check_model(self, asked: str | None) -> None:
+        if asked is not None and asked != self.name:
+            raise wire.BadRequest(f"this line serves {self.name!r}, not {asked!r}", "model", 404, "model_not_found")
 
     async def _constrain(self, request: Request, said: wire.GrammarField) -> None:
         try:
@@ -159,22 +166,22 @@ class Worker:
         except ValueError as error:
             raise wire.BadRequest(str(error), "output_prefix_ids") from None
 
-    def _submit(self, request: Request) -> None:
+    def submit(self, request: Request, param: str = "prompt") -> None:
         try:
             self.built.engine.submit(request)
         except IdInUse as error:  # its client has gone, and the step that it was in has not ended
             raise wire.BadRequest(str(error), "request_id", 409) from None
         except TooLong as error:
-            raise wire.BadRequest(str(error), "prompt", code="context_length_exceeded") from None
+            raise wire.BadRequest(str(error), param, code="context_length_exceeded") from None
         except ValueError as error:
-            raise wire.BadRequest(str(error), "prompt") from None
+            raise wire.BadRequest(str(error), param) from None
         except RuntimeError as error:
             raise wire.BadRequest(str(error), status=503, code=self.built.engine.failure_code) from None
 
     def _envelope(self, request: Request) -> dict[str, Any]:
         return {"id": request.id, "object": "text_completion", "created": int(time.time()), "model": self.name}
 
-    def _error(self, message: str) -> bytes:
+    def error(self, message: str) -> bytes:
         return wire.error_body(message, "server_error", code=self.built.engine.failure_code)
 
     async def _stream(
@@ -196,7 +203,7 @@ class Worker:
                 count, cached = count + len(output.tokens), output.cached_tokens
                 events.append(b"data: " + wire.encode(envelope | {"choices": [chosen]}) + b"\n\n")
                 if output.error:
-                    events[-1] = b"data: " + self._error(output.error) + b"\n\n"
+                    events[-1] = b"data: " + self.error(output.error) + b"\n\n"
             last = outputs[-1]
             if last.finish and not last.error:
                 if asked.stream_options and asked.stream_options.include_usage:
@@ -215,7 +222,7 @@ class Worker:
             outputs.append(await queue.get())
         last = outputs[-1]
         if last.error:
-            await _reply(send, 500, self._error(last.error))
+            await reply(send, 500, self.error(last.error))
             return
         joined = dataclasses.replace(
             last,
@@ -225,46 +232,7 @@ class Worker:
         )
         chosen = wire.choice(joined) | {"prompt_token_ids": request.prompt}
         totals = wire.usage(len(request.prompt), request.carried + len(joined.tokens), last.cached_tokens)
-        await _reply(send, 200, wire.encode(self._envelope(request) | {"choices": [chosen], "usage": totals}))
-
-
-async def _body(receive: Receive) -> bytes:
-    parts, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise wire.BadRequest("the client went away")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > BODY_LIMIT:
-            raise wire.BadRequest(f"the body is larger than {BODY_LIMIT} bytes", status=413)
-        if not message.get("more_body"):
-            return b"".join(parts)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _unless_disconnected(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:
-    """Does `work`, or cancels it and returns false when the client goes away first."""
-    gone, task = asyncio.ensure_future(_disconnected(receive)), asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({gone, task}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            return False
-        task.result()
-        return True
-    finally:
-        gone.cancel()
-        task.cancel()
-
-
-async def _reply(send: Send, status: int, body: bytes, *extra: tuple[bytes, bytes], content=JSON_TYPE) -> None:
-    headers = [content, (b"content-length", str(len(body)).encode()), *extra]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        await reply(send, 200, wire.encode(self._envelope(request) | {"choices": [chosen], "usage": totals}))
 
 
 def end_tokens(directory: Path) -> frozenset[int]:
@@ -342,6 +310,7 @@ async def _serve(worker: Worker, sock: socket.socket, options: argparse.Namespac
         "kv_tokens": built.kv_tokens,
         "providers": sorted({c.provider for c in built.ops.choices}),
         "lacks": worker.lacks,
+        "embeds": worker.embeds,
     }
     print(json.dumps(ready), flush=True)
     while not serving.done():

@@ -21,6 +21,7 @@ _CHATGLM: dict[str, Any] = {"layernorm_epsilon": 1e-05, "multi_query_attention":
 
 ABSENT: dict[str, dict[str, Any]] = {
     "Qwen3ForCausalLM": {"head_dim": 128, "num_key_value_heads": 32},
+    "MistralForCausalLM": {"num_key_value_heads": 8, "sliding_window": 4096},
     "Qwen3MoeForCausalLM": {"num_key_value_heads": 4},
     "MixtralForCausalLM": {"num_key_value_heads": 8, "rope_theta": 1000000.0, "rms_norm_eps": 1e-05},
     "GlmForCausalLM": _GLM,

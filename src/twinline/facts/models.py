@@ -11,7 +11,7 @@ import importlib
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,7 +101,8 @@ class Experts:
 @dataclass(frozen=True)
 class ModelSpec:
     """`family` names the table of the checkpoint's tensors. `after_norms`: what attention and MLP give is normed before
-    it is added to the residual stream (GLM-4-0414)."""
+    it is added to the residual stream (GLM-4-0414). `headless`: the checkpoint is a backbone, with nothing that says
+    the next token."""
 
     family: Family
     architecture: str
@@ -120,6 +121,7 @@ class ModelSpec:
     predictor_layers: int
     mlp_bias: bool = False
     after_norms: bool = False
+    headless: bool = False
 
     @property
     def kv_values(self) -> int:
@@ -247,6 +249,7 @@ FAMILIES = {
     "DeepseekV2ForCausalLM": "deepseek",
     "DeepseekV3ForCausalLM": "deepseek",
     "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
     "Qwen2ForCausalLM": "llama",
     "Qwen3ForCausalLM": "llama",
     "Qwen3MoeForCausalLM": "qwen3_moe",
@@ -261,6 +264,25 @@ FAMILIES = {
 }
 
 
+# Backbones without an output head, as checkpoints that give vectors are saved, and what each is a part of.
+BACKBONES = {
+    "LlamaModel": "LlamaForCausalLM",
+    "MistralModel": "MistralForCausalLM",
+    "Qwen2Model": "Qwen2ForCausalLM",
+    "Qwen3Model": "Qwen3ForCausalLM",
+}
+
+
+def architecture_of(config: Config, known: Iterable[str]) -> tuple[str | None, bool]:
+    """The first of a config's `architectures` that is known, a backbone under its whole model's name; and whether it is
+    one."""
+    names = config.get("architectures")
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, str) and BACKBONES.get(name, name) in known:
+            return BACKBONES.get(name, name), name in BACKBONES
+    return None, False
+
+
 def spec_from_config(config: Config) -> ModelSpec:
     """The normal form of a parsed `config.json`.
 
@@ -268,16 +290,16 @@ def spec_from_config(config: Config) -> ModelSpec:
     """
     if not isinstance(config, dict):
         raise UnsupportedModel("config.json: should hold one JSON object")
-    names = config.get("architectures") or []
-    known = next((n for n in names if isinstance(n, str) and n in FAMILIES), None) if isinstance(names, list) else None
+    known, headless = architecture_of(config, FAMILIES)
     if known is None:
         raise UnsupportedModel(
-            f"config.json: architecture {names!r} is not supported (supported: {', '.join(FAMILIES)})"
+            f"config.json: architecture {config.get('architectures') or []!r} is not supported (supported: "
+            f"{', '.join([*FAMILIES, *BACKBONES])})"
         )
     try:
         family: Any = importlib.import_module(f"twinline.facts.families.{FAMILIES[known]}")
         spec: ModelSpec = family.spec(ABSENT.get(known, {}) | config, known)
-        return spec
+        return replace(spec, headless=True, tied=False) if headless else spec
     except (KeyError, TypeError, ArithmeticError, AttributeError) as error:
         raise UnsupportedModel(f"config.json: cannot be read as {known}: {error!r}") from error
     except ValueError as error:

@@ -27,6 +27,7 @@ from twinline.gateway.dialects.messages_types import MessagesRequest, PromptRequ
 from twinline.gateway.dialects.responses import Responses
 from twinline.gateway.dialects.responses_types import ResponsesRequest
 from twinline.gateway.door import Door, Endpoint
+from twinline.gateway.embeddings import Embeddings, EmbeddingsRequest
 from twinline.gateway.errors import OPENAI, ApiError, model_not_found
 from twinline.gateway.gauges import line_up
 from twinline.gateway.management import Management
@@ -63,6 +64,7 @@ class App:
         self._hot: dict[str, Endpoint[Any]] = {
             "/v1/chat/completions": Endpoint("chat", door, ChatRequest, chat.answer),
             "/v1/completions": Endpoint("completions", door, CompletionRequest, Completions(door).answer),
+            "/v1/embeddings": Endpoint("embeddings", door, EmbeddingsRequest, Embeddings(door).answer),
             "/tokenize": Endpoint("tokenize", door, TokenizeRequest, tokens.tokenize),
             "/detokenize": Endpoint("detokenize", door, DetokenizeRequest, tokens.detokenize),
             "/v1/responses": Endpoint("responses", door, ResponsesRequest, Responses(chat).answer),

@@ -83,6 +83,7 @@ class Chat:
         Raises ApiError.
         """
         served = target.served
+        served.check_generates()
         check(request, served)
         use = tool_use(request, served.calls)
         exchange.warn(ignored(request))

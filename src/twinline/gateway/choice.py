@@ -41,8 +41,10 @@ REFUSALS = 8  # lines that may refuse before the client is told
 
 
 class Choice:
-    """A sink for its call. `journal`, `usage` and `segments` tell how far it came."""
+    """A sink for its call. `journal`, `usage` and `segments` tell how far it came. `kept_to`: from the first it may be
+    made by lines of this weights class only."""
 
+    kept_to: str | None = None
     __slots__ = (
         "_call", "_deadline", "_finished", "_listener", "_moves", "_over", "_paused", "_refusals", "_reported",
         "_supply", "_text", "_timer", "ask", "claim", "error", "excluded", "index", "leads", "pinned", "request",
@@ -227,12 +229,9 @@ class Choice:
         if piece.finish is not None:
             self._finished = True
         self._listener.piece(self, piece)
-        if self._finished and finish is None and not self._is_over():  # a stop string, or the limit: it need not go on
+        if self._finished and finish is None and not self.over:  # a stop string, or the limit: it need not go on
             self._leave(ok=True)
             self._complete()
-
-    def _is_over(self) -> bool:
-        return self._over
 
     def _first(self, segment: Segment) -> None:
         segment.placement.first_token()
@@ -359,7 +358,7 @@ class Choice:
         piece = self.transcript.push(words)
         self._finished = True
         self._listener.piece(self, piece)
-        if not self._is_over():
+        if not self.over:
             self._complete()
         return True
 

@@ -63,6 +63,7 @@ class Completions:
     ) -> None:
         """Raises ApiError."""
         served = target.served
+        served.check_generates()
         _check(request)
         exchange.warn(ignored(request))
         envelope = Envelope("cmpl-", "text_completion", request, exchange.request_id)

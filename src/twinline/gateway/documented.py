@@ -76,6 +76,26 @@ class CompletionChunk(msgspec.Struct, kw_only=True):
     usage: UsageOut | msgspec.UnsetType | None = msgspec.UNSET
 
 
+class Embedding(msgspec.Struct, kw_only=True):
+    """`embedding` is a list of numbers, or base64 of little-endian float32 where `encoding_format` asks for it."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(msgspec.Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsAnswer(msgspec.Struct, kw_only=True):
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
 class Model(msgspec.Struct, kw_only=True):
     """`label` says that a model is a demonstration."""
 

@@ -221,6 +221,10 @@ class Exchange:
         if ignored:
             self._told += b'warning: 299 twinline "ignored: %b"\r\n' % ", ".join(ignored).encode()
 
+    def tell(self, name: str, value: str) -> None:
+        """The answer's head will have that line, too; both are ours."""
+        self._told += f"{name}: {value}\r\n".encode("ascii")
+
     def _id_line(self) -> bytes:
         return self.wording.head(self.request_id) + self._told
 

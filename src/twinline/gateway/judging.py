@@ -20,6 +20,7 @@ FIELDS = {
     "patterns": "structured_outputs",
     "logprobs": "logprobs",
     "logit_bias": "logit_bias",
+    "dimensions": "dimensions",
 }
 
 
@@ -43,13 +44,15 @@ def able(line: Line, ask: Ask) -> bool:
 def unfit_for(model: str, ask: Ask, lines: Iterable[Line]) -> ApiError:
     """Why none of these lines can take it, whatever the load."""
     why = []
+    lacked: set[str] = set()
     for line in lines:
         lacking = sorted(ask.needs - line.features)
+        lacked.update(lacking)
         if lacking:
             why.append(f"line {line.name} lacks {', '.join(lacking)}")
         elif line.context is not None and ask.context > line.context:
             why.append(f"line {line.name} has a context of {line.context} tokens, {ask.context} are needed")
-    return unfit(model, why, next((FIELDS[need] for need in sorted(ask.needs) if need in FIELDS), None))
+    return unfit(model, why, next((FIELDS[need] for need in sorted(lacked) if need in FIELDS), None))
 
 
 def traits_of(line: Line) -> Traits:

@@ -220,7 +220,7 @@ class ModelMeter:
     def ended(self, segment: Segment) -> None:
         """An attempt is over."""
         meter = self._line(segment.line.name)
-        if segment.tokens:
+        if segment.tokens or segment.prompt_tokens:
             meter.prompt_tokens(segment.prompt_tokens)
             meter.completion_tokens(segment.tokens)
             meter.cached_tokens(segment.cached or 0)

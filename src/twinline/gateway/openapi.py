@@ -22,12 +22,14 @@ from twinline.gateway.documented import (
     ChatChunk,
     CompletionAnswer,
     CompletionChunk,
+    EmbeddingsAnswer,
     Error,
     Health,
     Lines,
     Model,
     Models,
 )
+from twinline.gateway.embeddings import EmbeddingsRequest
 from twinline.gateway.tokens import DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest
 
 _REFS = "#/components/schemas/{name}"
@@ -84,6 +86,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         messages_types.TokenCount,
         messages_types.ErrorOut,
     ),
+    ("POST", "/v1/embeddings"): Operation("Vectors of texts", EmbeddingsRequest, EmbeddingsAnswer),
     ("POST", "/tokenize"): Operation("A text or a chat as token ids", TokenizeRequest, TokenizeAnswer),
     ("POST", "/detokenize"): Operation("Token ids as text", DetokenizeRequest, DetokenizeAnswer),
     ("GET", "/v1/models"): Operation("The models that the key may use", answer=Models),

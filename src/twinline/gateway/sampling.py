@@ -107,7 +107,7 @@ def plan(
         "prompt_logprobs": prompt_logprobs,
         "grammar": grammar,
         "priority": request.priority or 0,
-        "timeout_s": _timeout(request.timeout_s, timeout_header),
+        "timeout_s": timeout_of(request.timeout_s, timeout_header),
     }
     rules = _PLAIN
     include_stop, skip_special = bool(request.include_stop_str_in_output), request.skip_special_tokens is not False
@@ -115,8 +115,13 @@ def plan(
         rules = TextRules(stop_strings(request.stop), include_stop, skip_special, keep)
     # Always keyed: a stream that moves to another line must draw the same noise there.
     seed = _random.getrandbits(63) if request.seed is None else request.seed % _SEEDS
-    name = f"{request_id}-{_prefix}{next(_numbers):x}"  # clients reuse theirs, a line refuses two of one name
+    name = request_name(request_id)
     return Plan(fields, name, seed, rules, _passed_on(request) | features if features else _passed_on(request))
+
+
+def request_name(request_id: str) -> str:
+    """A name for the lines: clients reuse theirs, a line refuses two of one name."""
+    return f"{request_id}-{_prefix}{next(_numbers):x}"
 
 
 def _passed_on(request: Common) -> frozenset[str]:
@@ -199,7 +204,8 @@ def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[str, float]:
     return bias
 
 
-def _timeout(field: float | None, header: str | None) -> float | None:
+def timeout_of(field: float | None, header: str | None) -> float | None:
+    """Seconds that a request may take, by its field or else its header. Raises ApiError 400."""
     if header is None or field is not None:
         return field
     try:

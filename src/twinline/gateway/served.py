@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from twinline.facts.pooling import Shorter, shorter
+from twinline.gateway.errors import bad_request
 from twinline.gateway.judging import traits_of
 from twinline.gateway.supply import Supply
 from twinline.gateway.text.folder import ModelFolder
@@ -57,7 +59,8 @@ class ModelText:
 
     `template` is None for a model without a chat template. `marks` are the special tokens of a message that are shown
     nevertheless, for they are parsed: of reasoning, and with tools those of calls. `answer_tags`: the vocabulary has
-    tokens for the tags around an answer.
+    tokens for the tags around an answer. `shorter`: vectors of this model may be cut; `vector_size` is how many values
+    they have, as far as the folder says.
     """
 
     tokenizer: Tokenizer
@@ -66,6 +69,8 @@ class ModelText:
     marks: frozenset[int] = frozenset()
     call_marks: frozenset[int] = frozenset()
     answer_tags: bool = False
+    shorter: Shorter | None = None
+    vector_size: int | None = None
 
     @classmethod
     def load(cls, directory: Path) -> ModelText:
@@ -85,6 +90,8 @@ class ModelText:
             _special(tokenizer, (OPEN, CLOSE)),
             _special(tokenizer, (OPEN, CLOSE, *calls)),
             all(len(tokenizer.encode(tag, special=False)) == 1 for tag in (ANSWER_OPEN, ANSWER_CLOSE)),
+            shorter(folder.config),
+            size if isinstance(size := folder.config.get("hidden_size"), int) else None,
         )
 
 
@@ -127,3 +134,14 @@ class ServedModel:
         self.max_model_len = max(contexts, default=UNKNOWN_CONTEXT)
         sizes = [size for line in lines if isinstance(size := line.facts.get("vocab_size"), int)]
         self.vocab_size = max([self.tokenizer.vocab_size, *sizes])
+
+    @property
+    def embeds(self) -> bool:
+        """Its lines give vectors, and nothing else."""
+        return any(line.vectors is not None for line in self.supply.lines.values())
+
+    def check_generates(self) -> None:
+        """Raises ApiError 400 for a model of vectors."""
+        if self.embeds:
+            told = f"`{self.name}` gives vectors of texts and generates nothing: ask it at /v1/embeddings."
+            raise bad_request(told, "model", "model_embeds")

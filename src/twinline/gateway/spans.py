@@ -69,7 +69,7 @@ class RequestTrace:
         self._choices: list[ChoiceTrace] = []
 
     def of_choice(self, index: int, operation: str) -> ChoiceTrace:
-        """`operation` is `chat` or `text_completion`."""
+        """`operation` is `chat`, `text_completion` or `embeddings`."""
         self._operation = operation
         made = ChoiceTrace(self._tracer, self._context, index)
         self._choices.append(made)

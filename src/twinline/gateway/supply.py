@@ -305,6 +305,8 @@ class Supply:
         ready: Sequence[str] = self._ready
         if choice.pinned is not None:
             ready = [name for name in ready if named(name, choice.pinned)]
+        if choice.kept_to is not None:
+            ready = [name for name in ready if self.lines[name].spec.weights_class == choice.kept_to]
         if choice.begun:
             request = choice.request
             ready = [
@@ -321,7 +323,8 @@ class Supply:
 
     def _meant(self, choice: Choice) -> list[Line]:
         """Lines that the client may have, whatever their state."""
-        return [line for line in self.lines.values() if choice.pinned is None or named(line.name, choice.pinned)]
+        lines = [line for line in self.lines.values() if choice.pinned is None or named(line.name, choice.pinned)]
+        return [line for line in lines if choice.kept_to in (None, line.spec.weights_class)]
 
     def _room_soon(self, choice: Choice) -> bool:
         """Whether a line that could take it has no room now, and nothing else."""

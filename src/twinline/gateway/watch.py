@@ -174,11 +174,11 @@ class Watch:
         fault: str | None
         try:
             async with asyncio.timeout(self._patience.probe):
-                fault = await fault_of(line.client, line.model, line.text_only)
+                fault = await fault_of(line)
         except LineError as error:
             fault = str(error)
         except TimeoutError:
-            fault = f"no token within {self._patience.probe:g} s"
+            fault = f"no answer within {self._patience.probe:g} s"
         if circuit is None or self._supply.circuits.get(line.name) is not circuit:
             return
         if fault is None:

@@ -15,10 +15,14 @@ from typing import Any
 from twinline.lines.client import Call, LineClient, Sink
 from twinline.lines.drivers import driver
 from twinline.lines.drivers.driver import RESTS_ON
-from twinline.lines.protocol import LineError, LineRefused, TextSource, TokenRequest
+from twinline.lines.drivers.vectors import VectorDialect
+from twinline.lines.gathered import Queue
+from twinline.lines.protocol import LineError, LineRefused, TextSource, TokenRequest, VectorRequest
 from twinline.lines.spec import LineSpec
 from twinline.lines.state import Life, LineState
-from twinline.lines.wire import Delta
+from twinline.lines.vectors import ask as ask_vectors
+from twinline.lines.vectors import test_request
+from twinline.lines.wire import Delta, VectorDelta
 
 VERIFY_SECONDS = 120.0
 
@@ -31,7 +35,8 @@ class Line:
     """One running supply of a model. `model` is the name under which the line itself knows it.
 
     `calls` are the requests under way and whose they are, `facts` what the engine said of itself, `born` when it
-    started, `lent` the features that whoever asks adds to an engine of tokens.
+    started, `lent` the features that whoever asks adds to an engine of tokens, `vectors` how it is asked for vectors if
+    it gives them, and then it gives nothing else.
     """
 
     def __init__(self, name: str, spec: LineSpec, url: str | None = None) -> None:
@@ -40,6 +45,7 @@ class Line:
         self.spec = spec
         self.model = spec.known_as
         self.driver = driver(spec.engine)
+        self.vectors: VectorDialect | None = None
         self.life = Life(name)
         self.lent: frozenset[str] = frozenset()
         self.declare(spec, {})
@@ -62,6 +68,10 @@ class Line:
     def facts(self, facts: Mapping[str, Any]) -> None:
         """`lacks` in it are features that this line's engine has in general, and this one has not."""
         self._facts = facts
+        self.vectors = self.driver.vectors(self.spec) if self.spec.embeds or facts.get("embeds") is True else None
+        if self.vectors is not None:
+            self.features = self.vectors.features - self.spec.lacks
+            return
         own = self.driver.features - self.spec.lacks - frozenset(facts.get("lacks") or ())
         lent = self.lent - self.spec.lacks if "token_ids" in own else frozenset()
         self.features = own | {feature for feature in lent if RESTS_ON.get(feature, "token_ids") in own}
@@ -108,6 +118,8 @@ class Line:
         """`LineClient.call`, for a line that takes requests. Raises LineRefused when it does not, or ValueError."""
         if not self.life.state.takes_requests:
             raise self._not_up()
+        if isinstance(request, VectorRequest):
+            return ask_vectors(self, request, sink)
         return self.client.call(request, text, sink)
 
     def stream(self, request: TokenRequest, text: TextSource | None = None) -> AsyncGenerator[Delta, None]:
@@ -120,18 +132,19 @@ class Line:
         return LineRefused(503, f"line {self.name} is {self.state}: {self.life.reason}", "line_not_serving")
 
     async def verify(self) -> None:
-        """Takes the line from starting or quarantined to serving: one greedy token of a test prompt must come back.
+        """Takes the line from starting or quarantined to serving: one greedy token of a test prompt must come back, or
+        one vector.
 
         Raises VerificationFailed when it does not; the line is quarantined then, unless it stopped meanwhile.
         """
         self.life.to(LineState.VERIFYING, "a test request is under way")
         try:
             async with asyncio.timeout(VERIFY_SECONDS):
-                fault = await fault_of(self.client, self.model, self.text_only)
+                fault = await fault_of(self)
         except LineError as error:
             fault = str(error)
         except TimeoutError:
-            fault = f"no token within {VERIFY_SECONDS:g} s"
+            fault = f"no answer within {VERIFY_SECONDS:g} s"
         if self.life.state is not LineState.VERIFYING:
             raise VerificationFailed(f"line {self.name} is {self.state} after its test request: {self.life.reason}")
         if fault is not None:
@@ -140,9 +153,13 @@ class Line:
         self.life.to(LineState.SERVING, "its test request was answered")
 
 
-async def fault_of(client: LineClient, model: str, text_only: bool = False) -> str | None:
-    """Asks for one greedy token of a test prompt; what was wrong with the answer, or None. Raises LineError."""
+async def fault_of(line: Line) -> str | None:
+    """Asks for one greedy token of a test prompt, or for one vector; what was wrong with the answer, or None. Raises
+    LineError, or ValueError where the line cannot be asked."""
+    client, model, text_only = line.client, line.model, line.text_only
     name = f"verify-{secrets.token_hex(4)}"  # its own: an engine may still be at an earlier test that was given up
+    if line.vectors is not None:
+        return await _fault_of_vector(line, test_request(model, name))
     request = TokenRequest(model=model, prompt=[0], request_id=name, max_tokens=1, temperature=0.0, ignore_eos=True)
     text = None
     if text_only:
@@ -161,3 +178,18 @@ async def fault_of(client: LineClient, model: str, text_only: bool = False) -> s
     if text_only:
         return None if finished else "it gave no finish reason"
     return None if len(tokens) == 1 or counted == 1 else f"it gave {len(tokens)} tokens instead of 1"
+
+
+async def _fault_of_vector(line: Line, request: VectorRequest) -> str | None:
+    """The same by one vector, which must not be nothing but zeros. Raises LineError."""
+    queue = Queue()
+    call = ask_vectors(line, request, queue)
+    try:
+        while (item := await queue.items.get()) is not None:
+            if isinstance(item, LineError):
+                raise item
+            if not (isinstance(item, VectorDelta) and any(item.vectors[0])):
+                return "it gave a vector of zeros"
+        return None
+    finally:
+        call.cancel()

@@ -77,6 +77,16 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     timeout_s: float | None = None
 
 
+class VectorRequest(TokenRequest, frozen=True, kw_only=True, gc=False):
+    """What a line is asked for vectors of some texts. `prompt` is the token ids of all of them, one after the other;
+    `texts` are as the client wrote them, None where it gave token ids. `dimensions` is passed on to lines that shorten
+    vectors themselves."""
+
+    inputs: list[list[int]]
+    texts: list[str] | None = None
+    dimensions: int | None = None
+
+
 class TextSource(msgspec.Struct, frozen=True):
     """A request as its client wrote it, for engines that take text only.
 

@@ -16,9 +16,9 @@ class LineSpec:
     """One line. With `url` the engine is somebody else's: it is neither started nor stopped here.
 
     `model` is what users call; `upstream` is the engine's own name for it. `weights` is what the engine loads: a model
-    folder, a GGUF file, an Ollama name. `weights_class` names lines whose answers are one text: a stream moves within
-    its class only. `lacks` are features (drivers/driver.py) that this line must not be asked for. `container` is an
-    image in which the command runs.
+    folder, a GGUF file, an Ollama name. `embeds`: it gives vectors of texts, and nothing else. `weights_class` names
+    lines whose answers are one text, or whose vectors compare: a stream moves within its class only. `lacks` are
+    features (drivers/driver.py) that this line must not be asked for. `container`: an image in which the command runs.
     """
 
     name: str
@@ -27,6 +27,7 @@ class LineSpec:
     weights: str | None = None
     url: str | None = None
     upstream: str | None = None
+    embeds: bool = False
     precision: str = "auto"
     weights_class: str = "default"
     chip: str = "cpu"

@@ -50,6 +50,12 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     tool_calls: list[dict[str, Any]] | None = None
 
 
+class VectorDelta(Delta, frozen=True, kw_only=True, gc=False):
+    """All of an answer: one vector for each text, in their order, as little-endian float32."""
+
+    vectors: list[bytes]
+
+
 class _Logprobs(msgspec.Struct, gc=False):
     tokens: list[str] = []
     token_logprobs: list[float | None] = []

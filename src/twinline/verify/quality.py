@@ -13,7 +13,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from twinline.engine.quant.quality import Distance, compare
+from twinline.engine.quant.vector_quality import VectorDistance, compare_vectors
 from twinline.facts.models import read_spec
+from twinline.facts.pooling import read_pooling
 from twinline.verify.ladder.prompts import KINDS, TEXTS
 from twinline.verify.ladder.tasks import is_tiny
 from twinline.verify.problems import Problem, examination
@@ -37,10 +39,11 @@ class Tasks:
 
 @dataclass(frozen=True)
 class Quality:
-    """`texts`: what was read. `tasks` is None for a model that has none here."""
+    """`texts`: what was read. `tasks` is None for a model that has none here. `distance` is a `VectorDistance` for a
+    model that gives vectors."""
 
     texts: str
-    distance: Distance
+    distance: Distance | VectorDistance
     tasks: Tasks | None
 
 
@@ -63,6 +66,8 @@ def quality(source: Path, target: Path, texts: Path | None, tokens: int, problem
         read, what = _of_problems(tokenizer, tokens), "problems of tiny-r1 with their solutions"
     else:
         read, what = _made_up(tokenizer, tokens, length), "made-up texts: arithmetic, Chinese, code"
+    if read_pooling(source) is not None:
+        return Quality(what, compare_vectors(source, target, read), None)
     prompts = [_encoded(tokenizer, f"{BEGIN}{USER}{p.question}{ASSISTANT}<think>\n") for p in chosen]
     stops = frozenset(filter(None, (tokenizer.token_to_id(END),)))
     compared = compare(source, target, read, prompts, stops, MOST_TOKENS)

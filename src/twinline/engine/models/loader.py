@@ -188,7 +188,7 @@ def load(
                 if exponent:
                     shrink(model, key, data, exponent)
                 _settle(model, key, data, unsealed)
-    if spec.tied:
+    if spec.tied and model.head is not None:
         model.head.share(model.embed.weight.data)
     model.ready(context, device)
     return model
@@ -246,7 +246,8 @@ def _check_names(missing: Set[str], unused: Set[str], spec: ModelSpec) -> None:
         raise UnsupportedModel(f"the checkpoint lacks {len(missing)} tensors, first {min(missing)}{hint}")
 
     def expected(name: str) -> bool:
-        if tables.UNUSED.search(name) or (spec.tied and name in table_for(spec)["head.weight"]):
+        without_head = spec.tied or spec.headless
+        if tables.UNUSED.search(name) or (without_head and name in table_for(spec)["head.weight"]):
             return True
         layer = re.match(r"model\.layers\.(\d+)\.", name)
         # DeepSeek's layers past the last are multi-token prediction: loaded when speculation asks for them.

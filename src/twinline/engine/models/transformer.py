@@ -69,13 +69,13 @@ def _predictor(ops: Ops, spec: ModelSpec) -> Predictor:
 
 class Transformer(Part):
     def __init__(self, ops: Ops, spec: ModelSpec, *, predictor: bool = False):
-        """`predictor`: with the layer that predicts the token after the next."""
+        """`predictor`: with the layer that predicts the token after the next. A headless spec has no head."""
         super().__init__()
         self.spec, self.ops = spec, ops
         self.embed = Embedding(ops, spec.vocab, spec.hidden)
         self.layers = nn.ModuleList(Layer(ops, spec, i) for i in range(spec.layers))
         self.norm = Norm(ops, spec.hidden, spec.norm_eps)
-        self.head = Linear(ops, spec.hidden, spec.vocab, form=ops.facts.head_weights)
+        self.head = None if spec.headless else Linear(ops, spec.hidden, spec.vocab, form=ops.facts.head_weights)
         self.predictor = _predictor(ops, spec) if predictor else None
         self.rope: RopeTable | None = None
 
@@ -115,6 +115,7 @@ class Transformer(Part):
 
     def logits(self, hidden_SX: Tensor) -> Tensor:
         """Logits `[S, vocab]` of chosen rows of `forward`'s result."""
+        assert self.head is not None, "a model that gives vectors has no head"
         return self.head(hidden_SX)
 
     def uses(self) -> frozenset[str]:

@@ -26,6 +26,7 @@ from twinline.engine.quant.variants import NAMES, Variant
 from twinline.facts.families import read_anatomy
 from twinline.facts.forms import published
 from twinline.facts.models import Config, UnsupportedModel, read_config
+from twinline.facts.pooling import pooling_folder
 from twinline.facts.quantization import Quantization, quantization
 from twinline.facts.tensors import Anatomy
 from twinline.facts.weight_form import PLAIN, WeightForm
@@ -145,7 +146,7 @@ def everything(checkpoint: Checkpoint, declared: Quantization | None) -> list[Ma
     found: dict[str, Matrix] = {}
     used: set[str] = set()
     for file in checkpoint.files:
-        for name in checkpoint.shard(file).tensors:
+        for name in checkpoint.in_order(file):
             logical = next((name.removesuffix(end) + ".weight" for end in PACKED if name.endswith(end)), name)
             one = matrix(checkpoint, logical, declared) if logical.endswith(".weight") else None
             found[logical] = one or Matrix(name, checkpoint.stored(name).shape, (name,))
@@ -282,7 +283,11 @@ def _size(checkpoint: Checkpoint, name: str) -> int:
 
 
 def _copy_rest(source: Path, target: Path) -> None:
-    """Tokenizer, templates and all that is neither weights nor about their quantization."""
+    """Tokenizer, templates, what says how vectors are pooled, and all that is neither weights nor about their
+    quantization."""
     for file in sorted(source.iterdir()):
         if file.is_file() and file.name not in NOT_COPIED and file.suffix not in WEIGHTS:
             shutil.copyfile(file, target / file.name)
+    if (folder := pooling_folder(source)) is not None:
+        (target / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / folder / "config.json", target / folder / "config.json")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 
 from twinline.facts.absent import ABSENT
-from twinline.facts.models import UnsupportedModel
+from twinline.facts.models import UnsupportedModel, architecture_of
 from twinline.facts.tensors import Anatomy, Config
 
 # architecture: file of this folder with `anatomy(config, architecture) -> Anatomy`
@@ -40,17 +40,16 @@ def read_anatomy(config: Config) -> Anatomy:
     """
     if not isinstance(config, dict):
         raise UnsupportedModel("config.json: should hold one JSON object")
-    names = config.get("architectures")
-    listed = names if isinstance(names, list) else []
-    known = next((n for n in listed if isinstance(n, str) and n in FAMILIES), None)
+    known, headless = architecture_of(config, FAMILIES)
     if known is None:
         raise UnsupportedModel(
-            f"config.json: what a model of architecture {names!r:.80} weighs is not known "
+            f"config.json: what a model of architecture {config.get('architectures')!r:.80} weighs is not known "
             f"(known: {', '.join(dict.fromkeys(FAMILIES))})"
         )
     family = importlib.import_module(f"twinline.facts.families.{FAMILIES[known]}")
     try:
-        anatomy: Anatomy = family.anatomy(ABSENT.get(known, {}) | config, known)
+        whole = ABSENT.get(known, {}) | config | ({"tie_word_embeddings": True} if headless else {})
+        anatomy: Anatomy = family.anatomy(whole, known)
     except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise UnsupportedModel(f"config.json: cannot be read as {known}: {error!r}") from error
     return anatomy

@@ -61,4 +61,8 @@ def spec(config: Config, architecture: str) -> ModelSpec:
     if heads % attention.kv_heads:
         raise UnsupportedModel(f"config.json: {heads} heads cannot share {attention.kv_heads} KV heads evenly")
     rope = models.read_rope(config, head_size, interleaved=False)
+    if architecture == "MistralForCausalLM" and config.get("sliding_window") is not None:
+        # As far as its window reaches, attention through one is attention to all.
+        window = models.need(config, "sliding_window")
+        config = config | {"max_position_embeddings": min(window, models.need(config, "max_position_embeddings"))}
     return models.decoder("qwen3" if qwen3 else "llama", architecture, config, attention, rope)

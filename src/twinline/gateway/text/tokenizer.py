@@ -64,6 +64,7 @@ class Tokenizer:
         eos_id = None if eos is None else backend.token_to_id(eos)
         self.eos_ids = _eos_ids(folder) or frozenset(() if eos_id is None else (eos_id,))
         self.eos_list = sorted(self.eos_ids)
+        self._ends_with = eos_id if folder.tokenizer_config.get("add_eos_token") is True else None
         self._add_bos = bool(folder.tokenizer_config.get("add_bos_token")) and self.bos_id is not None
         try:
             self._spans = Spans(backend, definition) if rule.byte_level else None
@@ -105,6 +106,14 @@ class Tokenizer:
                 del ids[0]
             elif self._add_bos and ids[:1] != [self.bos_id]:
                 ids.insert(0, self.bos_id)
+        return ids
+
+    def encode_whole(self, text: str) -> list[int]:
+        """Token ids of a text that nothing follows: with the begin and end tokens that the model's own tokenizer sets,
+        by its file or by `add_eos_token` (e5-mistral)."""
+        ids = self.encode(text, special=True)
+        if self._ends_with is not None and ids[-1:] != [self._ends_with]:
+            ids.append(self._ends_with)
         return ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:

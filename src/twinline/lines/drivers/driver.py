@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from twinline.lines.protocol import TextSource, TokenRequest
 from twinline.lines.spec import LineSpec
 from twinline.lines.wire import Delta
+
+if TYPE_CHECKING:
+    from twinline.lines.drivers.vectors import VectorDialect
 
 # What a request may need of a line. A driver says what its engine can; a fleet may take from it (`lacks`).
 FEATURES: Mapping[str, str] = {
@@ -26,6 +29,8 @@ FEATURES: Mapping[str, str] = {
     "grammar": "structured output by OpenAI's response_format",
     "patterns": "structured output by regular expressions, choices and EBNF grammars too, in vLLM's fields",
     "sampling": "top_k, min_p, repetition_penalty and min_tokens",
+    "embeddings": "vectors of texts; a line that gives them gives nothing else",
+    "dimensions": "vectors that are shortened by the engine itself, or refused",
 }
 # What a gateway adds to lines of tokens (`Line.lend`) only where they have this.
 RESTS_ON: Mapping[str, str] = {"tool_choice": "patterns"}
@@ -105,6 +110,9 @@ class Driver(Protocol):
         """How to start it on loopback at `port`. Only for a spec without `url`."""
 
     def dialect(self, spec: LineSpec) -> Dialect: ...
+
+    def vectors(self, spec: LineSpec) -> VectorDialect | None:
+        """How it is asked for vectors, if it can be (`LineSpec.embeds`)."""
 
     def headers(self, spec: LineSpec, env: Mapping[str, str]) -> Mapping[str, str]:
         """Headers of every request, such as a remote's key; `env` is where secrets are looked up. Raises ValueError."""

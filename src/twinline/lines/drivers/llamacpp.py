@@ -27,6 +27,7 @@ from twinline.lines.drivers.launch import LOOPBACK, OURS, flags, launched, progr
 from twinline.lines.drivers.pieces import Pieces, pieces
 from twinline.lines.drivers.prometheus import totals, whole
 from twinline.lines.drivers.resume import resumed
+from twinline.lines.drivers.vectors import IdVectors
 from twinline.lines.drivers.vllm import bearer, check_weights
 from twinline.lines.protocol import LineBroken, TextSource, TokenRequest
 from twinline.lines.spec import LineSpec
@@ -228,10 +229,15 @@ class LlamaCpp:
         argv = program(spec, ("llama-server",))
         argv += ["--model", str(spec.weights), "--alias", spec.known_as, "--host", LOOPBACK, "--port", str(port)]
         slots = spec.slots or SLOTS
+        context = spec.context or default_context(Path(str(spec.weights)))
         derived = {
             # Each slot has its own room: left to itself it shares one, and breaks all answers when that is full.
             "parallel": slots,
-            "ctx-size": slots * (spec.context or default_context(Path(str(spec.weights)))),
+            "ctx-size": slots * context,
+            "embeddings": True if spec.embeds else None,
+            # A text that is pooled has to be in one batch.
+            "batch-size": context if spec.embeds else None,
+            "ubatch-size": context if spec.embeds else None,
             "threads-http": HTTP_THREADS,
             "metrics": True,
             "offline": True,
@@ -247,6 +253,9 @@ class LlamaCpp:
             return LlamaCppDialect(pieces(Path(where)) if where else None)
         except OSError:
             return LlamaCppDialect(None)
+
+    def vectors(self, spec: LineSpec) -> IdVectors:
+        return IdVectors()
 
     def headers(self, spec: LineSpec, env: Mapping[str, str]) -> Mapping[str, str]:
         return bearer(spec, env)

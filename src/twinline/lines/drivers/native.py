@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
 
+from twinline.facts.pooling import MODULES, read_pooling
 from twinline.facts.weight_form import PLAIN, read_weight_form, read_weights
 from twinline.lines.drivers.driver import Command, EngineMetrics, Reader
+from twinline.lines.drivers.vectors import IdVectors
 from twinline.lines.protocol import LineBroken, TextSource, TokenRequest
 from twinline.lines.spec import LineSpec
 from twinline.lines.wire import Chunk, Delta, to_delta, to_usage
@@ -133,6 +136,20 @@ class Native:
                     f"options: the native engine has no option {name!r}; it has {', '.join(sorted(OPTIONS))}"
                 )
         _weights(spec)
+        if spec.url is None and spec.folder is not None:
+            self._check_pooling(spec, spec.folder)
+
+    def _check_pooling(self, spec: LineSpec, folder: Path) -> None:
+        pools = read_pooling(folder) is not None
+        if spec.embeds and not pools:
+            raise ValueError(
+                f"embeds: {folder} has no {MODULES}, so nothing says how its model's vectors are made; add it and "
+                "1_Pooling/config.json as sentence-transformers writes them"
+            )
+        if pools and not spec.embeds:
+            raise ValueError(
+                f"embeds: {folder} has {MODULES}: the native engine gives its vectors and generates nothing"
+            )
 
     def command(self, spec: LineSpec, port: int) -> Command:
         argv = [sys.executable, "-m", "twinline.engine.worker", "--model", str(spec.folder), "--name", spec.known_as]
@@ -153,6 +170,9 @@ class Native:
     def dialect(self, spec: LineSpec) -> Protocol:
         return Protocol()
 
+    def vectors(self, spec: LineSpec) -> IdVectors:
+        return IdVectors(named=True, timed=True)
+
     def headers(self, spec: LineSpec, env: Mapping[str, str]) -> Mapping[str, str]:
         return {}
 
@@ -167,4 +187,4 @@ class Native:
 
     def facts(self, models: Mapping[str, Any]) -> Mapping[str, Any]:
         listed = (models.get("data") or [{}])[0]
-        return {name: listed[name] for name in ("max_model_len", "vocab_size", "lacks") if name in listed}
+        return {name: listed[name] for name in ("max_model_len", "vocab_size", "lacks", "embeds") if name in listed}

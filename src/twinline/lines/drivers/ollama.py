@@ -17,6 +17,7 @@ from twinline.lines.drivers.driver import Command, EngineMetrics, Reader
 from twinline.lines.drivers.launch import LOOPBACK, OURS, launched, program
 from twinline.lines.drivers.openai import NO_CONTINUATION, check_continuation, going_on
 from twinline.lines.drivers.resume import continued_seed
+from twinline.lines.drivers.vectors import OllamaVectors
 from twinline.lines.drivers.vllm import bearer, check_weights
 from twinline.lines.protocol import LineBroken, TextSource, TokenRequest
 from twinline.lines.spec import LineSpec
@@ -269,6 +270,10 @@ class Ollama:
             continuation=spec.options.get("continuation"),
             keep_alive=spec.options.get("keep_alive"),
         )
+
+    def vectors(self, spec: LineSpec) -> OllamaVectors:
+        model = spec.upstream or spec.weights or spec.model
+        return OllamaVectors(model, spec.context, spec.options.get("keep_alive"))
 
     def headers(self, spec: LineSpec, env: Mapping[str, str]) -> Mapping[str, str]:
         return bearer(spec, env)

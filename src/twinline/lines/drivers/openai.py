@@ -18,6 +18,7 @@ import msgspec
 from twinline.lines.drivers.driver import Command, EngineMetrics, Reader
 from twinline.lines.drivers.launch import OURS, strings
 from twinline.lines.drivers.resume import continued_seed
+from twinline.lines.drivers.vectors import TextVectors
 from twinline.lines.drivers.vllm import bearer, listed_facts
 from twinline.lines.protocol import LineBroken, TextSource, TokenRequest
 from twinline.lines.spec import LineSpec
@@ -201,11 +202,14 @@ class OpenAI:
 
     def dialect(self, spec: LineSpec) -> TextDialect:
         return TextDialect(
-            base="" if _VERSIONED.search((spec.url or "").rstrip("/")) else "/v1",
+            base=_base(spec),
             continuation=spec.options.get("continuation"),
             passed=PASSED | frozenset(spec.options.get("pass_fields", [])),
             extra=spec.options.get("extra_body"),
         )
+
+    def vectors(self, spec: LineSpec) -> TextVectors:
+        return TextVectors(_base(spec), spec.options.get("extra_body"))
 
     def headers(self, spec: LineSpec, env: Mapping[str, str]) -> Mapping[str, str]:
         return bearer(spec, env)
@@ -215,6 +219,11 @@ class OpenAI:
 
     def facts(self, models: Mapping[str, Any]) -> Mapping[str, Any]:
         return listed_facts(models)
+
+
+def _base(spec: LineSpec) -> str:
+    """What goes before an endpoint's path: nothing where the URL ends with a version."""
+    return "" if _VERSIONED.search((spec.url or "").rstrip("/")) else "/v1"
 
 
 def check_continuation(spec: LineSpec, known: Mapping[str, object]) -> None:

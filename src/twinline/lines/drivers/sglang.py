@@ -21,6 +21,7 @@ from twinline.lines.drivers.driver import Command, EngineMetrics, Reader
 from twinline.lines.drivers.launch import LOOPBACK, flags, launched, program
 from twinline.lines.drivers.prometheus import totals, whole
 from twinline.lines.drivers.resume import approximated, refuse_grammar, resumed
+from twinline.lines.drivers.vectors import IdVectors
 from twinline.lines.drivers.vllm import bearer, check_weights, dtype, listed_facts
 from twinline.lines.protocol import LineBroken, TextSource, TokenRequest
 from twinline.lines.spec import LineSpec
@@ -216,6 +217,7 @@ class Sglang:
             "context-length": spec.context,
             "max-running-requests": spec.slots,
             "tp-size": len(spec.cards) if len(spec.cards) > 1 else None,
+            "is-embedding": True if spec.embeds else None,
             "enable-metrics": True,  # without it there is no /metrics
         }
         return launched(spec, port, argv + flags(spec, derived, negated=False), {})
@@ -229,6 +231,9 @@ class Sglang:
             on("enable_priority_scheduling"),
             on("schedule_low_priority_values_first"),
         )
+
+    def vectors(self, spec: LineSpec) -> IdVectors:
+        return IdVectors()
 
     def headers(self, spec: LineSpec, env: Mapping[str, str]) -> Mapping[str, str]:
         return bearer(spec, env)

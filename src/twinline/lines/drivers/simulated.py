@@ -72,6 +72,9 @@ class Simulated:
     def dialect(self, spec: LineSpec) -> Protocol:
         return Protocol()
 
+    def vectors(self, spec: LineSpec) -> None:
+        return None
+
     def headers(self, spec: LineSpec, env: Mapping[str, str]) -> Mapping[str, str]:
         return {}
 

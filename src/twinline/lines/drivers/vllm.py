@@ -17,6 +17,7 @@ from twinline.lines.drivers.launch import LOOPBACK, check_launch, flags, launche
 from twinline.lines.drivers.native import read_chunk
 from twinline.lines.drivers.prometheus import totals, whole
 from twinline.lines.drivers.resume import approximated, refuse_grammar, resumed
+from twinline.lines.drivers.vectors import IdVectors
 from twinline.lines.protocol import TextSource, TokenRequest
 from twinline.lines.spec import LineSpec
 from twinline.lines.wire import Delta
@@ -161,6 +162,7 @@ class Vllm:
             "max-model-len": spec.context,
             "max-num-seqs": spec.slots,
             "tensor-parallel-size": len(spec.cards) if len(spec.cards) > 1 else None,
+            "runner": "pooling" if spec.embeds else None,
             "enable-prompt-tokens-details": True,  # without it usage has no cached_tokens
         }
         return launched(spec, port, argv + flags(spec, derived), NO_REPORTS)
@@ -169,6 +171,9 @@ class Vllm:
         policy = spec.options.get("scheduling_policy", spec.options.get("scheduling-policy"))
         parser = spec.options.get("reasoning_parser", spec.options.get("reasoning-parser"))
         return VllmDialect(policy == "priority", bool(parser))
+
+    def vectors(self, spec: LineSpec) -> IdVectors:
+        return IdVectors(named=True)
 
     def headers(self, spec: LineSpec, env: Mapping[str, str]) -> Mapping[str, str]:
         return bearer(spec, env)

@@ -89,6 +89,8 @@ class _Reader:
             models.values or {spec.model: (0, None) for spec in specs} or dict.fromkeys(reader.models_named, (0, None))
         )
         made = [self._model(model, models.section(model), lines, reader) for model in named]
+        for model in named:
+            self._alike(lines, [spec for spec in specs if spec.model == model])
         return Fleet(
             name=name,
             models=tuple(made),
@@ -141,6 +143,21 @@ class _Reader:
         if not mine:
             section.fault(None, "no line serves this model")
         return spec
+
+    def _alike(self, lines: Section, specs: list[LineSpec]) -> None:
+        """A name gives texts or vectors, and vectors that compare: a client that stores them cannot tell them apart."""
+        embed = [spec for spec in specs if spec.embeds]
+        for spec in specs:
+            if embed and not spec.embeds:
+                what = f"it generates, and line {embed[0].name} of the same model gives vectors: give it another model"
+                lines.section(spec.name).fault("embeds", what)
+        for spec in embed[1:]:
+            if spec.weights_class != embed[0].weights_class:
+                lines.section(spec.name).fault(
+                    "weights_class",
+                    f"{spec.weights_class} where line {embed[0].name} has {embed[0].weights_class}: vectors do not "
+                    "compare; give it another model or, if they do compare, the same weights_class",
+                )
 
     def _path(self, section: Section, name: str, value: str) -> Path | None:
         try:

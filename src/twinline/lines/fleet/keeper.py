@@ -243,7 +243,7 @@ class Keeper:
         """What was wrong with one greedy token, or None. Raises Unreachable for a line at a url that is not there."""
         try:
             async with asyncio.timeout(self._pace.verify):
-                return await fault_of(self._line.client, self._line.model, self._line.text_only)
+                return await fault_of(self._line)
         except LineError as error:
             if self.spec.url is not None and isinstance(error, LineRefused) and error.code == "line_unreachable":
                 raise Unreachable(str(error)) from None
@@ -251,7 +251,7 @@ class Keeper:
         except ValueError as error:
             return f"it cannot be asked: {error}"
         except TimeoutError:
-            return f"no token within {self._pace.verify:g} s"
+            return f"no answer within {self._pace.verify:g} s"
 
     async def _watch(self) -> None:
         """Until it is lost, which is raised."""

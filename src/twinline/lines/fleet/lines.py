@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from twinline.facts.pooling import MODULES
 from twinline.lines.drivers import DRIVERS, driver
 from twinline.lines.drivers.driver import FEATURES
+from twinline.lines.drivers.gguf import metadata
 from twinline.lines.fleet import kinds
 from twinline.lines.fleet.home import NAME
 from twinline.lines.fleet.marked import Section, nearest
@@ -22,9 +24,10 @@ from twinline.lines.spec import LineSpec
 
 FROM_FILES = frozenset({"native", "llamacpp", "simulated"})  # engines that load nothing by name
 PATHS = frozenset({"executable", "tokenizer"})  # options of drivers that name files
+GGUF_POOLINGS = (1, 2, 3)  # `enum llama_pooling_type`: mean, cls, last
 PRECISION = ("dtype", "weights", "head_weights")  # options of the native engine that change its texts
 # What a driver checks: where one of these is wrong already, it would only say so again.
-FOR_DRIVER = frozenset("engine weights url upstream precision cards context slots options env container".split())
+FOR_DRIVER = frozenset("engine weights url upstream embeds precision cards context slots options env container".split())
 
 
 def surges(spec: LineSpec) -> bool:
@@ -42,6 +45,21 @@ def weights_class(spec: LineSpec) -> str:
     if spec.engine == "native":
         name += "".join(f",{option}={spec.options[option]}" for option in PRECISION if option in spec.options)
     return f"simulated:{name}" if spec.engine == "simulated" else name
+
+
+def pools(engine: str | None, weights: str | None) -> bool:
+    """Whether what a line loads gives vectors where nobody says so: what the engines themselves look at."""
+    if weights is None or not (path := Path(weights)).is_absolute():
+        return False
+    if engine in ("native", "vllm", "sglang"):
+        return (path / MODULES).is_file()
+    if engine != "llamacpp":
+        return False
+    try:
+        found = metadata(path, lambda name: name.endswith(".pooling_type"))
+    except (OSError, ValueError):
+        return False
+    return any(kind in GGUF_POOLINGS for kind in found.values())
 
 
 class LineReader:
@@ -76,13 +94,15 @@ class LineReader:
             section.fault(None, f"engine: needed, one of {', '.join(DRIVERS)}")
         model = self._model(section)
         url = self._url(section)
+        weights = self._weights(section, engine, model, url)
         spec = LineSpec(
             name=name,
             model=model,
             engine=engine or "native",
-            weights=self._weights(section, engine, model, url),
+            weights=weights,
             url=url,
             upstream=section.get("upstream", kinds.text, None),
+            embeds=section.get("embeds", kinds.flag, url is None and pools(engine, weights)),
             precision=section.get("precision", kinds.text, "auto"),
             chip=section.get("chip", kinds.text, "cpu"),
             cards=section.get("cards", kinds.cards, ()),
@@ -216,6 +236,8 @@ class LineReader:
         try:
             drives = driver(spec.engine)
             drives.check(spec)
+            if spec.embeds and drives.vectors(spec) is None:
+                return f"embeds: the {spec.engine} engine gives no vectors"
             drives.headers(spec, self._environ)
             for name, value in spec.env.items():
                 try:
