@@ -52,9 +52,9 @@ inline float usable(float scale) { return scale < 1.17549435e-38f && scale > -1.
 inline void round_to(const float* x, int64_t size, float scale, float low, float high, int8_t* to) {
   each16(size, [&](int64_t i, int n) {
     const F whole = nearest(div(load_n(x + i, n), all(scale)));
-    float some[16];
-    store(some, min(max(whole, all(low)), all(high)));
-    for (int j = 0; j < n; ++j) to[i + j] = int8_t(int32_t(some[j]));
+    int8_t some[16];
+    store_signed(some, min(max(whole, all(low)), all(high)));
+    std::memcpy(to + i, some, size_t(n));
   });
 }
 
@@ -157,6 +157,21 @@ inline void quantize_block(const PackWeight& a, int64_t matrix, int64_t block, c
 
 // Bytes of a group as steps: unsigned for integers, two nibbles to a byte for int4. Zeros fill the last step.
 inline void byte_steps(int64_t form, const int8_t* x, int64_t size, uint8_t* to) {
+  for (; form != kFp8 && size >= 8; x += 8, size -= 8) {
+    uint64_t eight;
+    std::memcpy(&eight, x, 8);
+    // x + 128 is x with its sign turned round, and so is a nibble + 8.
+    if (form == kInt8) {
+      eight ^= 0x8080808080808080u;
+      std::memcpy(to, &eight, 8);
+      to += 8;
+    } else {
+      eight = (eight & 0x0f0f0f0f0f0f0f0fu) ^ 0x0808080808080808u;
+      const uint32_t four = uint32_t(eight) | uint32_t(eight >> 32) << 4;
+      std::memcpy(to, &four, 4);
+      to += 4;
+    }
+  }
   if (form == kFp8)
     for (int64_t i = 0; i < weights::up(size, 4); ++i) to[i] = i < size ? uint8_t(x[i]) : 0;
   else if (form == kInt8)

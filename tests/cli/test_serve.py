@@ -56,6 +56,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Serving]:
         ready("http://127.0.0.1:8000")
 
     monkeypatch.setattr("twinline.gateway.serve.serve", serve)
+    monkeypatch.setattr(NativeLine, "begin", lambda line: None)
     return seen
 
 

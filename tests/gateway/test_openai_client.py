@@ -59,7 +59,7 @@ def test_errors_are_the_clients_own(door: Gateway, client: openai.OpenAI) -> Non
     with pytest.raises(openai.RateLimitError):
         client.chat.completions.create(model=MODEL, messages=MESSAGES)
     door.double.script = lambda request: Script(list(range(10, 30)), fault="reset", fault_after=2, delay=0.01)
-    with pytest.raises(openai.APIError, match="could not be continued: (it broke 4 times|no line was free)"):
+    with pytest.raises(openai.APIError, match=r"could not be continued: (it broke 4 times|no line was free)"):
         list(client.completions.create(model=MODEL, prompt="x", stream=True))
 
 

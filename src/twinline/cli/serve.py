@@ -7,7 +7,9 @@ model can answer. Must not know how the gateway or the engine do their work.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import errno
+import importlib
 import json
 import logging
 import shlex
@@ -96,14 +98,20 @@ def run(args: argparse.Namespace) -> int:
 
     import uvloop
 
-    from twinline.gateway.serve import Serving, serve
+    uvloop.run(_serve(args, folder, keys))
+    return 0
+
+
+async def _serve(args: argparse.Namespace, folder: Path, keys: bool) -> None:
+    """The engine is on its way before the gateway is even imported: both take seconds."""
     from twinline.lines.native import NativeLine
 
-    name = args.name or folder.name
+    name, label = args.name or folder.name, None if args.dir else DEMONSTRATION
     line = NativeLine(folder, name, worker_flags(args))
-    what = Serving(folder, name, args.host, args.port, None if args.dir else DEMONSTRATION, keys)
-    uvloop.run(serve(what, line, lambda url: print(ready_text(url, name, what.label, line.facts, keys), flush=True)))
-    return 0
+    line.begin()
+    gateway = await asyncio.to_thread(importlib.import_module, "twinline.gateway.serve")
+    what = gateway.Serving(folder, name, args.host, args.port, label, keys)
+    await gateway.serve(what, line, lambda url: print(ready_text(url, name, label, line.facts, keys), flush=True))
 
 
 def worker_flags(args: argparse.Namespace) -> list[str]:

@@ -43,7 +43,7 @@ class Serving:
 
 
 async def serve(what: Serving, line: NativeLine, ready: Callable[[str], None]) -> None:
-    """Serves until SIGINT or SIGTERM; needs the main thread, for its signals.
+    """Serves until SIGINT or SIGTERM; needs the main thread, for its signals. The line may have begun to start.
 
     `ready` gets the base URL once requests are answered. A line that dies is started again. Raises ValueError for a
     folder that cannot be served, OSError for an address that cannot be bound, and LineError when the line does not
@@ -51,11 +51,11 @@ async def serve(what: Serving, line: NativeLine, ready: Callable[[str], None]) -
     """
     stopping = Stopping()
     async with contextlib.AsyncExitStack() as stack:
-        listener = stack.enter_context(contextlib.closing(bound(what.host, what.port)))
-        stack.enter_context(stopping.on_signals())
-        text = await asyncio.to_thread(ModelText.load, what.model_dir)
-        access = await stack.enter_async_context(opened(keys=True, fold=True)) if what.keys else Access()
         try:
+            listener = stack.enter_context(contextlib.closing(bound(what.host, what.port)))
+            stack.enter_context(stopping.on_signals())
+            text = await asyncio.to_thread(ModelText.load, what.model_dir)
+            access = await stack.enter_async_context(opened(keys=True, fold=True)) if what.keys else Access()
             if not await stopping.unless_asked(line.start(what.start_seconds)):
                 return
             meters = Meters()
