@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.traps.kernels import NotCompiled, compile_kernels
+from benchmarks.traps.kernels import NotCompiled
 from benchmarks.traps.table import TRAPS
 from benchmarks.traps.trap import Mutation, Trap
 from benchmarks.traps.trial import NotOnce, Told, Trial
@@ -60,7 +60,7 @@ def spring(trial: Trial, chosen: Sequence[tuple[Trap, Mutation]]) -> int:
     began = time.monotonic()
     tests = sorted({test for trap, mutation in chosen for test in trap.seen_by(mutation)})
     if any(mutation.compiled for _, mutation in chosen):
-        compile_kernels(trial.tree)
+        trial.compile()
     before = trial.told_by(tests)
     print(f"without a mistake: {before.passed} tests pass, {before.failed} fail {before.broken}{before.first}".rstrip())
     if not before.good:

@@ -122,8 +122,8 @@ TRAPS = (
                  "out = out.index_add_(0, row, y.float() * weights_NK[row, place, None]).to(x_NX.dtype).float()"),
         Mutation("added up in the model's dtype (batched)", BATCHED,
                  "torch.zeros(x_NX.shape, dtype=torch.float32, device=x_NX.device).index_add_(0, row, scaled)",
-                 "torch.zeros(x_NX.shape, dtype=x_NX.dtype, device=x_NX.device)"
-                 ".index_add_(0, row, scaled.to(x_NX.dtype))"),
+                 "torch.zeros_like(x_NX)\n"  # one by one: PyTorch's own index_add_ of bfloat16 sums in float32 on CPUs
+                 "        for at, some in zip(row.tolist(), scaled.to(x_NX.dtype)):\n            out[at] += some"),
         Mutation("added up in the model's dtype (grouped)", GROUPED,
                  "(out_AX.view(rows, per_row, -1).float() * weights_NK[..., None]).sum(1)[:, :size]",
                  "sum((out_AX.view(rows, per_row, -1) * weights_NK[..., None].to(x_NX.dtype)).unbind(1))[:, :size]",

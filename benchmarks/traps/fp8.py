@@ -99,10 +99,10 @@ TRAPS = (
         Mutation("dropped when decoded", QUANTIZED, "values = _grouped(numbers.float(), form)\n",
                  "values = numbers.float()\n"
                  "    values = _grouped(torch.where(values.abs() < 2**-6, 0.0, values), form)\n", CODES),
-        Mutation("dropped (C++)", WEIGHTS, "float(int32_t(rest)) * 0.001953125f", "0.0f", VARIANTS),
+        Mutation("dropped (C++)", WEIGHTS, "float(int32_t(rest)) * 0.001953125f", "0.0f", VARIANTS, every_variant=True),
         Mutation("dropped (C++, AVX-512)", WEIGHTS,
                  "{0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60}", "{0, 0, 0, 0, 0, 0, 0, 0}", VARIANTS,
-                 needs="avx512bw"),
+                 needs="avx512bw", every_variant=True),
         Mutation("dropped when rounded to fp8 (C++)", PACKING,
                  "if (size < 0.015625f) return sign | uint8_t(int32_t(__builtin_nearbyintf(size * 512.0f)));",
                  "if (size < 0.015625f) return sign;", CODES),

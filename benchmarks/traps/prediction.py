@@ -62,12 +62,13 @@ TRAPS = (
         Mutation("the model's state again for later guesses", SOURCE,
                  "for (trail, _, most), state_X in zip(asked, out_DX.clone(), strict=True)]",
                  "for (trail, state_X, most), _ in zip(asked, out_DX.clone(), strict=True)]"),
-        Mutation("the layer's own states before its norm (recorded)", CHAINS,
+        # Recorded steps are made of kernels alone: a division would not be recorded, and so not be seen.
+        Mutation("the model's state again for later guesses (recorded)", CHAINS,
                  "model.predict(drawn[-1][1], state, at, one, self.cache)",
-                 "model.predict(drawn[-1][1], state / model.predictor.norm.weight, at, one, self.cache)", RECORDED),
-        Mutation("the model's states before its norm (recorded)", CHAINS,
+                 "model.predict(drawn[-1][1], model.ops.embedding(chosen, previous), at, one, self.cache)", RECORDED),
+        Mutation("the model's states normed twice (recorded)", CHAINS,
                  "model.predict(ids, previous, positions, plan, self.cache)",
-                 "model.predict(ids, previous / model.norm.weight, positions, plan, self.cache)", RECORDED),
+                 "model.predict(ids, model.norm(previous), positions, plan, self.cache)", RECORDED),
     )),
     Trap(20, "a guess is never believed: the text is the plain one, greedy or sampled",
          (f"{TESTS}20_a_guess_is_never_believed",), (

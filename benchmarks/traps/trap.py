@@ -17,7 +17,8 @@ class Mutation:
     """A mistake. `old` stands exactly once in `file`, and `new` takes its place.
 
     `tests`: those that must see it, where they are not all of the trap's. `needs`: a processor's feature, as
-    /proc/cpuinfo calls it, without which the mutated lines do not run.
+    /proc/cpuinfo calls it, without which the mutated lines do not run. `every_variant`: the tests run kernels of every
+    instruction set, not of this processor's best alone.
     """
 
     what: str
@@ -26,6 +27,7 @@ class Mutation:
     new: str
     tests: tuple[str, ...] = ()
     needs: str = ""
+    every_variant: bool = False
 
     @property
     def compiled(self) -> bool:

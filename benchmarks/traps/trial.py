@@ -5,6 +5,7 @@ Owns the copy: the tree that it was made of is read and never written to.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.traps.kernels import compile_kernels, library
+from benchmarks.traps.kernels import compile_kernels, compile_mistake, library
 from benchmarks.traps.trap import ROOT, Mutation
 
 LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "__pycache__", "*.egg-info")
@@ -53,7 +54,7 @@ def mutated(text: str, mutation: Mutation) -> str:
 class Trial:
     def __init__(self, tree: Path) -> None:
         """`tree`: an empty folder, which becomes the copy."""
-        self.tree = tree
+        self.tree, self.variant, self._seconds = tree, "", itertools.count(1_000_000_000)
         for source in sorted(ROOT.iterdir()):
             if source.name in LEFT_OUT(str(ROOT), [source.name]):
                 continue
@@ -71,15 +72,27 @@ class Trial:
         file = self.tree / mutation.file
         right = file.read_text("utf-8")
         compiled = library(self.tree).read_bytes() if mutation.compiled else b""
-        file.write_text(mutated(right, mutation), "utf-8")
+        self._write(file, mutated(right, mutation))
         try:
             if compiled:
-                compile_kernels(self.tree)
+                compile_mistake(self.tree, "" if mutation.every_variant else self.variant)
             yield
         finally:
-            file.write_text(right, "utf-8")
+            self._write(file, right)
             if compiled:
                 library(self.tree).write_bytes(compiled)
+
+    def compile(self) -> None:
+        """The kernels as this tool compiles them. To be called before the first mistake in one."""
+        compile_kernels(self.tree)
+        asked = "from twinline.engine.ops.cpu.library import library; print(library().variant)"
+        self.variant = self._run(["-c", asked]).stdout.strip()
+
+    def _write(self, file: Path, text: str) -> None:
+        """With a time of its own: bytecode is told apart by size and second, and a mistake may change neither."""
+        file.write_text(text, "utf-8")
+        second = next(self._seconds)
+        os.utime(file, (second, second))
 
     def told_by(self, tests: Sequence[str]) -> Told:
         """Runs tests on the copy as it is now."""
@@ -98,8 +111,7 @@ class Trial:
 
     def _run(self, arguments: list[str]) -> subprocess.CompletedProcess[str]:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        # Without compiled bytecode: it is told apart by size and second, and a mistake may change neither.
-        own = {"PYTHONPATH": str(self.tree / "src"), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "400"}
+        own = {"PYTHONPATH": str(self.tree / "src"), "COLUMNS": "400"}
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=self.tree,

@@ -95,6 +95,10 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trial:
     return made
 
 
+def everything(tree: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for p in tree.rglob("*") if p.is_file() and p.suffix != ".pyc"}
+
+
 def test_sprung_silent_and_what_is_neither(tried: Trial, capsys: pytest.CaptureFixture[str]) -> None:
     file = "src/twinline/sum.py"
     wanted = {
@@ -105,14 +109,14 @@ def test_sprung_silent_and_what_is_neither(tried: Trial, capsys: pytest.CaptureF
         f"{file}: the old text of 'nowhere' is there 0 times": Mutation("nowhere", file, "a * b", ""),
     }
     trap = Trap(1, "sums", ("tests/test_sum.py::test_add",), tuple(wanted.values()))
-    before = {p: p.read_bytes() for p in tried.tree.rglob("*") if p.is_file()}
+    before = everything(tried.tree)
     assert program.spring(tried, [(trap, mutation) for mutation in wanted.values()]) == 1
-    assert {p: p.read_bytes() for p in tried.tree.rglob("*") if p.is_file()} == before
+    assert everything(tried.tree) == before
     said = capsys.readouterr().out.splitlines()
     rows = [line for line in said if line.startswith("| 1 |")]
     assert [line.split(" | ")[-1].removesuffix(" |") for line in rows] == list(wanted)
     assert "| `sum.py` | 1 of 2: `test_add` | AssertionError: wrong sum" in rows[0]
-    assert "1 of 5 mistakes were seen, in 0 minutes" in said
+    assert any(line.startswith("1 of 5 mistakes were seen, in ") for line in said)
     assert said[-3:] == [f"1, {m.what}: {v}" for v, m in wanted.items() if v not in ("sprung", "not here")]
 
 

@@ -32,8 +32,9 @@ def _memory_back() -> Iterator[None]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every order for what asks for one; traps are sprung in the providers of other devices too."""
-    if "order" in metafunc.fixturenames:
+    """Every order for what asks for one and names none; traps are tried in the providers of other devices too."""
+    named = any("order" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "order" in metafunc.fixturenames and not named:
         more = ["batched"] if metafunc.function.__name__.startswith("test_trap_") else []
         metafunc.parametrize("order", [*ORDERS, *more], indirect=True)
 

@@ -3,7 +3,8 @@
 Every test does two things: the engine agrees with the float64 oracle, and with the trap sprung (the wrong variant put
 in the engine's place) the same comparison fails. So the comparison is known to see the trap. Traps 9 to 14, of routing,
 are in `test_traps_routing.py`, 4 and 21 to 26, of FP8, in `test_traps_fp8.py`, 18 to 20, of the prediction layer, in
-`test_traps_prediction.py`; 27 to 30, of text, are in `tests/gateway/text/`.
+`test_traps_prediction.py`; 27 to 31, of text, are in `tests/gateway/`. Whether each sees its trap in the product's own
+text, of every provider, is shown by `python -m benchmarks.traps`.
 """
 
 from __future__ import annotations
@@ -332,6 +333,8 @@ def test_trap_31_any_end_token_stops(case: Make, tmp_path: Path) -> None:
     """`eos_token_id` may be one number or a list; generation_config.json goes before config.json."""
     c = case(R1)
     (c.folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 11]}))
+    config = json.loads((c.folder / "config.json").read_text())
+    (c.folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 5}))
     ends = worker.end_tokens(c.folder)
     assert ends == {7, 11}
 
@@ -345,7 +348,6 @@ def test_trap_31_any_end_token_stops(case: Make, tmp_path: Path) -> None:
     assert finish(ends) == ("stop", 11)
     assert finish(frozenset([7])) == ("length", None), "only the first of the list"
     (c.folder / "generation_config.json").write_text("{}")
-    config = json.loads((c.folder / "config.json").read_text())
     (c.folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 11}))
     assert worker.end_tokens(c.folder) == {11}
     (c.folder / "generation_config.json").unlink()

@@ -236,6 +236,7 @@ def test_trap_25_what_a_cut_would_break_and_the_other_code(tmp_path: Path) -> No
         assert torch.equal(matrix.decode().values(torch.float64), found.truth["m.weight"] * share)
         assert (matrix.form == WeightForm("fp8")) == (share == 1), "numbers that kernels take as they are"
         numbers, scales = matrix.decode().as_form(WeightForm("fp8"))
+        assert numbers.dtype == torch.float8_e4m3fn, "the engine takes them for that, whatever they are"
         again = dequantize(numbers, scales, WeightForm("fp8"), torch.float64)
         off = (again - found.truth["m.weight"] * share).norm() / (found.truth["m.weight"] * share).norm()
         assert off == 0 if share == 1 else off < 0.05

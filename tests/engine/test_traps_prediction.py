@@ -162,9 +162,10 @@ def test_trap_19_recorded_guesses_go_on_from_the_same_states(tmp_path: Path) -> 
         hidden, ids = oracle.run(CONFIG, tensors, known[:-1]).hidden, known[1:]
         for token in predicting.prediction(line).guess(request, DEPTH):
             out, want = oracle.predict(CONFIG, tensors, hidden, ids)
-            assert want[-1, token] >= want[-1].max() - SPRUNG * want.abs().max()
+            assert want[-1, token] >= want[-1].max() - SPRUNG * want.abs().max(), "not the likeliest token"
             hidden, ids, seen = torch.cat((hidden, out[-1:])), [*ids, token], seen + 1
-    assert chains._recorded and seen == 12 * DEPTH
+    assert chains._recorded, "no guess was one recorded step"
+    assert seen == 12 * DEPTH
 
 
 @pytest.mark.parametrize("setting", [{}, {"temperature": 0.8, "seed": 5}], ids=["greedy", "sampled"])

@@ -114,6 +114,10 @@ def test_trap_30_calls_between_special_tokens_round_trip(family: Family) -> None
     told_of = family.prompt().count("It tells.")
     assert told_of == 2, family.prompt()
     assert ("## Tools\nYou have access" in family.prompt()) == (family.name in LISTS_NONE)
+    told_how = {name: call("tool_call_name", "tool_call_arguments") for name, call in (("r1", v3), ("v31", v31))}
+    assert [name for name, how in told_how.items() if how in family.prompt()] == [family.name] * (
+        family.name in LISTS_NONE
+    )
     if family.name in ("r1", "qwen3"):
         assert choice.message.reasoning_content == "Hm. <tool_call> no."
     family.door.says("Rain.")
