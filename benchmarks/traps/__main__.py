@@ -59,8 +59,12 @@ def spring(trial: Trial, chosen: Sequence[tuple[Trap, Mutation]]) -> int:
     """Makes each mistake in turn; the exit code."""
     began = time.monotonic()
     tests = sorted({test for trap, mutation in chosen for test in trap.seen_by(mutation)})
-    if any(mutation.compiled for _, mutation in chosen):
-        trial.compile()
+    try:
+        if any(mutation.compiled for _, mutation in chosen):
+            trial.compile()
+    except NotCompiled as error:
+        print(error)
+        return 1
     before = trial.told_by(tests)
     print(f"without a mistake: {before.passed} tests pass, {before.failed} fail {before.broken}{before.first}".rstrip())
     if not before.good:
