@@ -31,11 +31,20 @@ def _memory_back() -> Iterator[None]:
         torch.get_device_module(DEVICE.partition(":")[0]).empty_cache()
 
 
-@pytest.fixture(params=list(ORDERS))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every order for what asks for one and names none; traps are tried in the providers of other devices too."""
+    named = any("order" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "order" in metafunc.fixturenames and not named:
+        more = ["batched"] if metafunc.function.__name__.startswith("test_trap_") else []
+        metafunc.parametrize("order", [*ORDERS, *more], indirect=True)
+
+
+@pytest.fixture
 def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """The device's own provider order, then the reference alone."""
-    monkeypatch.setattr(Cpu, "providers", ORDERS[request.param])
-    return ORDERS[request.param]
+    """The device's own provider order, then the reference alone, then PyTorch's kernels as other devices have them."""
+    providers = (ORDERS | {"batched": ("batched", "reference")})[request.param]
+    monkeypatch.setattr(Cpu, "providers", providers)
+    return providers
 
 
 @pytest.fixture(scope="session")

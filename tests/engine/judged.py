@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,21 @@ TOLERANCE = 1e-4  # of the largest |logit|, float32
 SPRUNG = 10 * TOLERANCE  # a sprung trap is seen with room to spare
 IDS = random.Random(1).choices(range(R1["vocab_size"]), k=41)
 WAYS = ((), (17, 24), (16, 9) + (1,) * 16)  # whole, in chunks, and decoding one by one
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """True or false, and what a failing assertion shows of it."""
+
+    holds: bool
+    off: float
+    allowed: float
+
+    def __bool__(self) -> bool:
+        return self.holds
+
+    def __repr__(self) -> str:
+        return f"<off by {self.off:.3g} of the largest logit, and {self.allowed:.0e} is the limit>"
 
 
 class Case:
@@ -49,12 +65,20 @@ class Case:
         found = [((self.line.logits(IDS, way) - want).abs().max() / want.abs().max()).item() for way in WAYS]
         return [math.inf if math.isnan(e) else e for e in found]
 
-    def agrees(self) -> bool:
-        return max(self.errors()) <= TOLERANCE
+    def agrees(self) -> Verdict:
+        return agrees(max(self.errors()))
 
-    def sprung(self) -> bool:
+    def sprung(self) -> Verdict:
         """Some way through the sequence gives clearly wrong numbers."""
-        return max(self.errors()) > SPRUNG
+        return sprung(max(self.errors()))
+
+
+def agrees(error: float) -> Verdict:
+    return Verdict(error <= TOLERANCE, error, TOLERANCE)
+
+
+def sprung(error: float) -> Verdict:
+    return Verdict(error > SPRUNG, error, SPRUNG)
 
 
 Make = Callable[..., Case]

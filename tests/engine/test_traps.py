@@ -3,7 +3,8 @@
 Every test does two things: the engine agrees with the float64 oracle, and with the trap sprung (the wrong variant put
 in the engine's place) the same comparison fails. So the comparison is known to see the trap. Traps 9 to 14, of routing,
 are in `test_traps_routing.py`, 4 and 21 to 26, of FP8, in `test_traps_fp8.py`, 18 to 20, of the prediction layer, in
-`test_traps_prediction.py`; 27 to 30, of text, are in `tests/gateway/text/`.
+`test_traps_prediction.py`; 27 to 31, of text, are in `tests/gateway/`. Whether each sees its trap in the product's own
+text, of every provider, is shown by `python -m benchmarks.traps`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from tests.engine import oracle
 from tests.engine.checkpoints import R1, V2_LITE, weights, write
 from tests.engine.driving import Driven
-from tests.engine.judged import IDS, SPRUNG, TOLERANCE, Make
+from tests.engine.judged import IDS, SPRUNG, TOLERANCE, Make, agrees
 from tests.engine.op_cases import CASES
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from twinline.engine import worker
 from twinline.engine.models import attention as attention_module
 from twinline.engine.ops import batched
 from twinline.engine.ops.plan import PrefillPlan
+from twinline.engine.ops.registry import Ops, StaticFacts, candidates
 from twinline.facts.models import UnsupportedModel, spec_from_config
 
 
@@ -123,6 +125,16 @@ def test_trap_03_expanded_prefill_and_absorbed_decode_are_one_attention(
         assert c.errors()[2] > SPRUNG, "W_UV of another head"
 
 
+def test_trap_03_a_long_past_is_merged(case: Make) -> None:
+    """Longer than what is attended to at once: parts of the past are merged by their log-sum-exp, whether a chunk
+    expands them or a decode absorbs."""
+    c = case(R1 | {"max_position_embeddings": 1024})
+    ids = (IDS * 15)[:600]
+    want = oracle.run(c.config, c.weights, ids).logits
+    for way in ((), (263, 337), (590,) + (1,) * 10):
+        assert agrees(((c.line.logits(ids, way) - want).abs().max() / want.abs().max()).item()), way
+
+
 def test_trap_05_fast_attention_wants_heads_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's fast CPU kernel takes queries, keys and values of one head size; with others the slow path is taken,
     without a word. So values are padded, and what pads is cut off."""
@@ -184,6 +196,18 @@ def test_trap_07_yarn(mscale: float, all_dim: float, case: Make, monkeypatch: py
         assert c.sprung(), "frequencies as before the stretch"
 
 
+def test_trap_07_either_spelling(case: Make) -> None:
+    """`rope_parameters`, where transformers 5 writes what was in `rope_scaling` and `rope_theta`."""
+    new = {"rope_type": "yarn", "rope_theta": R1["rope_theta"]}
+    new |= {name: value for name, value in R1["rope_scaling"].items() if name != "type"}
+    config = {name: value for name, value in R1.items() if name not in ("rope_scaling", "rope_theta")}
+    c = case(R1)
+    folder = write(c.folder.parent / "newer", config | {"rope_parameters": new}, c.weights)
+    assert spec_from_config(config | {"rope_parameters": new}) == spec_from_config(R1)
+    c.line = Driven(folder)
+    assert c.agrees()
+
+
 def test_trap_07_the_scale_of_r1() -> None:
     """192^-1/2 * (0.1 ln 40 + 1)^2: 1.874 times the plain one (engines.md 3.7)."""
     real = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64}
@@ -205,9 +229,21 @@ def test_trap_08_scaled_once_and_explicitly(case: Make, monkeypatch: pytest.Monk
             assert c.errors()[way] > SPRUNG, f"{op}: the default scale of its own width"
 
 
-def test_trap_15_experts_are_added_up_in_float32(order: tuple[str, ...], tmp_path: Path) -> None:
+def test_trap_15_experts_are_added_up_in_float32(order: tuple[str, ...]) -> None:
+    experts_are_added_up_in_float32(order)
+
+
+def test_trap_15_grouped_products_are_added_up_in_float32() -> None:
+    facts = StaticFacts("cpu", torch.bfloat16)
+    ((_, why_not),) = candidates("experts", ("grouped",), facts)
+    if why_not is not None:
+        pytest.skip(why_not)
+    experts_are_added_up_in_float32(("grouped", "batched", "reference"))
+
+
+def experts_are_added_up_in_float32(order: tuple[str, ...]) -> None:
     """256 + seven halves - 256: bfloat16 has no room for the halves beside 256."""
-    ops = Driven(write(tmp_path / "any", R1, weights(R1)), dtype="bfloat16").built.ops
+    ops = Ops(order, StaticFacts("cpu", torch.bfloat16))
     values = [256.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, -256.0]
     count, inner, hidden = len(values), 4, 6
     # Expert e answers the row of ones with values[e] everywhere: silu(32) * 1 is 32 in bfloat16.
@@ -238,8 +274,10 @@ def test_trap_16_dense_layers_and_the_shared_expert(case: Make, monkeypatch: pyt
         ({"n_shared_experts": 1}, {1, 2}),
         ({"n_shared_experts": None}, {1, 2}),
     ):
+        spec = spec_from_config(R1 | changes)
+        assert spec.experts is not None and spec.expert_layers == sparse, changes
+        assert spec.experts.shared_inner == R1["moe_intermediate_size"] * ((R1 | changes)["n_shared_experts"] or 0)
         c = case(R1 | changes)
-        assert c.line.built.spec.expert_layers == sparse
         assert c.agrees(), changes
         wrong = dataclasses.replace(c.line.built.spec, expert_layers=frozenset({0, 1, 2} - sparse))
         with monkeypatch.context() as m, pytest.raises(UnsupportedModel):
@@ -257,6 +295,7 @@ def test_trap_16_dense_layers_and_the_shared_expert(case: Make, monkeypatch: pyt
 def test_trap_17_prediction_layers_are_not_layers(case: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checkpoint's layer past the last is for multi-token prediction: known by name, never run as a layer."""
     config = R1 | {"num_nextn_predict_layers": 1}
+    assert (spec_from_config(config).layers, spec_from_config(config).predictor_layers) == (3, 1)
     c = case(config)
     names = {n.removeprefix("model.layers.3.") for n in c.weights if n.startswith("model.layers.3.")}
     assert {"embed_tokens.weight", "enorm.weight", "hnorm.weight", "eh_proj.weight", "shared_head.norm.weight",
@@ -294,6 +333,8 @@ def test_trap_31_any_end_token_stops(case: Make, tmp_path: Path) -> None:
     """`eos_token_id` may be one number or a list; generation_config.json goes before config.json."""
     c = case(R1)
     (c.folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 11]}))
+    config = json.loads((c.folder / "config.json").read_text())
+    (c.folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 5}))
     ends = worker.end_tokens(c.folder)
     assert ends == {7, 11}
 
@@ -307,7 +348,6 @@ def test_trap_31_any_end_token_stops(case: Make, tmp_path: Path) -> None:
     assert finish(ends) == ("stop", 11)
     assert finish(frozenset([7])) == ("length", None), "only the first of the list"
     (c.folder / "generation_config.json").write_text("{}")
-    config = json.loads((c.folder / "config.json").read_text())
     (c.folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 11}))
     assert worker.end_tokens(c.folder) == {11}
     (c.folder / "generation_config.json").unlink()

@@ -20,7 +20,7 @@ import pytest
 import torch
 from tests.engine.checkpoints import FAMILIES, Config, Saved, rewrite
 from tests.engine.driving import Driven
-from tests.engine.judged import SPRUNG, TOLERANCE, WAYS
+from tests.engine.judged import WAYS, Verdict, agrees, sprung
 from tests.engine.test_traps_routing import variant
 from torch import Tensor
 
@@ -55,11 +55,11 @@ class Held:
                   for way in WAYS]  # fmt: skip
         return max(math.inf if math.isnan(e) else e for e in errors)
 
-    def agrees(self) -> bool:
-        return self.error() <= TOLERANCE
+    def agrees(self) -> Verdict:
+        return agrees(self.error())
 
-    def sprung(self, line: Driven | None = None) -> bool:
-        return self.error(line) > SPRUNG
+    def sprung(self, line: Driven | None = None) -> Verdict:
+        return sprung(self.error(line))
 
 
 Hold = Callable[..., Held]

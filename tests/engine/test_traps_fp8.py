@@ -22,7 +22,7 @@ from torch import Tensor
 
 from twinline.engine.models.checkpoint import Checkpoint
 from twinline.engine.ops.cpu import library
-from twinline.engine.ops.quantized import Quantized, quantize
+from twinline.engine.ops.quantized import Quantized, dequantize, quantize
 from twinline.engine.ops.registry import Ops, StaticFacts
 from twinline.engine.quant import matrices
 from twinline.facts.families import read_anatomy
@@ -234,6 +234,12 @@ def test_trap_25_what_a_cut_would_break_and_the_other_code(tmp_path: Path) -> No
         matrix = matrices.matrix(Checkpoint(tmp_path), "m.weight", quantization({"quantization_config": writers.FP8}))
         assert matrix is not None and matrix.decode is not None
         assert torch.equal(matrix.decode().values(torch.float64), found.truth["m.weight"] * share)
+        assert (matrix.form == WeightForm("fp8")) == (share == 1), "numbers that kernels take as they are"
+        numbers, scales = matrix.decode().as_form(WeightForm("fp8"))
+        assert numbers.dtype == torch.float8_e4m3fn, "the engine takes them for that, whatever they are"
+        again = dequantize(numbers, scales, WeightForm("fp8"), torch.float64)
+        off = (again - found.truth["m.weight"] * share).norm() / (found.truth["m.weight"] * share).norm()
+        assert off == 0 if share == 1 else off < 0.05
 
 
 @pytest.mark.parametrize("flush", [False, True])
@@ -259,6 +265,9 @@ def test_trap_26_subnormals_are_values(flush: bool, order: tuple[str, ...], tmp_
             assert torch.equal(got.double(), truth), dtype
             dropped = torch.where(truth.abs() < 2**-6 * 0.25, 0, truth)
             assert not torch.equal(got.double(), dropped), "dropping them would be seen"
+            # Both squares hold 448, so that rounding the same numbers anew gives them a scale of 1.
+            packed = ops.linear.pack(want.to(dtype)[:, None].expand(-1, 8).contiguous(), WeightForm("fp8"))
+            assert torch.equal(ops.linear(torch.eye(8, dtype=dtype)[:1], packed)[0].double(), want), dtype
     finally:
         torch.set_flush_denormal(False)
 

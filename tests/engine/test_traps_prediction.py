@@ -82,6 +82,22 @@ def test_trap_18_embedding_first_then_hidden_and_nothing_at_position_0(
     assert guessed.error() <= TOLERANCE
 
 
+def test_trap_18_nothing_at_position_0_when_it_catches_up(tmp_path: Path) -> None:
+    """A prompt that was read while the layer was idle: its keys are those of one pass over the text, from the first."""
+    folder = predicting.folder(tmp_path / "m", 1.0)
+    line = predicting.patient(Driven(folder, speculation="mtp"))
+    late = line.submit("late", IDS, max_tokens=60)
+    busy = [line.submit(f"busy{i}", IDS[i:9], max_tokens=5) for i in range(5)]
+    line.step(2)
+    trail = predicting.prediction(line)._trails["late"]
+    assert trail.waiting and not trail.upto, "too many requests to guess for"
+    while any(request.pages for request in busy):
+        line.step()
+    line.step(2)
+    assert not trail.waiting and trail.upto == late.known - 1
+    assert predicting.Judge(folder).looks(line) >= trail.upto
+
+
 @pytest.mark.parametrize("form", ["int8", "int4:32"])
 def test_trap_18_the_joint_matrix_is_never_rounded(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the layers' weights are integers `eh_proj` is as in the checkpoint."""
@@ -127,6 +143,29 @@ def test_trap_19_hidden_states_after_the_norm(guessed: Guessed, monkeypatch: pyt
     with monkeypatch.context() as m:
         m.setattr(guessed.runner, "predicted", models_own)
         assert guessed.error() > SPRUNG, "the model's state again for the second guess"
+
+
+def test_trap_19_recorded_guesses_go_on_from_the_same_states(tmp_path: Path) -> None:
+    """Where a whole guess is one recorded step, its tokens are the oracle's likeliest, one after the other."""
+    tensors = weights(CONFIG)
+    folder = write(tmp_path / "m", CONFIG, tensors)
+    line = predicting.patient(Driven(folder, speculation="mtp", draft_depth=DEPTH, prefix_cache=False))
+    chains = line.engine.runner.chains
+    assert chains is not None
+    if chains.why_not is not None:
+        pytest.skip(chains.why_not)
+    request, seen = line.submit("r", IDS, max_tokens=40), 0
+    line.step()
+    for _ in range(12):
+        line.step()
+        known = [*IDS, *request.output]
+        hidden, ids = oracle.run(CONFIG, tensors, known[:-1]).hidden, known[1:]
+        for token in predicting.prediction(line).guess(request, DEPTH):
+            out, want = oracle.predict(CONFIG, tensors, hidden, ids)
+            assert want[-1, token] >= want[-1].max() - SPRUNG * want.abs().max(), "not the likeliest token"
+            hidden, ids, seen = torch.cat((hidden, out[-1:])), [*ids, token], seen + 1
+    assert chains._recorded, "no guess was one recorded step"
+    assert seen == 12 * DEPTH
 
 
 @pytest.mark.parametrize("setting", [{}, {"temperature": 0.8, "seed": 5}], ids=["greedy", "sampled"])

@@ -102,6 +102,16 @@ def test_trap_10_the_bias_chooses_and_never_weighs(route: Any, case: Make, monke
     assert max(seen) > 0.5
 
 
+def test_trap_10_the_bias_is_kept_in_float32(case: Make) -> None:
+    """In a bfloat16 model too, bit for bit: a bias that has moved by a thousandth chooses other experts."""
+    tensors = {n: t if "mlp.gate." in n else t.bfloat16() for n, t in weights(R1).items()}
+    line = case(R1 | {"dtype": "bfloat16"}, tensors, dtype="auto").line
+    for i in (1, 2):
+        bias, want = line.model.layers[i].mlp.gate.bias, tensors[f"model.layers.{i}.mlp.gate.e_score_correction_bias"]
+        assert bias.dtype == torch.float32 and torch.equal(bias, want)
+        assert not torch.equal(want, want.bfloat16().float()), "a cast would be seen"
+
+
 def test_trap_11_the_unbiased_score_is_not_recovered_by_subtraction(route: Any) -> None:
     """Bias +12 and a sigmoid near 1e-8: biased - bias is 0 in float32 (flashinfer#3875)."""
     x, gate = rows([[-18.0, -17.0, -19.0, -18.5, 3.0, 4.0, 5.0, 6.0], [-18.2, -18.4, -20.0, -16.0, 0.0, 0.0, 0.0, 0.0]])

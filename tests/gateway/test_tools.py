@@ -145,6 +145,10 @@ def test_trap_30_calls_between_special_tokens_round_trip(family: Family) -> None
     told_of = family.prompt().count("It tells.")
     assert told_of == 2, family.prompt()
     assert ("## Tools\nYou have access" in family.prompt()) == (family.name in LISTS_NONE)
+    told_how = {name: call("tool_call_name", "tool_call_arguments") for name, call in (("r1", v3), ("v31", v31))}
+    assert [name for name, how in told_how.items() if how in family.prompt()] == [family.name] * (
+        family.name in LISTS_NONE
+    )
     if family.name in ("r1", "qwen3"):
         assert choice.message.reasoning_content == "Hm. <tool_call> no."
     family.door.says("Rain.")
@@ -153,6 +157,20 @@ def test_trap_30_calls_between_special_tokens_round_trip(family: Family) -> None
     assert (again.message.content, again.message.tool_calls, again.finish_reason) == ("Rain.", None, "stop")
     without_reasoning = family.one.split("</think>\n\n")[-1]
     assert without_reasoning in family.prompt() and "wet" in family.prompt()
+
+
+@pytest.mark.parametrize("each", ["v31", "qwen3"], indirect=True)
+def test_trap_29_a_request_turns_thinking_on_and_off(family: Family) -> None:
+    """By the template's own switch or by OpenAI's field; and the answer is read as the prompt's end wants it."""
+    switch = {"v31": "thinking", "qwen3": "enable_thinking"}[family.name]
+    for thinks, effort in ((True, "high"), (False, "none")):
+        for told_by in ({"extra_body": {"chat_template_kwargs": {switch: thinks}}}, {"reasoning_effort": effort}):
+            opened = "<think>\n" if family.name == "qwen3" else ""
+            family.door.says(f"{opened}Hm.\n</think>\n\nSo." if thinks else "So.")
+            message = family.ask(tools=openai.NOT_GIVEN, **told_by).choices[0].message
+            assert family.prompt().rstrip().endswith("</think>") != thinks
+            said = getattr(message, "reasoning_content", None) or ""
+            assert (said, message.content) == ("Hm." if thinks else "", "So.")
 
 
 def test_streamed_as_deltas(family: Family) -> None:

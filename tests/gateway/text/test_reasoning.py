@@ -106,6 +106,10 @@ def test_trap_28_reasoning_is_open_where_the_prompt_left_it_open() -> None:
     assert split(ReasoningParser.for_prompt("<｜User｜>2+2?<｜Assistant｜><think>\n"), [output]) == right
     assert split(ReasoningParser.for_prompt("<｜User｜>2+2?<｜Assistant｜>"), [output]) != right
     assert split(ReasoningParser(opened=False), [output]) == ("", output), "sprung"
+    # Where the prompt ends counts, not what is said in it; and an output may have no tag at all (sglang#4539).
+    for closed in ("<｜User｜>What is <think>?<｜Assistant｜>", "<｜User｜>2+2?<｜Assistant｜><think>\n\n</think>\n\n"):
+        assert split(ReasoningParser.for_prompt(closed), ["4"]) == ("", "4")
+    assert split(ReasoningParser.for_prompt("<｜User｜>2+2?<｜Assistant｜>"), [" "]) == ("", " ")
 
 
 def test_what_is_certain_is_sent_at_once() -> None:

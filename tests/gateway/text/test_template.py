@@ -226,6 +226,7 @@ def test_trap_27_a_rendered_prompt_has_one_begin_token(
     """The template writes it, and `add_bos_token` would have the tokenizer write another."""
     rendered = ChatTemplate.load(tiny_dir).render(CHATS[0])
     assert encode_prompt(tiny, rendered).count(tiny.bos_id) == 1
+    assert tiny.bos_id in tiny.encode("x", special=True) and tiny.bos_id not in encode_prompt(tiny, "<｜User｜>x")
     encode = Tokenizer.encode
     adds = [tiny.bos_id]
     monkeypatch.setattr(Tokenizer, "encode", lambda self, text, *, special: adds + encode(self, text, special=special))

@@ -117,6 +117,13 @@ def test_eos_generation_config_then_config_then_name(copy: Path) -> None:
         Tokenizer.load(copy)
 
 
+def test_trap_31_every_end_token_of_a_list(copy: Path) -> None:
+    """Qwen and GLM end in one of several: a line that is told of the first alone would not stop at the others."""
+    edit(copy / "generation_config.json", eos_token_id=[9, 8, 1])
+    tokenizer = Tokenizer.load(copy)
+    assert (tokenizer.eos_ids, tokenizer.eos_list) == ({1, 8, 9}, [1, 8, 9])
+
+
 def test_special_ids(byte_level: Tokenizer, tiny: Tokenizer, copy: Path) -> None:
     assert byte_level.special_ids == {0, 1, 2}
     assert {tiny.token(i) for i in tiny.special_ids} >= {"<｜User｜>", "<｜Assistant｜>"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,11 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
         texts.recited(tmp_path)
     with pytest.raises(ValueError, match="passage"):
         Teacher([])
+
+
+def test_trap_31_every_end_token_of_a_list(folder: Path, tmp_path: Path) -> None:
+    """generation_config.json goes before config.json, and all of its end tokens end an answer."""
+    shutil.copytree(folder, tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text('{"eos_token_id": [7, 11, 2]}')
+    (tmp_path / "m" / "config.json").write_text('{"eos_token_id": 3}')
+    assert texts.recited(tmp_path / "m")[0].end == {2, 7, 11}
