@@ -8,7 +8,7 @@ TEXT = "src/twinline/gateway/text/"
 TEMPLATE, REASONING, CALL = f"{TEXT}template.py", f"{TEXT}reasoning.py", f"{TEXT}calls/deepseek_call.py"
 FORMATS, CHAT = f"{TEXT}calls/formats.py", "src/twinline/gateway/chat.py"
 ENCODED = "ids = tokenizer.encode(rendered, special=False)"
-TAIL = "return cls(rendered_prompt.rstrip().endswith(OPEN))"
+TAIL = "return cls(rendered_prompt.rstrip().endswith(OPEN), answer_tags)"
 NAME = 'name = None if found is None else found["name"] or self._kind'
 ENDS = "return frozenset([found] if isinstance(found, int) else found)"
 SWITCH = ("tests/gateway/text/calls/test_history.py::test_trap_29_thinking_is_a_switch_of_the_template",)
@@ -36,8 +36,8 @@ TRAPS = (
         Mutation("the newline behind the tag closes it", REASONING, TAIL,
                  "return cls(rendered_prompt.endswith(OPEN))"),
         Mutation("no tag at all: nothing is the answer", REASONING,
-                 "self._at = _At.REASONING_START if self._opened else _At.CONTENT\n\n    def _reason",
-                 "self._at = _At.REASONING_START\n\n    def _reason"),
+                 "self._at = _At.REASONING_START if self._opened else self._content()\n\n    def _content",
+                 "self._at = _At.REASONING_START\n\n    def _content"),
     )),
     Trap(29, "thinking is a switch of the template", (*SWITCH, *DOOR), (
         Mutation("the template does not hear of it", TEMPLATE, "            **switches,\n", ""),

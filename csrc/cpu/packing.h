@@ -53,7 +53,7 @@ inline void round_to(const float* x, int64_t size, float scale, float low, float
   each16(size, [&](int64_t i, int n) {
     const F whole = nearest(div(load_n(x + i, n), all(scale)));
     int8_t some[16];
-    store_signed(some, min(max(whole, all(low)), all(high)));
+    weights::store_signed(some, min(max(whole, all(low)), all(high)));
     std::memcpy(to + i, some, size_t(n));
   });
 }
