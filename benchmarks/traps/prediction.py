@@ -65,7 +65,8 @@ TRAPS = (
         # Recorded steps are made of kernels alone: a division would not be recorded, and so not be seen.
         Mutation("the model's state again for later guesses (recorded)", CHAINS,
                  "model.predict(drawn[-1][1], state, at, one, self.cache)",
-                 "model.predict(drawn[-1][1], model.ops.embedding(chosen, previous), at, one, self.cache)", RECORDED),
+                 "model.predict(drawn[-1][1], model.ops.embedding(chosen, previous) if rows else previous, at, one, "
+                 "self.cache)", RECORDED),
         Mutation("the model's states normed twice (recorded)", CHAINS,
                  "model.predict(ids, previous, positions, plan, self.cache)",
                  "model.predict(ids, model.norm(previous), positions, plan, self.cache)", RECORDED),
