@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.engine import checkpoints, judged
-from tests.engine.driving import DEVICE
+from tests.engine.driving import DEVICE, only
 
 from twinline.engine.devices.cpu import Cpu
 
@@ -33,8 +33,9 @@ def _memory_back() -> Iterator[None]:
 
 @pytest.fixture(params=list(ORDERS))
 def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """The device's own provider order, then the reference alone."""
-    monkeypatch.setattr(Cpu, "providers", ORDERS[request.param])
+    """The device's own provider order, then the reference alone. What is given back is the CPU's."""
+    if request.param == "pure":
+        only(monkeypatch, *ORDERS["pure"])
     return ORDERS[request.param]
 
 
