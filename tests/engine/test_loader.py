@@ -256,9 +256,9 @@ def test_tied_and_untied_heads(tmp_path: Path) -> None:
     headless = {n: t for n, t in tensors.items() if n != "lm_head.weight"}
     without = Driven(write(tmp_path / "without", tied, headless))
     twice = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
-    same = Driven(write(tmp_path / "same", R1, tensors | twice))
+    copied = Driven(write(tmp_path / "copied", R1, tensors | twice))
     assert same(shared.logits(IDS), without.logits(IDS)), "a tied model does not read lm_head.weight"
-    torch.testing.assert_close(shared.logits(IDS), same.logits(IDS))
+    torch.testing.assert_close(shared.logits(IDS), copied.logits(IDS))
     assert (own.logits(IDS) - shared.logits(IDS)).abs().max() > 0.1
     assert "lm_head.weight" in refusal(write(tmp_path / "untied", R1, headless))
 
