@@ -13,6 +13,7 @@ from tests.engine import checkpoints, judged
 from tests.engine.driving import DEVICE, only
 
 from twinline.engine.devices.cpu import Cpu
+from twinline.engine.devices.device import open_device
 
 ORDERS = {"natural": Cpu.providers, "pure": ("reference",)}
 
@@ -20,6 +21,13 @@ ORDERS = {"natural": Cpu.providers, "pure": ("reference",)}
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _known_to_pytorch() -> None:
+    """As a simulated chip is only once it is opened."""
+    if DEVICE != "cpu":
+        open_device(DEVICE)
 
 
 @pytest.fixture(autouse=True)
