@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from tests.engine import checkpoints, judged
-from tests.engine.driving import DEVICE
+from tests.engine.driving import DEVICE, only
 
 from twinline.engine.devices.cpu import Cpu
+from twinline.engine.devices.device import open_device
 
 ORDERS = {"natural": Cpu.providers, "pure": ("reference",)}
 
@@ -20,6 +21,13 @@ ORDERS = {"natural": Cpu.providers, "pure": ("reference",)}
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _known_to_pytorch() -> None:
+    """As a simulated chip is only once it is opened."""
+    if DEVICE != "cpu":
+        open_device(DEVICE)
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +49,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """The device's own provider order, then the reference alone, then PyTorch's kernels as other devices have them."""
+    """The device's own provider order, then the reference alone, then PyTorch's kernels as other devices have them.
+    What is given back is the CPU's."""
+    if request.param == "natural":
+        return ORDERS["natural"]
     providers = (ORDERS | {"batched": ("batched", "reference")})[request.param]
-    monkeypatch.setattr(Cpu, "providers", providers)
+    only(monkeypatch, *providers)
     return providers
 
 

@@ -1,7 +1,8 @@
 """An engine that a test drives step by step, in the test's own thread.
 
-Owns the defaults of small engines and the way from token ids to all their logits. Knows no reference and no tolerance.
-`TWINLINE_TEST_DEVICE=cuda` drives them on another device: what the tests hold the engine to does not change with it.
+Owns the defaults of small engines, the way from token ids to all their logits, and when two engines gave the same ones.
+Knows no reference. `TWINLINE_TEST_DEVICE=cuda` drives them on another device: what the tests hold the engine to does
+not change with it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from twinline.engine import batch as batches
 from twinline.engine.build import Built, Options, build
+from twinline.engine.devices.device import Device, open_device
 from twinline.engine.loop import Engine
 from twinline.engine.request import Output, Request, SamplingParams
 from twinline.engine.scheduler import Work
@@ -24,6 +27,28 @@ from twinline.engine.scheduler import Work
 DEVICE = os.environ.get("TWINLINE_TEST_DEVICE", "cpu")
 DEFAULTS: dict[str, Any] = {"device": DEVICE, "dtype": "float32", "kv_tokens": 8192, "max_tokens_per_step": 256,
                             "max_running": 32}  # fmt: skip
+# An accelerator may add up what experts give in another order each time.
+SAME_BITS = DEVICE.partition(":")[0] in ("cpu", "simchip")
+ROUNDINGS = 32 * torch.finfo(torch.float32).eps
+
+
+def same(got: Tensor, want: Tensor) -> bool:
+    """Whether two engines with the same float32 weights gave the same logits: the same bits where the device promises
+    them, else within a few roundings of the largest |logit|."""
+    if SAME_BITS:
+        return torch.equal(got, want)
+    return got.shape == want.shape and bool((got - want).abs().max() <= ROUNDINGS * want.abs().max())
+
+
+def only(patch: pytest.MonkeyPatch, *providers: str) -> None:
+    """Engines that are built from now on try these providers in this order, whatever their device's own is."""
+
+    def opened(name: str) -> Device:
+        device = open_device(name)
+        device.providers = providers
+        return device
+
+    patch.setattr("twinline.engine.build.open_device", opened)
 
 
 class Driven:
@@ -39,6 +64,10 @@ class Driven:
     @property
     def engine(self) -> Engine:
         return self.built.engine
+
+    @property
+    def device(self) -> torch.device:
+        return self.built.device.torch_device
 
     @property
     def model(self) -> Any:

@@ -6,6 +6,7 @@ pass over the whole text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -54,6 +55,11 @@ def patient(line: Driven) -> Driven:
     return line
 
 
+def keys(line: Driven, pages: Sequence[int], count: int) -> Tensor:
+    """The layer's cached rows in the first `count` places of these pages."""
+    return gather(line.engine.runner.predictor_cache[0][0], torch.tensor(pages, device=line.device), count)
+
+
 class Judge:
     """An engine that serves nobody, to compute what the layer's cache should hold."""
 
@@ -67,8 +73,9 @@ class Judge:
         assert pages is not None
         work = Work(Request("judge", ids, SamplingParams(), pages=pages), 0, count)
         batch = batches.build((work,), runner.page_size, runner.device.torch_device, runner.spare_page)
-        runner.predicted(batch, torch.tensor(ids[1:]), runner.hidden(batch), begins=True)
-        found = gather(runner.predictor_cache[0][0], torch.tensor(pages), count).clone()
+        next_ids = torch.tensor(ids[1:], device=self.line.device)
+        runner.predicted(batch, next_ids, runner.hidden(batch), begins=True)
+        found = keys(self.line, pages, count).clone()
         pool.release(pages)
         return found
 
@@ -78,7 +85,7 @@ class Judge:
         for trail in prediction(line)._trails.values():
             if trail.lost or not trail.upto or not trail.request.pages:
                 continue
-            got = gather(line.engine.runner.predictor_cache[0][0], torch.tensor(trail.pages), trail.upto)
+            got = keys(line, trail.pages, trail.upto)
             want = self.rows(trail.request.tokens(0, trail.upto + 1))
             torch.testing.assert_close(got, want, atol=2e-4, rtol=2e-4, msg=lambda m, r=trail.request: f"{r.id}: {m}")
             seen += trail.upto

@@ -15,7 +15,7 @@ import pytest
 import torch
 from tests.engine import predicting
 from tests.engine.checkpoints import weights, write
-from tests.engine.driving import Driven
+from tests.engine.driving import Driven, same
 from tests.engine.predicting import CONFIG, HALF, VOCAB, Judge, patient, prediction
 from tokenizers import Tokenizer
 
@@ -254,12 +254,13 @@ def test_a_replayed_prediction_gives_the_plain_ones_bits(half: Path) -> None:
     if runner.predictor_graphs is None or runner.graphs.why_not:
         pytest.skip(str(runner.graphs.why_not))
     requests = [Request(f"r{i}", p, SamplingParams(), pages=pool.allocate(4) or []) for i, p in enumerate(PROMPTS[:2])]
-    batch = batches.build(tuple(Work(r, len(r.prompt) - 1, 1) for r in requests), 16, torch.device("cpu"), pool.count)
-    ids, previous = torch.tensor([3, 4]), torch.randn(2, CONFIG["hidden_size"])
+    batch = batches.build(tuple(Work(r, len(r.prompt) - 1, 1) for r in requests), 16, line.device, pool.count)
+    ids = torch.tensor([3, 4], device=line.device)
+    previous = torch.randn(2, CONFIG["hidden_size"]).to(line.device)
     replayed = runner.predicted(batch, ids, previous, begins=False).clone()
     assert runner.predictor_graphs.why_not is None
     plain = runner.model.predict(ids, previous, batch.positions_N, batch.plan, runner.predictor_cache[0])
-    assert torch.equal(replayed, plain)
+    assert same(replayed, plain)
 
 
 def chi_square(folder: Path, monkeypatch: pytest.MonkeyPatch | None = None) -> float:
@@ -279,7 +280,8 @@ def chi_square(folder: Path, monkeypatch: pytest.MonkeyPatch | None = None) -> f
     assert line.engine.counters.accepted_tokens > 900
     model = line.model
     with torch.inference_mode():
-        p_VV = (model.logits(model.norm(model.embed(torch.arange(VOCAB)))).double() / 0.7).softmax(-1)
+        logits = model.logits(model.norm(model.embed(torch.arange(VOCAB, device=line.device))))
+        p_VV = (logits.cpu().double() / 0.7).softmax(-1)
     pairs = Counter(pair for text in texts for pair in itertools.pairwise(text))
     total, freedom = 0.0, 0
     for before, count in Counter(token for text in texts for token in text[:-1]).items():

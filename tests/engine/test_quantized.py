@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from tests.engine.driving import DEVICE
 
+from twinline.engine.devices.device import open_device
 from twinline.engine.ops.quantized import dequantize, quantize, stored
 from twinline.facts.weight_form import PLAIN, WeightForm
 
@@ -69,6 +71,15 @@ def test_a_stack_is_its_matrices(form):
     for i in range(3):
         one, its_scales = quantize(weight[i], form)
         assert torch.equal(numbers[i].float(), one.float()) and torch.equal(scales[i], its_scales)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_device_gives_the_hosts_numbers(form):
+    """Also of values that lie between two numbers: whole eighths are often half of the greatest."""
+    weight = (weights(130, 300) * 8).round() / 8
+    there = quantize(weight.to(open_device(DEVICE).torch_device), form)
+    for got, want in zip(there, quantize(weight, form), strict=True):
+        assert torch.equal(got.cpu().float(), want.float())
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

@@ -192,7 +192,7 @@ def test_trap_07_yarn(mscale: float, all_dim: float, case: Make, monkeypatch: py
     without = spec_from_config(config | {"rope_scaling": None}).rope
     with monkeypatch.context() as m:
         spec = dataclasses.replace(c.line.built.spec, rope=without)
-        m.setattr(c.line.model, "rope", type(rope)(c.ops, spec, 256, torch.device("cpu")))
+        m.setattr(c.line.model, "rope", type(rope)(c.ops, spec, 256, c.line.device))
         assert c.sprung(), "frequencies as before the stretch"
 
 
@@ -229,8 +229,9 @@ def test_trap_08_scaled_once_and_explicitly(case: Make, monkeypatch: pytest.Monk
             assert c.errors()[way] > SPRUNG, f"{op}: the default scale of its own width"
 
 
-def test_trap_15_experts_are_added_up_in_float32(order: tuple[str, ...]) -> None:
-    experts_are_added_up_in_float32(order)
+def test_trap_15_experts_are_added_up_in_float32(order: tuple[str, ...], tmp_path: Path) -> None:
+    line = Driven(write(tmp_path / "any", R1, weights(R1)), dtype="bfloat16")
+    experts_are_added_up_in_float32(line.built.ops, line.device)
 
 
 def test_trap_15_grouped_products_are_added_up_in_float32() -> None:
@@ -238,12 +239,11 @@ def test_trap_15_grouped_products_are_added_up_in_float32() -> None:
     ((_, why_not),) = candidates("experts", ("grouped",), facts)
     if why_not is not None:
         pytest.skip(why_not)
-    experts_are_added_up_in_float32(("grouped", "batched", "reference"))
+    experts_are_added_up_in_float32(Ops(("grouped", "batched", "reference"), facts), torch.device("cpu"))
 
 
-def experts_are_added_up_in_float32(order: tuple[str, ...]) -> None:
+def experts_are_added_up_in_float32(ops: Ops, device: torch.device) -> None:
     """256 + seven halves - 256: bfloat16 has no room for the halves beside 256."""
-    ops = Ops(order, StaticFacts("cpu", torch.bfloat16))
     values = [256.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, -256.0]
     count, inner, hidden = len(values), 4, 6
     # Expert e answers the row of ones with values[e] everywhere: silu(32) * 1 is 32 in bfloat16.
@@ -251,10 +251,10 @@ def experts_are_added_up_in_float32(order: tuple[str, ...]) -> None:
     gate_up[:, 0, 0], gate_up[:, inner, 0] = 32.0, 1.0
     down = torch.zeros(count, hidden, inner)
     down[:, :, 0] = torch.tensor(values)[:, None] / 32
-    packed = ops.experts.pack(gate_up.bfloat16(), down.bfloat16())
+    packed = ops.experts.pack(gate_up.bfloat16().to(device), down.bfloat16().to(device))
     x = torch.ones(3, hidden, dtype=torch.bfloat16)
     chosen, weight = torch.arange(count).expand(3, -1), torch.ones(3, count)
-    got = ops.experts(x, packed, chosen, weight)
+    got = ops.experts(x.to(device), packed, chosen.to(device), weight.to(device)).cpu()
     assert got.dtype == torch.bfloat16
     assert got.float().sub(3.5).abs().max() <= 0.02
     total = torch.zeros(hidden, dtype=torch.bfloat16)
@@ -322,11 +322,11 @@ def test_trap_22_what_keeps_its_precision(case: Make, monkeypatch: pytest.Monkey
     assert c.line.built.dtype == torch.bfloat16
     for i in (1, 2):
         gate, p = c.layers[i].mlp.gate, f"model.layers.{i}."
-        assert torch.equal(gate.weight, tensors[p + "mlp.gate.weight"])
-        assert torch.equal(gate.bias, tensors[p + "mlp.gate.e_score_correction_bias"])
+        assert torch.equal(gate.weight.cpu(), tensors[p + "mlp.gate.weight"])
+        assert torch.equal(gate.bias.cpu(), tensors[p + "mlp.gate.e_score_correction_bias"])
         assert not torch.equal(gate.bias, gate.bias.bfloat16().float()), "a cast would be seen"
-        assert torch.equal(c.layers[i].input_norm.weight, tensors[p + "input_layernorm.weight"])
-    assert torch.equal(c.line.model.embed.weight, tensors["model.embed_tokens.weight"])
+        assert torch.equal(c.layers[i].input_norm.weight.cpu(), tensors[p + "input_layernorm.weight"])
+    assert torch.equal(c.line.model.embed.weight.cpu(), tensors["model.embed_tokens.weight"])
 
 
 def test_trap_31_any_end_token_stops(case: Make, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class Guessed:
         ids, worst = [*IDS[1:], request.output[0]], 0.0
         for logits, token in zip(asked, found, strict=True):
             out, want = oracle.predict(self.config, self.weights, hidden, ids)
-            worst = max(worst, ((logits - want[-1]).abs().max() / want.abs().max()).item())
+            worst = max(worst, ((logits.cpu() - want[-1]).abs().max() / want.abs().max()).item())
             hidden, ids = torch.cat((hidden, out[-1:])), [*ids, token]
         self.line.engine.abort("r")
         self.line.step()
@@ -75,10 +75,10 @@ def test_trap_18_embedding_first_then_hidden_and_nothing_at_position_0(
     with monkeypatch.context() as m:
         m.setattr(transformer_module, "without_first", lambda embedded, positions: embedded)
         assert guessed.error() > SPRUNG, "an embedding at position 0"
-    e, h = p.embedding_norm.weight, p.hidden_norm.weight
-    e.data, h.data = h.data, e.data
+    e, h = p.embedding_norm, p.hidden_norm
+    p.embedding_norm, p.hidden_norm = h, e
     assert guessed.error() > SPRUNG, "norms exchanged"
-    e.data, h.data = h.data, e.data
+    p.embedding_norm, p.hidden_norm = e, h
     assert guessed.error() <= TOLERANCE
 
 
@@ -105,16 +105,18 @@ def test_trap_18_the_joint_matrix_is_never_rounded(form: str, tmp_path: Path, mo
     folder, matrix = write(tmp_path / "m", CONFIG, tensors), tensors["model.layers.3.eh_proj.weight"].double()
 
     def error() -> float:
-        p = Driven(folder, speculation="mtp", weights=form).model.predictor
+        line = Driven(folder, speculation="mtp", weights=form)
+        p = line.model.predictor
         x = torch.randn(2, 5, R1["hidden_size"], generator=torch.Generator().manual_seed(2))
         taken: list[Tensor] = []
         monkeypatch.setattr(p.layer, "forward", lambda x, residual, *_: (taken.append(x + residual), (x, residual))[1])
-        p(x[0], x[1], None, None, None)
+        p(*x.to(line.device), None, None, None)
         norms = (
-            oracle.rms(x[i].double(), n.weight.double(), 1e-6) for i, n in enumerate((p.embedding_norm, p.hidden_norm))
+            oracle.rms(x[i].double(), n.weight.cpu().double(), 1e-6)
+            for i, n in enumerate((p.embedding_norm, p.hidden_norm))
         )
         want = torch.cat(tuple(norms), 1) @ matrix.T
-        return ((taken[0] - want).abs().max() / want.abs().max()).item()
+        return ((taken[0].cpu() - want).abs().max() / want.abs().max()).item()
 
     assert error() <= TOLERANCE
     wrong = Driven(folder, weights=form).built.ops.facts.weights

@@ -26,7 +26,7 @@ def variant(**wrong: Any) -> Callable[..., tuple[Tensor, Tensor]]:
         kind = wrong.get("gate", torch.float32)
         logits = F.linear(x.to(kind), gate.to(kind)).float()
         scores = logits.sigmoid() if e.score == "sigmoid" else logits.softmax(-1)
-        bias = torch.zeros(len(gate)) if bias is None else bias.to(wrong.get("bias", torch.float32)).float()
+        bias = torch.zeros_like(gate[:, 0]) if bias is None else bias.to(wrong.get("bias", torch.float32)).float()
         choice = (scores + bias).to(wrong.get("choice", torch.float32))
         if e.limit != "none":
             grouped = choice.view(len(choice), e.groups, -1)
@@ -46,7 +46,15 @@ def variant(**wrong: Any) -> Callable[..., tuple[Tensor, Tensor]]:
 
 @pytest.fixture
 def route(order: tuple[str, ...], tmp_path: Path) -> Any:
-    return Driven(write(tmp_path / "any", R1, weights(R1))).built.ops.route
+    """The device's own routing, of tensors on the host."""
+    line = Driven(write(tmp_path / "any", R1, weights(R1)))
+
+    def there(x: Tensor, gate: Tensor, bias: Tensor | None, e: Any) -> tuple[Tensor, Tensor]:
+        moved = (None if t is None else t.to(line.device) for t in (x, gate, bias))
+        chosen, weight = line.built.ops.route(*moved, e)
+        return chosen.cpu(), weight.cpu()
+
+    return there
 
 
 def rows(logits: list[list[float]]) -> tuple[Tensor, Tensor]:
@@ -88,7 +96,7 @@ def test_trap_10_the_bias_chooses_and_never_weighs(route: Any, case: Make, monke
         assert c.sprung(), "weights gathered from the biased scores"
     gate = c.layers[1].mlp.gate
     with monkeypatch.context() as m:
-        m.setattr(gate, "forward", lambda x: c.ops.route(x, gate.weight, torch.zeros(8), gate.e))
+        m.setattr(gate, "forward", lambda x: c.ops.route(x, gate.weight, torch.zeros_like(gate.bias), gate.e))
         assert c.sprung(), "no bias in the choice"
     # Balancing moves a bias by a thousandth at a time: bfloat16 cannot hold 0.5 + 0.001.
     x, identity = rows([[0.0] * 8])

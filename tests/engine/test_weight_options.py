@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from tests.engine.checkpoints import R1, weights, write
-from tests.engine.driving import Driven
+from tests.engine.driving import Driven, only
 from tests.engine.tiny import write_checkpoint
 from torch import Tensor
 
-from twinline.engine.devices.cpu import Cpu
 from twinline.engine.models.moe import RoutedExperts
 from twinline.engine.models.parts import Linear
 from twinline.engine.models.transformer import Transformer
@@ -42,7 +41,7 @@ def rounded(name: str, tensor: Tensor, layers: WeightForm, head: WeightForm) -> 
 def test_the_model_is_that_of_rounded_weights(
     layers: str, head: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Cpu, "providers", ("reference",))
+    only(monkeypatch, "reference")
     got = Driven(folder, weights=layers, head_weights=head).logits(IDS)
     form = read_weight_form(layers)[0]
     head_form = form if head == "auto" else read_weight_form(head)[0]
@@ -62,7 +61,7 @@ def test_the_cpus_own_kernels_serve_the_form(form: str, tmp_path: Path, monkeypa
     def error(a: Tensor) -> float:
         return float((a - plain).norm() / plain.norm())
 
-    monkeypatch.setattr(Cpu, "providers", ("reference",))
+    only(monkeypatch, "reference")
     eight, reference = (error(Driven(folder, weights=f).logits(IDS)) for f in ("int8", form))
     assert 0 < error(got) < 1.5 * (reference + eight)
 

@@ -11,12 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.engine.checkpoints import write
-from tests.engine.driving import Driven
+from tests.engine.driving import Driven, only
 from tests.engine.quant import writers
 from tests.engine.quant.writers import Written
 from torch import Tensor
 
-from twinline.engine.devices.cpu import Cpu
 from twinline.engine.models.checkpoint import Checkpoint
 from twinline.engine.quant.matrices import matrix
 from twinline.facts.quantization import quantization
@@ -53,6 +52,8 @@ def test_transformers_reads_the_same_model(
     """Every weight to the bit, rounded to bfloat16 as it does; and so the logits."""
     import transformers
 
+    if kind != "fp8":
+        pytest.importorskip("compressed_tensors")
     transformers.utils.logging.disable_progress_bar()
     config, tensors = llama
     made = MAKERS[kind]({n: t.float() if writers.is_matrix(n) else t for n, t in tensors.items()})
@@ -68,7 +69,7 @@ def test_transformers_reads_the_same_model(
             found = matrix(checkpoint, name, declared)
             assert found is not None and found.decode is not None
             assert torch.equal(found.decode().values(torch.bfloat16), read[name].to(torch.bfloat16)), name
-    monkeypatch.setattr(Cpu, "providers", ("reference",))
+    only(monkeypatch, "reference")
     want = theirs.float()(torch.tensor([IDS])).logits[0]
     truth = write(tmp_path / "truth", config, {n: t.bfloat16() for n, t in made.truth.items()})
     torch.testing.assert_close(Driven(truth, dtype="float32").logits(IDS), want, rtol=1e-4, atol=1e-4)
@@ -81,6 +82,7 @@ def test_transformers_reads_the_same_model(
 @pytest.mark.parametrize("order", [False, True])
 def test_what_the_library_packs(bits: int, symmetric: bool, order: bool, tmp_path: Path) -> None:
     """compressed-tensors' own packing, its zero points, groups in another order, inputs that fill no word."""
+    pytest.importorskip("compressed_tensors")
     from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
     from compressed_tensors.quantization import QuantizationScheme
     from safetensors.torch import save_file

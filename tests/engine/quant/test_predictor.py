@@ -5,17 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from tests.engine.checkpoints import R1, weights, write
-from tests.engine.driving import Driven
+from tests.engine.driving import Driven, only
 from tests.engine.predicting import patient
 from tests.engine.quant import writers
-
-from twinline.engine.devices.cpu import Cpu
 
 SIZES = R1 | {"num_nextn_predict_layers": 1, "moe_intermediate_size": 128}
 
 
 def test_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Cpu, "providers", ("reference",))
+    only(monkeypatch, "reference")
     made = writers.fp8(weights(SIZES))
     a = Driven(write(tmp_path / "a", SIZES | {"quantization_config": made.config}, made.tensors), speculation="mtp")
     b = Driven(write(tmp_path / "b", SIZES, {n: t.float() for n, t in made.truth.items()}), speculation="mtp")

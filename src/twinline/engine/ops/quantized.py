@@ -58,7 +58,9 @@ def quantize(weight: Tensor, form: WeightForm, scale_dtype: torch.dtype = torch.
         top = values.gather(-1, magnitude.argmax(-1, keepdim=True))  # with its sign
     else:
         top = magnitude.amax(-1, keepdim=True)
-    scales = top / GREATEST[form.kind]
+    # By a tensor of the same device: by a number, CUDA's kernel multiplies with its reciprocal, and scales come out
+    # a rounding away from those of the CPU. Half of the greatest value, which lies between two numbers, then turns.
+    scales = top / top.new_tensor(GREATEST[form.kind])
     scales = scales.to(torch.bfloat16 if form.kind == "int4" else scale_dtype).float()
     scales = torch.where(scales.abs() < torch.finfo(torch.float32).tiny, 1.0, scales)
     numbers = values / scales
