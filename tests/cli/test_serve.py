@@ -56,7 +56,11 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Serving]:
         ready("http://127.0.0.1:8000")
 
     monkeypatch.setattr("twinline.gateway.serve.serve", serve)
-    monkeypatch.setattr(NativeLine, "begin", lambda line: None)
+
+    async def begin(line: NativeLine) -> None:
+        pass
+
+    monkeypatch.setattr(NativeLine, "begin", begin)
     return seen
 
 

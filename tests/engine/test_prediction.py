@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from twinline.cli.folder import embedded
 from twinline.engine import batch as batches
-from twinline.engine import loop
+from twinline.engine import chains, loop
 from twinline.engine import prediction as prediction_module
 from twinline.engine.metrics import Metrics
 from twinline.engine.pages import Chain
@@ -246,6 +246,16 @@ def test_a_chain_guesses_as_step_by_step(half: Path, judge: Judge, depth: int, r
         assert prediction(line).failure is None and bool(chains._recorded) == chained
         found.append((guesses, line.engine.counters))
     assert found[0] == found[1]
+
+
+def test_chains_that_were_longest_not_asked_for_go(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [{"prompt": p, "max_tokens": 40 + 5 * i} for i, p in enumerate(PROMPTS[:3])]
+    _, want = ran(half, asked)
+    monkeypatch.setattr(chains, "MOST_RECORDED", 2)
+    line, found = ran(half, asked, speculation="mtp", draft_depth=3, page_size=4)
+    recorded = line.engine.runner.chains
+    assert recorded is not None and (recorded.why_not or len(recorded._recorded) == 2)
+    assert [r.output for r in found] == [r.output for r in want]
 
 
 def test_a_replayed_prediction_gives_the_plain_ones_bits(half: Path) -> None:

@@ -41,11 +41,16 @@ def gone(pid: int) -> bool:
         return True
 
 
-def test_start_serve_stop_and_start_again() -> None:
+@pytest.mark.parametrize("begun", [False, True])
+def test_start_serve_stop_and_start_again(begun: bool) -> None:
     async def test() -> None:
         line = line_of()
         for _ in range(2):
+            if begun:
+                await line.begin()
+            ahead = line.pid if begun else None
             await line.start(timeout=10)
+            assert ahead in (None, line.pid)
             assert (line.state, line.alive, line.facts["max_model_len"]) == (LineState.SERVING, True, 512)
             assert [token async for delta in line.stream(REQUEST) for token in delta.tokens] == [10, 11, 12]
             await line.stop(grace=5)
@@ -54,6 +59,20 @@ def test_start_serve_stop_and_start_again() -> None:
             await line.stop()
             with pytest.raises(LineRefused, match="is stopped: it was asked to"):
                 line.stream(REQUEST)
+
+    run(test)
+
+
+def test_a_line_that_has_begun_is_stopped_before_it_starts() -> None:
+    async def test() -> None:
+        line = line_of("slow")
+        await line.begin()
+        pid = line.pid
+        assert pid is not None and line.alive and not gone(pid)
+        await line.stop(grace=5)
+        assert line.state is LineState.STOPPED and not line.alive and gone(pid)
+        with pytest.raises(LineStartFailed, match="cannot be started"):
+            await NativeLine(Path("/nowhere"), "m", program=("/no/such/program",)).begin()
 
     run(test)
 
@@ -67,9 +86,12 @@ def test_start_serve_stop_and_start_again() -> None:
         ("chatter", "hello.*where its ready line belongs"),
     ],
 )
-def test_a_failed_start_says_why_and_leaves_no_process(fault: str, said: str) -> None:
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_failed_start_says_why_and_leaves_no_process(fault: str, said: str, begun: bool) -> None:
     async def test() -> None:
         line = line_of(fault)
+        if begun:
+            await line.begin()
         with pytest.raises(LineStartFailed, match=said):
             await line.start(timeout=1 if fault == "slow" else 10)
         assert line.state is LineState.STOPPED

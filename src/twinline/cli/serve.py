@@ -108,7 +108,7 @@ async def _serve(args: argparse.Namespace, folder: Path, keys: bool) -> None:
 
     name, label = args.name or folder.name, None if args.dir else DEMONSTRATION
     line = NativeLine(folder, name, worker_flags(args))
-    line.begin()
+    await line.begin()  # before a thread imports: the worker is forked
     gateway = await asyncio.to_thread(importlib.import_module, "twinline.gateway.serve")
     what = gateway.Serving(folder, name, args.host, args.port, label, keys)
     await gateway.serve(what, line, lambda url: print(ready_text(url, name, label, line.facts, keys), flush=True))

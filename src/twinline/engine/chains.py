@@ -25,6 +25,8 @@ from twinline.engine.ops.plan import DecodePlan, Plan
 
 log = logging.getLogger(__name__)
 
+MOST_RECORDED = 64  # mixes of rows, requests, pages and depth; the one that was longest not asked for goes
+
 
 @dataclass(frozen=True, slots=True)
 class Link:
@@ -73,14 +75,17 @@ class GuessChains:
         width = 1 << (max(end // size for end in ends)).bit_length()
         rows = sum(len(link.positions) for link in links)
         key = rows, len(links), width, depth, any(link.temperature > 0 for link in links)
-        recorded = self._recorded.get(key)
+        recorded = self._recorded.pop(key, None)
         if recorded is None:
+            if len(self._recorded) == MOST_RECORDED:
+                del self._recorded[next(iter(self._recorded))]
             try:
-                recorded = self._recorded[key] = self._record(*key)
+                recorded = self._record(*key)
             except NotCaptured as error:
                 self.why_not = str(error)
                 log.info("chains of guesses: %s", self.why_not)
                 return None
+        self._recorded[key] = recorded
         self._fill(recorded, links, width, depth)
         recorded.previous_NX.copy_(previous_NX)
         recorded.replay()

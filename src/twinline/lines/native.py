@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from twinline.lines.drivers.native import HUGE_PAGES
 from twinline.lines.line import Line
@@ -39,7 +38,6 @@ class NativeLine(Line):
         super().__init__(f"native:{name}", LineSpec(name=name, model=name, engine="native", weights=str(model_dir)))
         where = ["--model", str(model_dir), "--name", name, "--host", "127.0.0.1", "--port", "0", "--watch-stdin"]
         self._process = WorkerProcess(self.name, [*program, *where, *options], HUGE_PAGES | (env or {}))
-        self._begun: asyncio.Task[dict[str, Any]] | None = None
         self._guard: asyncio.Task[None] | None = None
 
     @property
@@ -54,9 +52,10 @@ class NativeLine(Line):
     def returncode(self) -> int | None:
         return self._process.returncode
 
-    def begin(self, timeout: float = START_SECONDS) -> None:
-        """Starts the worker ahead of `start`, which then waits for it: for who has something to do meanwhile."""
-        self._begun = asyncio.create_task(self._process.start(timeout))
+    async def begin(self) -> None:
+        """Starts the worker ahead of `start`, which then waits for it: for who has something to do meanwhile. Raises
+        LineStartFailed."""
+        await self._process.spawn()
 
     async def start(self, timeout: float = START_SECONDS) -> None:
         """Starts the worker, waits until it is ready and verifies it.
@@ -66,8 +65,7 @@ class NativeLine(Line):
         if self.state is LineState.STOPPED:
             self.life.to(LineState.STARTING, "it is started again")
         try:
-            begun, self._begun = self._begun, None
-            self.facts = await (begun or self._process.start(timeout))
+            self.facts = await self._process.start(timeout)
             self.at(f"http://127.0.0.1:{self.facts['port']}")
             self.born = time.time()
             self._guard = asyncio.create_task(self._watch())
@@ -94,10 +92,6 @@ class NativeLine(Line):
         if self._guard is not None:
             self._guard.cancel()
             self._guard = None
-        if self._begun is not None:
-            self._begun.cancel()
-            await asyncio.wait((self._begun,))
-            self._begun = None
         if self.state is not LineState.STOPPED:
             self.life.to(LineState.STOPPED, reason)
         self.at(None)

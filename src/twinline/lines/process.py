@@ -58,6 +58,7 @@ class WorkerProcess:
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._readers: list[asyncio.Task[None]] = []
         self._stopped = False
+        self._spawned = False  # and not yet waited for
 
     @property
     def alive(self) -> bool:
@@ -75,8 +76,8 @@ class WorkerProcess:
     def last_words(self) -> str:
         return "\n".join(self._tail)
 
-    async def start(self, timeout: float) -> dict[str, Any]:
-        """Starts the worker and returns its ready line. Raises LineStartFailed; the process is gone then."""
+    async def spawn(self) -> None:
+        """Starts the worker and does not wait for it. Raises LineStartFailed."""
         self._stopped = False
         self._tail.clear()
         try:
@@ -91,8 +92,17 @@ class WorkerProcess:
             )
         except OSError as error:
             raise LineStartFailed(f"line {self.name} cannot be started: {error}") from error
-        assert self._process.stdout is not None and self._process.stderr is not None
+        assert self._process.stderr is not None
         self._readers.append(asyncio.create_task(self._follow(self._process.stderr)))
+        self._spawned = True
+
+    async def start(self, timeout: float) -> dict[str, Any]:
+        """Starts the worker, unless `spawn` has, and returns its ready line. Raises LineStartFailed; then the process is
+        gone."""
+        if not self._spawned:
+            await self.spawn()
+        self._spawned = False
+        assert self._process is not None and self._process.stdout is not None
         try:
             async with asyncio.timeout(timeout):
                 ready = await self._ready(self._process.stdout)
@@ -154,6 +164,7 @@ class WorkerProcess:
         process = self._process
         if process is None or self._stopped:
             return
+        self._spawned = False
         self._stopped = True  # its process group may be signalled only once: the number can be given away later
         try:
             if process.returncode is None:
