@@ -97,8 +97,7 @@ class WorkerProcess:
         self._spawned = True
 
     async def start(self, timeout: float) -> dict[str, Any]:
-        """Starts the worker, unless `spawn` has, and returns its ready line. Raises LineStartFailed; then the process is
-        gone."""
+        """Starts the worker, unless `spawn` has; its ready line. Raises LineStartFailed, and no process is left then."""
         if not self._spawned:
             await self.spawn()
         self._spawned = False
