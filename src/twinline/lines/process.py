@@ -97,7 +97,7 @@ class WorkerProcess:
         self._spawned = True
 
     async def start(self, timeout: float) -> dict[str, Any]:
-        """Starts the worker, unless `spawn` has; its ready line. Raises LineStartFailed, and no process is left then."""
+        """Starts the worker, unless `spawn` has; its ready line. Raises LineStartFailed; no process is left then."""
         if not self._spawned:
             await self.spawn()
         self._spawned = False
