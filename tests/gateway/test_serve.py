@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import tokenizers
 from tests.gateway.harness import MODEL
 
 from twinline.gateway.listening import bound, url_of
@@ -195,3 +196,21 @@ def test_defaults_come_from_the_folder(tiny_folder: Path, tmp_path: Path) -> Non
     assert ModelText.load(tmp_path).defaults == Defaults(0.6, 0.95, 20, 0.1, 1.05)
     assert Defaults.of({"do_sample": False, "temperature": 0.6}) == Defaults(0.0, 1.0, 0)
     assert Defaults.of({"temperature": None, "top_p": 7, "top_k": True}) == Defaults(1.0, 1.0, 0)
+
+
+def test_the_unknown_token_is_no_tag_and_no_mark(tmp_path: Path) -> None:
+    """A vocabulary of whole words has one id for any word that it lacks, and so for every tag."""
+    tags = ("<response>", "</response>", "<think>", "</think>")
+    for name, known in (("with", tags), ("without", ())):
+        words = {word: number for number, word in enumerate(("[UNK]", "hi", *known))}
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+        tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        tokenizer.add_special_tokens(["[UNK]", *known])
+        (tmp_path / name).mkdir()
+        tokenizer.save(str(tmp_path / name / "tokenizer.json"))
+        (tmp_path / name / "tokenizer_config.json").write_text("{}")
+    text = ModelText.load(tmp_path / "with")
+    assert text.answer_tags and text.marks == frozenset(text.tokenizer.encode("<think></think>", special=False))
+    text = ModelText.load(tmp_path / "without")
+    assert text.tokenizer.encode("<response>", special=False) == [0]
+    assert not text.answer_tags and not text.marks and not text.call_marks

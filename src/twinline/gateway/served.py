@@ -89,7 +89,7 @@ class ModelText:
             Defaults.of(folder.generation_config),
             _special(tokenizer, (OPEN, CLOSE)),
             _special(tokenizer, (OPEN, CLOSE, *calls)),
-            all(len(tokenizer.encode(tag, special=False)) == 1 for tag in (ANSWER_OPEN, ANSWER_CLOSE)),
+            all(_token(tokenizer, tag) is not None for tag in (ANSWER_OPEN, ANSWER_CLOSE)),
             shorter(folder.config),
             size if isinstance(size := folder.config.get("hidden_size"), int) else None,
         )
@@ -97,8 +97,13 @@ class ModelText:
 
 def _special(tokenizer: Tokenizer, texts: Iterable[str]) -> frozenset[int]:
     """Those of the texts that are one special token each."""
-    written = [tokenizer.encode(text, special=False) for text in texts]
-    return frozenset(ids[0] for ids in written if len(ids) == 1) & tokenizer.special_ids
+    return frozenset(token for text in texts if (token := _token(tokenizer, text)) is not None) & tokenizer.special_ids
+
+
+def _token(tokenizer: Tokenizer, text: str) -> int | None:
+    """The token that is this text, and no other that stands for it, as the unknown token does for any."""
+    ids = tokenizer.encode(text, special=False)
+    return ids[0] if len(ids) == 1 and tokenizer.decode(ids, skip_special=False) == text else None
 
 
 class ServedModel:

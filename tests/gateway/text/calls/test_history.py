@@ -7,6 +7,7 @@ import pytest
 from tests.gateway.text.calls.templates import CODER, GLM4, GLM45, LISTS_NONE, LLAMA3, QWEN3, R1, TEMPLATES, V31, V32
 
 from twinline.gateway.text.calls.formats import GLM47, detect
+from twinline.gateway.text.calls.history import HistoryStyle
 from twinline.gateway.text.reasoning import ReasoningParser
 from twinline.gateway.text.template import ChatTemplate
 
@@ -119,6 +120,38 @@ def test_a_template_that_takes_one_call_gets_them_one_by_one() -> None:
     assert places == sorted(places) and rendered.count("assistant") == 3
     in_one = template(QWEN3).render([HI, message, *results])
     assert in_one.index("search") < in_one.index("of call_3") < in_one.index("of call_1")
+
+
+class Looks(dict[str, Any]):
+    """A result, and how often any of them was asked whose it is."""
+
+    count = 0
+
+    def get(self, name: str, default: Any = None) -> Any:
+        Looks.count += name == "tool_call_id"
+        return super().get(name, default)
+
+
+@pytest.mark.parametrize("ids", [[*range(300)], ["same"] * 300, [None] * 300, [["odd"]] * 300])
+def test_the_result_of_a_call_is_not_looked_for_among_all(ids: list[object]) -> None:
+    Looks.count = 0
+    style = HistoryStyle(objects=True, texts=False, empty=None, apart=False, several=False, lists_tools=True)
+    names = [f"call_{each}" if isinstance(each, int) else each for each in ids]
+    function = {"name": "weather", "arguments": "{}"}
+    message = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": each, "function": function} for each in names],
+    }
+    texts = [name if isinstance(name, str) else None for name in names]
+    results = [Looks(role="tool", tool_call_id=text, content=str(n)) for n, text in enumerate(texts)]
+    chat = style.rewritten([message, *reversed(results)])
+    assert len(chat) == 600 and Looks.count <= 600
+    if names[0] != names[1]:
+        assert all(chat[at]["tool_calls"][0]["id"] == chat[at + 1]["tool_call_id"] for at in range(0, 600, 2))
+    else:
+        said = [each["content"] for each in chat if each["role"] == "tool"]
+        assert said == [str(n) for n in reversed(range(300))]
 
 
 @pytest.mark.parametrize("family", TEMPLATES)

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from twinline.gateway.text.calls.formats import QWEN3_CODER
+from twinline.gateway.text.calls.parser import CallParser
 from twinline.gateway.text.calls.typed import ANY, NULLABLE, TEXT, Said, as_json, declared, kinds, may_be_other, said_of
 
 ROOT = {
@@ -54,9 +56,68 @@ def test_parameters_of_a_schema_that_refers_and_combines() -> None:
         **ROOT,
         "$defs": {**ROOT["$defs"], "more": {"properties": {"own": {"type": "string"}, "far": {"const": 1}}}},
     }
-    found = {name: said.kinds for name, said in declared(root).items()}
+    found = {name: kinds(schema, root) for name, schema in declared(root).items()}
     assert found == {"own": {"integer"}, "added": {"array"}, "far": {"integer"}}
     assert declared(None) == {} and declared({"properties": 5}) == {} and declared({"$ref": "#"}) == {}
+
+
+class Looks(dict[str, Any]):
+    """A schema, and how often any of them was asked for one of its words."""
+
+    count = 0
+
+    def get(self, name: str, default: Any = None) -> Any:
+        Looks.count += 1
+        assert Looks.count <= 100_000  # rather than go on for ever
+        return super().get(name, default)
+
+
+def looked_at(schema: dict[str, Any]) -> dict[str, Any]:
+    Looks.count = 0
+    found: dict[str, Any] = json.loads(json.dumps(schema), object_hook=Looks)
+    return found
+
+
+def circle(word: str) -> dict[str, Any]:
+    itself = {"$ref": "#/$defs/a"}
+    return {"properties": {"x": itself}, "$defs": {"a": {word: [itself] * 4, "pattern": "p"}}}
+
+
+EACH_OTHER = {
+    "properties": {
+        f"p{n}": {"anyOf": [{"$ref": f"#/properties/p{(n + step) % 200}"} for step in (1, 2)], "pattern": "p"}
+        for n in range(200)
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "name", "schemas"), [(circle("anyOf"), "x", 6), (circle("allOf"), "x", 6), (EACH_OTHER, "p0", 600)]
+)
+def test_a_schema_that_goes_in_circles_is_looked_at_once(schema: dict[str, Any], name: str, schemas: int) -> None:
+    root = looked_at(schema)
+    value = declared(root)[name]
+    assert Looks.count <= 10  # of the root alone
+    said = said_of(value, root)
+    assert not said.free
+    assert schemas <= Looks.count <= 20 * schemas
+
+
+def test_no_more_is_looked_at_than_a_schema_of_a_value_has() -> None:
+    root = looked_at({"properties": {"x": {"anyOf": [{"const": str(n)} for n in range(5000)]}}})
+    said = said_of(declared(root)["x"], root)
+    assert "900" in said.words and "4000" not in said.words
+    assert Looks.count <= 20 * 1000
+    root = looked_at({"properties": {"x": {"anyOf": [{"anyOf": [{"type": "string"}] * 5}] * 1000}}})
+    assert kinds(declared(root)["x"], root) == ANY  # as of a schema that does not say all
+
+
+def test_only_what_a_model_writes_is_looked_up() -> None:
+    text = "<function=f>\n<parameter=p7>\np\n</parameter>\n</function>"
+    parser = CallParser(QWEN3_CODER, {"f": looked_at(EACH_OTHER)})
+    _, deltas = parser.push(text)
+    assert "".join(delta["function"].get("arguments", "") for delta in deltas) == '{"p7": "p"}'
+    assert Looks.count <= 20 * 600  # one walk, not one for each of the 200
 
 
 @pytest.mark.parametrize(

@@ -171,15 +171,18 @@ def _one_by_one(messages: Sequence[Message]) -> Iterator[Message]:
         if len(calls) < 2:
             yield message
             continue
-        results: list[Message] = []
+        results: dict[int, Message] = {}
+        of: dict[object, list[int]] = {}  # a call's id
         while waiting and waiting[-1].get("role") == "tool":
-            results.append(waiting.pop())
+            result = waiting.pop()
+            of.setdefault(result.get("tool_call_id"), []).append(len(results))
+            results[len(results)] = result
         for number, call in enumerate(calls):
             yield {**message, "content": None if number else message["content"], "tool_calls": [call]}
             name = call.get("id") if isinstance(call, Mapping) else None
-            yield from (result for result in results if result.get("tool_call_id") == name)
-            results = [result for result in results if result.get("tool_call_id") != name]
-        yield from results
+            for place in of.pop(name, ()) if name is None or isinstance(name, str) else ():
+                yield results.pop(place)
+        yield from results.values()
 
 
 def with_tools_told(messages: Sequence[Message], told: str) -> list[Message]:

@@ -18,7 +18,18 @@ from dataclasses import dataclass, replace
 
 from twinline.gateway.text.calls.call import LONGEST_HEAD, Reading
 from twinline.gateway.text.calls.format import Functions
-from twinline.gateway.text.calls.typed import ANY, NO_TEXT, NULLABLE, TEXT, Kinds, Said, as_json, declared, may_be_other
+from twinline.gateway.text.calls.typed import (
+    ANY,
+    NO_TEXT,
+    NULLABLE,
+    TEXT,
+    Kinds,
+    Said,
+    as_json,
+    declared,
+    may_be_other,
+    said_of,
+)
 from twinline.gateway.text.partial import open_end
 
 
@@ -54,8 +65,8 @@ class Marks:
 class MarkedCall:
     """See `Call`."""
 
-    __slots__ = ("_begun", "_declared", "_functions", "_given", "_held", "_line", "_marks", "_said", "_state", "_stop",
-                 "_text", "_told", "arguments", "name", "rest")  # fmt: skip
+    __slots__ = ("_begun", "_declared", "_functions", "_given", "_held", "_line", "_marks", "_said", "_schema",
+                 "_state", "_stop", "_text", "_told", "arguments", "name", "rest")  # fmt: skip
 
     def __init__(self, marks: Marks, functions: Functions, opener: str) -> None:
         self._marks = marks
@@ -63,7 +74,8 @@ class MarkedCall:
         self._begun = opener == marks.begins
         self._state: Callable[[], Reading | None] = self._head
         self._stop = re.compile("|".join(map(re.escape, marks.stops)))
-        self._declared: dict[str, Said] = {}
+        self._schema: object = None  # of the function's parameters
+        self._declared: dict[str, object] = {}
         self._given: set[str] = set()
         self._said = Said(TEXT)  # of the value that is being read
         self._told = False  # it is a text, and goes out as it comes
@@ -111,7 +123,8 @@ class MarkedCall:
                     return Reading.FAILED
                 self.name = name
                 self.arguments = "{"
-                self._declared = declared(self._functions[name])
+                self._schema = self._functions[name]
+                self._declared = declared(self._schema)
                 self._text = behind
                 self._state = self._between
                 return None
@@ -144,7 +157,7 @@ class MarkedCall:
 
     def _begin(self, groups: Mapping[str, str | None]) -> None:
         key = (groups["key"] or "").strip()
-        said = self._declared.get(key) or Said(frozenset())
+        said = said_of(self._declared.get(key), self._schema)
         kinds = said.kinds or self._marks.untyped
         if (string := groups.get("string")) is not None:
             kinds = TEXT if string == "true" else kinds - TEXT or NO_TEXT

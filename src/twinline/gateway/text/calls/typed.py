@@ -26,6 +26,7 @@ NULLABLE: Kinds = TEXT | {"null"}
 
 _SHORT = 256  # characters: a longer text is not held back for its `maxLength`
 _DEEPEST = 16  # references and combinations that are followed
+_MOST = 1000  # schemas that are looked at for one value: clients write them, and they may go in circles
 _LONGEST_LITERAL = 20_000  # characters in Python's notation
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?P<fraction>\.[0-9]+)?(?P<power>[eE][+-]?[0-9]+)?")
 _NULLS = ("null", "None")
@@ -57,22 +58,25 @@ class Said:
         return bare if self.formed or too_long or (text not in self.words and bare in self.words) else text
 
 
-def declared(parameters: object) -> dict[str, Said]:
-    """What a function's schema says of each parameter that it names."""
-    found: dict[str, Said] = {}
-    for schema in _parts(parameters, parameters, 0):
+def declared(parameters: object) -> dict[str, object]:
+    """The schema of each parameter that a function's schema names.
+
+    Not what they say (`said_of`): that takes a walk each, and a model writes few of them.
+    """
+    found: dict[str, object] = {}
+    for schema in _parts(parameters, parameters):
         properties = schema.get("properties")
         if isinstance(properties, Mapping):
             for name, value in properties.items():
                 if isinstance(name, str):
-                    found.setdefault(name, said_of(value, parameters))
+                    found.setdefault(name, value)
     return found
 
 
 def said_of(schema: object, root: object) -> Said:
     words: list[object] = []
     formed, longest = False, None
-    for part in _parts(schema, root, 0):
+    for part in _parts(schema, root):
         words += _listed(part, "enum") + ([part["const"]] if "const" in part else [])
         formed = formed or "pattern" in part or "format" in part
         limit = part.get("maxLength")
@@ -81,21 +85,37 @@ def said_of(schema: object, root: object) -> Said:
     return Said(kinds(schema, root), frozenset(word for word in words if isinstance(word, str)), formed, longest)
 
 
-def _parts(schema: object, root: object, depth: int) -> Iterator[Mapping[str, Any]]:
-    """The schema and those that it refers to or combines."""
-    if not isinstance(schema, Mapping) or depth > _DEEPEST:
-        return
-    yield schema
-    yield from _parts(_referred(schema, root), root, depth + 1)
-    for word in ("allOf", "anyOf", "oneOf"):
-        for each in _listed(schema, word):
-            yield from _parts(each, root, depth + 1)
+def _parts(schema: object, root: object) -> Iterator[Mapping[str, Any]]:
+    """The schema and those that it refers to or combines, each once."""
+    seen: set[int] = set()
+    waiting = [schema]
+    while waiting and len(seen) < _MOST:
+        part = waiting.pop()
+        if not isinstance(part, Mapping) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        yield part
+        combined = [each for word in ("allOf", "anyOf", "oneOf") for each in _listed(part, word)]
+        waiting += [*reversed(combined), _referred(part, root)]
 
 
-def kinds(schema: object, root: object, depth: int = 0) -> Kinds:
+def kinds(schema: object, root: object) -> Kinds:
     """The types of JSON Schema that a value may have; empty where the schema does not say."""
+    return _kinds(schema, root, 0, {})
+
+
+def _kinds(schema: object, root: object, depth: int, known: dict[int, Kinds]) -> Kinds:
+    """`known`: by `id`, the schemas that were looked at; one that refers to itself says nothing there."""
     if not isinstance(schema, Mapping) or depth > _DEEPEST:
         return frozenset()
+    if id(schema) not in known and len(known) < _MOST:
+        known[id(schema)] = frozenset()
+        known[id(schema)] = _kinds_of(schema, root, depth + 1, known)
+    return known.get(id(schema), frozenset())
+
+
+def _kinds_of(schema: Mapping[str, Any], root: object, depth: int, known: dict[int, Kinds]) -> Kinds:
+    """`depth`: of what it refers to or combines."""
     said = schema.get("type")
     if said is not None:
         names = frozenset(name for name in (said if isinstance(said, list) else [said]) if isinstance(name, str))
@@ -105,11 +125,11 @@ def kinds(schema: object, root: object, depth: int = 0) -> Kinds:
     elif "const" in schema:
         found = frozenset({_kind_of(schema["const"])})
     elif "$ref" in schema:
-        found = kinds(_referred(schema, root), root, depth + 1)
-    elif all_of := [each for part in _listed(schema, "allOf") if (each := kinds(part, root, depth + 1))]:
+        found = _kinds(_referred(schema, root), root, depth, known)
+    elif all_of := [each for part in _listed(schema, "allOf") if (each := _kinds(part, root, depth, known))]:
         found = frozenset.intersection(*all_of)
     elif any_of := [*_listed(schema, "anyOf"), *_listed(schema, "oneOf")]:
-        found = frozenset().union(*(kinds(part, root, depth + 1) or ANY for part in any_of))
+        found = frozenset().union(*(_kinds(part, root, depth, known) or ANY for part in any_of))
     else:
         found = frozenset({"object"} if "properties" in schema else {"array"} if "items" in schema else ())
     return found | {"null"} if found and schema.get("nullable") is True else found  # OpenAPI's word
