@@ -334,6 +334,27 @@ def test_the_size_that_vectors_have_is_no_change(short: Callable[..., Path]) -> 
     run(short(hidden_size=SIZE), test)
 
 
+def test_the_folders_size_is_asked_of_a_remote_too(short: Callable[..., Path]) -> None:
+    """Its own default may be another: then it shortens, or the client is told."""
+
+    async def test(at: At) -> None:
+        assert len(await at.vectors(dimensions=SIZE)) == 1
+        assert at.doubles["a"].requests[-1]["dimensions"] == SIZE
+
+    run(short(hidden_size=SIZE), test, line(engine="openai", weights=None))
+
+
+@pytest.mark.parametrize("engine", ["openai", "native"])
+def test_vectors_are_not_of_the_size_that_the_folder_says(engine: str, short: Callable[..., Path]) -> None:
+    async def test(at: At) -> None:
+        told = await at.refused(400, "dimensions", dimensions=SIZE - 1)
+        assert told == "Line a gives vectors of 6 values, not of 5: leave dimensions out."
+        assert len((await at.vectors())[0]) == SIZE
+
+    weights = {"weights": None} if engine == "openai" else {}
+    run(short(hidden_size=SIZE - 1), test, line(engine=engine, **weights))
+
+
 def test_only_the_sizes_that_a_model_names(short: Callable[..., Path]) -> None:
     async def test(at: At) -> None:
         assert len((await at.vectors(dimensions=2))[0]) == 2

@@ -80,7 +80,8 @@ class Embeddings:
             raise excess
         inputs = await made(lambda: [_encoded(item, served) for item in given], exchange.body_bytes)
         _check_lengths(inputs, served)
-        needs = NEEDS if passed_on is None else NEEDS | {"dimensions"}
+        # A line that cannot shorten vectors may have just this size: what it gives is checked.
+        needs = NEEDS if passed_on in (None, served.text.vector_size) else NEEDS | {"dimensions"}
         if inputs[0].text is None:
             needs |= {"token_ids"}
         claim = visit.claim(request.priority)
@@ -169,8 +170,8 @@ def _dimensions(asked: int | None, target: Target) -> tuple[int | None, int | No
     if asked is None:
         return None, None
     served = target.served
-    if asked == served.text.vector_size:  # many clients always say it
-        return None, None
+    if asked == served.text.vector_size:  # many clients always say it; a remote's own default may be another
+        return None, asked
     may = served.text.shorter
     if may is None:
         if any("dimensions" in line.features for line in served.supply.lines.values()):
