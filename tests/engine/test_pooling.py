@@ -17,7 +17,7 @@ from twinline.engine.pooling import Pool
 from twinline.engine.request import Request, SamplingParams
 from twinline.engine.scheduler import TooLong
 from twinline.facts.models import UnsupportedModel
-from twinline.facts.pooling import Pooling
+from twinline.facts.pooling import MODES, Mode, Pooling
 
 TOLERANCE = 1e-5  # the vectors are of length 1, the model's arithmetic float32
 SMALL = {"page_size": 8, "max_tokens_per_step": 40, "kv_tokens": 1024}
@@ -210,6 +210,15 @@ def test_a_pool_copies_what_a_step_will_write_again() -> None:
     pool.take(rows, 0)
     rows.zero_()
     assert pool.vector() == np.ones(4, "<f4").tobytes()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pool_holds_one_row_and_not_its_chunk(mode: Mode) -> None:
+    pool = Pool(Pooling(mode, normalize=False))
+    for start in (0, 50):
+        pool.take(torch.ones(50, 4, dtype=torch.bfloat16), start)
+        assert pool._state_X is not None and pool._state_X.dtype == torch.float32
+        assert pool._state_X.untyped_storage().nbytes() == 4 * 4
 
 
 def test_nothing_is_guessed_for_vectors(qwen3: embedders.Embedder) -> None:

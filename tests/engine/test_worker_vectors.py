@@ -19,7 +19,7 @@ from tests.engine.test_worker_app import Scripted
 
 from twinline.engine.build import Built
 from twinline.engine.metrics import Metrics
-from twinline.engine.request import Output
+from twinline.engine.request import Output, Request
 from twinline.engine.scheduler import QueueFull
 from twinline.engine.worker import Worker
 from twinline.facts.pooling import Pooling
@@ -114,13 +114,15 @@ def test_it_generates_nothing(worker: Spawned) -> None:
 LAST = Pooling("lasttoken", normalize=True)
 
 
-def call(engine: Scripted, *, leaves: bool = False, pooling: Pooling | None = LAST) -> list[dict[str, Any]]:
+def call(
+    engine: Scripted, *, leaves: bool = False, pooling: Pooling | None = LAST, **fields: Any
+) -> list[dict[str, Any]]:
     """What a worker over that engine answers to three texts."""
     worker = Worker("tiny", Metrics("tiny"))
     spec = SimpleNamespace(vocab=10)
     worker.built = cast(Built, SimpleNamespace(engine=engine, spec=spec, pooling=pooling, max_model_len=99))
     engine.deliver = worker.deliver
-    body = json.dumps({"input": [[1], [2], [3]], "request_id": "a"}).encode()
+    body = json.dumps({"input": [[1], [2], [3]], "request_id": "a"} | fields).encode()
     messages = [{"type": "http.request", "body": body}]
     sent: list[dict[str, Any]] = []
 
@@ -156,6 +158,33 @@ def test_a_full_queue_says_when_to_come_again() -> None:
     start, body = call(engine)
     assert start["status"] == 429 and (b"retry-after", b"1") in start["headers"] and b"queue_full" in body["body"]
     assert engine.aborted == []
+
+
+class Crowded(Scripted):
+    """It takes one text, is then full with others' requests for `refusals` tries, or for good, and takes one again."""
+
+    def __init__(self, refusals: int) -> None:
+        super().__init__()
+        self.refusals = self.left = refusals
+        self.taken = 0
+
+    def submit(self, request: Request) -> None:
+        if self.taken == 1 and self.left:
+            self.left -= 1
+            raise QueueFull("8 requests wait", 8)
+        self.taken += 1
+        self.deliver([Output(request.id, finish="stop", vector=np.full(2, self.taken, "<f4").tobytes())])
+
+
+def test_a_queue_that_others_fill_ends_no_request_that_has_begun() -> None:
+    start, body = call(Crowded(refusals=4))
+    assert start["status"] == 200
+    assert [entry["embedding"][0] for entry in json.loads(body["body"])["data"]] == [1, 2, 3]
+
+
+def test_a_queue_that_others_fill_until_the_deadline() -> None:
+    start, body = call(Crowded(refusals=10**6), timeout_s=0.2)
+    assert start["status"] == 504 and b"did not finish within timeout_s" in body["body"]
 
 
 def test_an_engine_that_fails_one_text_fails_them_all() -> None:

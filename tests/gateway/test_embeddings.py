@@ -18,6 +18,7 @@ from tests.gateway.several import MODEL, Several, plain, several
 from tests.gateway.test_access import store
 from tests.lines.vector_double import SIZE, Reply, VectorDouble, vector_of
 
+from twinline.gateway import vectors
 from twinline.gateway.embeddings import MAX_INPUTS, SHARE_INPUTS, Input, shares
 from twinline.gateway.logs import told_of
 from twinline.lines.spec import LineSpec
@@ -170,6 +171,37 @@ def test_many_texts_come_back_in_their_order_from_two_lines(tiny_folder: Path) -
     run(tiny_folder, test, line("a", weights_class="w"), line("b", weights_class="w"))
 
 
+def test_more_values_than_one_answer_has(short: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before a line is asked, where the folder or the request says how many they are."""
+    monkeypatch.setattr(vectors, "MAX_FLOATS", 2 * SIZE)
+    monkeypatch.setattr(vectors, "MAX_BASE64_VALUES", 4 * SIZE)
+
+    async def test(at: At) -> None:
+        told = await at.refused(400, "input", ["a", "b", "c"])
+        assert told.startswith("3 vectors of 6 values are 18 values; one answer has at most 12")
+        await at.refused(400, "input", ["a"] * 5, encoding_format="base64")
+        await at.refused(400, "input", ["a"] * 4, dimensions=4)
+        assert not at.doubles["a"].asked
+        assert len(await at.vectors(["a", "b", "c", "d"], encoding_format="base64")) == 4
+        assert len(await at.vectors(["a", "b"])) == 2 and len(await at.vectors(["a", "b", "c"], dimensions=4)) == 3
+
+    run(short(hidden_size=SIZE, is_matryoshka=True), test)
+
+
+def test_more_values_than_one_answer_has_of_a_size_that_only_the_line_knows(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "MAX_FLOATS", 2 * SIZE)
+
+    async def test(at: At) -> None:
+        assert len(await at.vectors(["a", "b"])) == 2
+        told = await at.refused(400, "input", ["a", "b", "c"])
+        assert told.startswith("3 vectors of 6 values are 18 values; one answer has at most 12")
+        assert len(at.doubles["a"].asked) == 2 and at.made.line("a").state is LineState.SERVING
+
+    run(tiny_folder, test)
+
+
 # What becomes of it when a line does not answer as it should.
 
 
@@ -300,6 +332,27 @@ def test_the_size_that_vectors_have_is_no_change(short: Callable[..., Path]) -> 
         await at.refused(400, "dimensions", dimensions=SIZE - 1)
 
     run(short(hidden_size=SIZE), test)
+
+
+def test_the_folders_size_is_asked_of_a_remote_too(short: Callable[..., Path]) -> None:
+    """Its own default may be another: then it shortens, or the client is told."""
+
+    async def test(at: At) -> None:
+        assert len(await at.vectors(dimensions=SIZE)) == 1
+        assert at.doubles["a"].requests[-1]["dimensions"] == SIZE
+
+    run(short(hidden_size=SIZE), test, line(engine="openai", weights=None))
+
+
+@pytest.mark.parametrize("engine", ["openai", "native"])
+def test_vectors_are_not_of_the_size_that_the_folder_says(engine: str, short: Callable[..., Path]) -> None:
+    async def test(at: At) -> None:
+        told = await at.refused(400, "dimensions", dimensions=SIZE - 1)
+        assert told == "Line a gives vectors of 6 values, not of 5: leave dimensions out."
+        assert len((await at.vectors())[0]) == SIZE
+
+    weights = {"weights": None} if engine == "openai" else {}
+    run(short(hidden_size=SIZE - 1), test, line(engine=engine, **weights))
 
 
 def test_only_the_sizes_that_a_model_names(short: Callable[..., Path]) -> None:

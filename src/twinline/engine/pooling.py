@@ -30,15 +30,17 @@ class Pool:
         self._count = 0
 
     def take(self, hidden_TX: Tensor, start: int) -> None:
-        """The last-norm states of the positions from `start` on. They are copied: a step may use their memory again."""
-        rows, mode = hidden_TX.to(torch.float32, copy=True), self.pooling.mode
-        before = self._state_X if start else None
-        self._count = start + len(rows)
-        if mode == "lasttoken":
-            state = rows[-1]
-        elif mode == "cls":
-            state = rows[0] if before is None else before
-        elif mode == "max":
+        """The last-norm states of the positions from `start` on. What is kept of them is a copy, for a step may use
+        their memory again, and of one row where one is enough: a view would hold the whole chunk."""
+        mode, before = self.pooling.mode, self._state_X if start else None
+        self._count = start + len(hidden_TX)
+        if mode == "cls" and before is not None:
+            return
+        if mode in ("cls", "lasttoken"):
+            self._state_X = hidden_TX[0 if mode == "cls" else -1].to(torch.float32, copy=True)
+            return
+        rows = hidden_TX.to(torch.float32, copy=True)
+        if mode == "max":
             state = rows.amax(0) if before is None else torch.maximum(before, rows.amax(0))
         else:
             if mode == "weightedmean":  # a position's weight is its number, from 1

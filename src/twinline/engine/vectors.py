@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from twinline.engine.worker import Worker
 
 MAX_INPUTS = 2048  # OpenAI's limit
+FULL_SECONDS = 0.02  # until a full queue is tried again
 PARAMS = SamplingParams(max_tokens=1)  # of a request that generates nothing
 Ids = Annotated[list[wire.Id], msgspec.Meta(min_length=1)]
 
@@ -90,13 +91,13 @@ class Vectors:
             for i, ids in enumerate(asked.input)
         ]
 
-    def _submit(self, later: deque[Request], live: set[str]) -> None:
-        """As many as may wait; the others come when some are over. Raises QueueFull where nothing is under way."""
+    def _submit(self, later: deque[Request], live: set[str], *, begun: bool) -> None:
+        """As many as may wait; the others come when some are over. Raises QueueFull where none was taken so far."""
         while later:
             try:
                 self._worker.submit(later[0], "input")
             except QueueFull:
-                if not live:
+                if not begun and not live:
                     raise
                 return
             live.add(later.popleft().id)
@@ -112,13 +113,17 @@ class Vectors:
         """Waits for all vectors; the first text that fails ends the others."""
         later, found = deque(requests), dict[str, bytes]()
         while len(found) < len(requests):
-            self._submit(later, live)
+            self._submit(later, live, begun=bool(found))
+            if not live:  # all that were taken are over, and others' requests fill the queue
+                if later[0].deadline is not None and time.monotonic() >= later[0].deadline:
+                    return await self._late(send)
+                await asyncio.sleep(FULL_SECONDS)
+                continue
             output = await queue.get()
             live.discard(output.request_id)
             if output.vector is None:
                 if output.finish == "deadline":
-                    late = "the request did not finish within timeout_s"
-                    return await reply(send, 504, wire.error_body(late, "server_error", code="deadline"))
+                    return await self._late(send)
                 return await reply(send, 500, self._worker.error(output.error or f"it ended with {output.finish}"))
             found[output.request_id] = output.vector
         data: list[dict[str, Any]] = [
@@ -129,6 +134,10 @@ class Vectors:
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         body = {"object": "list", "model": self._worker.name, "data": data, "usage": usage}
         await reply(send, 200, wire.encode(body))
+
+    async def _late(self, send: Send) -> None:
+        late = "the request did not finish within timeout_s"
+        await reply(send, 504, wire.error_body(late, "server_error", code="deadline"))
 
 
 def _written(vector: bytes, asked: EmbeddingsRequest) -> str | list[float]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from io import BytesIO
+from itertools import accumulate
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
@@ -26,7 +28,7 @@ from twinline.gateway.routing import Ask
 from twinline.gateway.sampling import TIMEOUT_HEADER, check_given, check_text, request_name, timeout_of
 from twinline.gateway.served import ServedModel
 from twinline.gateway.transcript import Piece, TextRules, Transcript
-from twinline.gateway.vectors import VectorChoice, VectorPiece, written
+from twinline.gateway.vectors import VectorChoice, VectorPiece, too_many, written
 from twinline.lines.protocol import TextSource, VectorRequest
 
 MAX_INPUTS = 2048  # OpenAI's limit
@@ -72,10 +74,14 @@ class Embeddings:
             raise self._generates(served, visit)
         exchange.warn(["user"] if request.user not in (None, "") else [])
         cut, passed_on = _dimensions(request.dimensions, target)
-        given = _given(request.input, served)
+        given, as_base64 = _given(request.input, served), request.encoding_format == "base64"
+        size = cut or passed_on or served.text.vector_size
+        if size is not None and (excess := too_many(len(given), size, as_base64=as_base64)):
+            raise excess
         inputs = await made(lambda: [_encoded(item, served) for item in given], exchange.body_bytes)
         _check_lengths(inputs, served)
-        needs = NEEDS if passed_on is None else NEEDS | {"dimensions"}
+        # A line that cannot shorten vectors may have just this size: what it gives is checked.
+        needs = NEEDS if passed_on in (None, served.text.vector_size) else NEEDS | {"dimensions"}
         if inputs[0].text is None:
             needs |= {"token_ids"}
         claim = visit.claim(request.priority)
@@ -85,10 +91,11 @@ class Embeddings:
         weights = weights_class(target)
         if weights is not None:
             exchange.tell(WEIGHTS_HEADER, sha256(f"{served.name}\0{weights}".encode()).hexdigest()[:16])
-        shape = _Whole(request, cut)
+        parts = list(shares(inputs))
+        shape = _Whole(request.model, parts, cut, as_base64=as_base64)
         answer = Answer(exchange, self._door.access, visit, served.name, shape, streamed=False)
         name, choices = request_name(exchange.request_id), list[Choice]()
-        for index, share in enumerate(shares(inputs)):
+        for index, share in enumerate(parts):
             asked = VectorRequest(
                 model=served.name,
                 prompt=[token for item in share for token in item.ids],
@@ -110,6 +117,7 @@ class Embeddings:
             transcript = Transcript(served.tokenizer, _NO_RULES, None, index)
             choice = VectorChoice(supply, asked, transcript, ask, answer, index, claim, _no_text, target.line)
             choice.kept_to, choice.cut = weights, cut
+            choice.texts, choice.as_base64 = len(inputs), as_base64
             if visit.trace is not None:
                 choice.trace = visit.trace.of_choice(index, "embeddings")
             choices.append(choice)
@@ -162,8 +170,8 @@ def _dimensions(asked: int | None, target: Target) -> tuple[int | None, int | No
     if asked is None:
         return None, None
     served = target.served
-    if asked == served.text.vector_size:  # many clients always say it
-        return None, None
+    if asked == served.text.vector_size:  # many clients always say it; a remote's own default may be another
+        return None, asked
     may = served.text.shorter
     if may is None:
         if any("dimensions" in line.features for line in served.supply.lines.values()):
@@ -226,12 +234,12 @@ def _check_lengths(inputs: Iterable[Input], served: ServedModel) -> None:
 class _Whole:
     """Gathers the shares. Each is written as it comes, so that no answer's writing keeps others waiting."""
 
-    def __init__(self, request: EmbeddingsRequest, cut: int | None) -> None:
-        self._model = request.model
-        self._as_base64 = request.encoding_format == "base64"
-        self._cut = cut
+    def __init__(self, model: str, parts: Sequence[Sequence[Input]], cut: int | None, *, as_base64: bool) -> None:
+        self._model = model
+        self._firsts = list(accumulate(map(len, parts), initial=0))  # of each share, the number of its first text
+        self._cut, self._as_base64 = cut, as_base64
         self._size: int | None = None
-        self._shares: dict[int, list[bytes]] = {}
+        self._shares: dict[int, bytes] = {}
 
     def news(self, piece: Piece) -> bytes:
         """Raises ValueError for vectors that cannot be of this answer: the line's fault, so another is asked."""
@@ -240,13 +248,20 @@ class _Whole:
         if self._size not in (None, size):
             raise ValueError(f"vectors of {size // 4} values after others of {(self._size or 0) // 4}")
         self._size = size
-        self._shares[piece.index] = [written(v, self._cut, as_base64=self._as_base64) for v in piece.vectors]
+        self._shares[piece.index] = b",".join(
+            b'{"object":"embedding","index":%d,"embedding":%b}'
+            % (number, written(vector, self._cut, as_base64=self._as_base64))
+            for number, vector in enumerate(piece.vectors, self._firsts[piece.index])
+        )
         return b""
 
     def end(self, choices: Sequence[Choice]) -> bytes:
-        vectors = [vector for index in range(len(choices)) for vector in self._shares[index]]
-        entries = b",".join(b'{"object":"embedding","index":%d,"embedding":%b}' % pair for pair in enumerate(vectors))
         tokens = sum(choice.prompt_tokens for choice in choices)
-        return b'{"object":"list","data":[%b],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (
-            entries, msgspec.json.encode(self._model), tokens, tokens,
-        )  # fmt: skip
+        body = BytesIO()  # its value is no copy; and a share is freed when it is in it
+        body.write(b'{"object":"list","data":[')
+        for index in range(len(choices)):
+            body.write(b"," if index else b"")
+            body.write(self._shares.pop(index))
+        usage = b'],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}'
+        body.write(usage % (msgspec.json.encode(self._model), tokens, tokens))
+        return body.getvalue()

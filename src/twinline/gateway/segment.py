@@ -14,7 +14,7 @@ import msgspec
 
 from twinline.gateway.routing import Ask, Placement, Station
 from twinline.lines.line import Line
-from twinline.lines.protocol import TokenRequest
+from twinline.lines.protocol import TokenRequest, VectorRequest
 
 HELD = frozenset({"grammar", "patterns", "tool_choice"})  # features of an answer that is held to a grammar
 
@@ -86,6 +86,8 @@ def asked_of(
     if line.model != request.model:
         changes["model"] = line.model
     limit = line.context
+    if isinstance(request, VectorRequest):
+        limit = None  # its texts share no context, and nothing is generated after them
     if limit is not None and len(request.prompt) + request.max_tokens > limit:
         changes["max_tokens"] = limit - len(request.prompt)  # the client gave no limit: all that fits
     if attempt > 1:

@@ -7,16 +7,20 @@ Nothing is given out before all vectors of the share are there, so a line that b
 from __future__ import annotations
 
 import base64
+import math
 
 import msgspec
 import numpy as np
 
 from twinline.gateway.choice import Choice
 from twinline.gateway.closing import sane
-from twinline.gateway.errors import bad_request
+from twinline.gateway.errors import ApiError, bad_request
 from twinline.gateway.transcript import Piece
 from twinline.lines.protocol import VectorRequest
 from twinline.lines.wire import Delta, VectorDelta
+
+# Values of one answer: at most some 60 MB as numbers, 90 MB as base64, which is also quicker to write.
+MAX_FLOATS, MAX_BASE64_VALUES = 1 << 22, 1 << 24
 
 
 class VectorPiece(Piece, frozen=True, kw_only=True, gc=False):
@@ -28,9 +32,11 @@ class VectorPiece(Piece, frozen=True, kw_only=True, gc=False):
 class VectorChoice(Choice):
     """One share: a choice without a text."""
 
-    __slots__ = ("cut", "kept_to")
+    __slots__ = ("as_base64", "cut", "kept_to", "texts")
 
     cut: int | None  # values that the client is given of each vector; None: all
+    texts: int  # of the whole answer
+    as_base64: bool
 
     def delta(self, delta: Delta) -> None:
         if self._finished or not isinstance(delta, VectorDelta):
@@ -46,6 +52,9 @@ class VectorChoice(Choice):
             told = f"dimensions {self.cut} is more than the {size} values of this model's vectors."
             self._fail(bad_request(told, "dimensions"))
             return
+        if excess := too_many(self.texts, self.cut or size, as_base64=self.as_base64):
+            self._fail(excess)
+            return
         if delta.usage is not None and sane(delta.usage):
             self.usage = delta.usage
         self._listener.piece(self, VectorPiece(self.index, [], [], finish="stop", vectors=delta.vectors))
@@ -53,8 +62,22 @@ class VectorChoice(Choice):
         self._first(self.segments[-1])
 
 
+def too_many(texts: int, size: int, *, as_base64: bool) -> ApiError | None:
+    """Why an answer may not have the vectors of so many texts, each of `size` values."""
+    limit = MAX_BASE64_VALUES if as_base64 else MAX_FLOATS
+    if texts * size <= limit:
+        return None
+    told = f"{texts} vectors of {size} values are {texts * size} values; one answer has at most {limit}"
+    change = f"send at most {limit // size} texts at once" if size <= limit else "ask for fewer dimensions"
+    if as_base64:
+        return bad_request(f"{told}: {change}.", "input")
+    other = f'or ask for encoding_format "base64", of which it has {MAX_BASE64_VALUES}'
+    return bad_request(f'{told} as "float": {change}, {other}.', "input")
+
+
 def written(vector: bytes, dimensions: int | None, *, as_base64: bool) -> bytes:
-    """A vector as JSON. `dimensions`: its first so many values, of length 1 again."""
+    """A vector as JSON. `dimensions`: its first so many values, of length 1 again. Numbers are rounded to
+    what still reads back as the same float32: two thirds of the bytes that a double's digits take."""
     values = np.frombuffer(vector, "<f4")
     if dimensions is not None:
         values = values[:dimensions]
@@ -62,4 +85,10 @@ def written(vector: bytes, dimensions: int | None, *, as_base64: bool) -> bytes:
         values = (values / length).astype("<f4") if length else values
     if as_base64:
         return b'"%b"' % base64.b64encode(values.tobytes())
-    return msgspec.json.encode(values.tolist())
+    scales = _SCALES[values.view("<u4") >> 23 & 255]
+    return msgspec.json.encode((np.rint(values * scales) / scales).tolist())
+
+
+# By a float32's biased exponent: the least power of ten of which 1 is less than half the distance to the next float32,
+# for at a power of two the one before is that near. To this many decimals a value reads back as itself.
+_SCALES = np.array([float(f"1e{max(0, math.floor((151 - max(1, e)) * math.log10(2)) + 1)}") for e in range(256)])

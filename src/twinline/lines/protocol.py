@@ -79,8 +79,8 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 class VectorRequest(TokenRequest, frozen=True, kw_only=True, gc=False):
     """What a line is asked for vectors of some texts. `prompt` is the token ids of all of them, one after the other;
-    `texts` are as the client wrote them, None where it gave token ids. `dimensions` is passed on to lines that shorten
-    vectors themselves."""
+    `texts` are as the client wrote them, None where it gave token ids. `dimensions` is the size that all
+    vectors must have; it is passed on to lines that shorten them themselves."""
 
     inputs: list[list[int]]
     texts: list[str] | None = None
