@@ -60,6 +60,13 @@ def test_its_weights_class_is_that_of_a_fleets_line(flags: list[str], options: d
     assert (line.spec.weights_class == NativeLine(tmp_path, "m").spec.weights_class) is (not flags)
 
 
+def test_a_folder_that_pools_makes_it_a_line_of_vectors(tmp_path: Path) -> None:
+    assert not NativeLine(tmp_path, "m").spec.embeds
+    (tmp_path / "modules.json").write_text("[]")
+    line = NativeLine(tmp_path, "m")
+    assert line.spec.embeds and line.vectors is not None
+
+
 def test_start_serve_stop_and_start_again() -> None:
     async def test() -> None:
         line = line_of()

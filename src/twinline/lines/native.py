@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from twinline.facts.pooling import MODULES
 from twinline.lines.drivers.native import HUGE_PAGES
 from twinline.lines.line import Line
 from twinline.lines.process import LineStartFailed, WorkerProcess
@@ -105,7 +106,7 @@ class NativeLine(Line):
 
 
 def _spec(model_dir: Path, name: str, options: Sequence[str]) -> LineSpec:
-    """With the class that a fleet's line of this folder and this precision has."""
+    """With what a fleet's line of this folder and precision has: its weights class, whether it gives vectors."""
     said = {}
     for option in PRECISION:
         flag = "--" + option.replace("_", "-")
@@ -113,7 +114,10 @@ def _spec(model_dir: Path, name: str, options: Sequence[str]) -> LineSpec:
             said[option] = options[options.index(flag) + 1]
     folder = str(model_dir.resolve())
     classed = weights_class(LineSpec(name=name, model=name, engine="native", weights=folder, options=said))
-    return LineSpec(name=name, model=name, engine="native", weights=str(model_dir), weights_class=classed)
+    embeds = (model_dir / MODULES).is_file()
+    return LineSpec(
+        name=name, model=name, engine="native", weights=str(model_dir), embeds=embeds, weights_class=classed
+    )
 
 
 __all__ = ["LineStartFailed", "NativeLine"]
