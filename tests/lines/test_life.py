@@ -9,8 +9,9 @@ import pytest
 from tests.lines.line_double import LineDouble, Script
 from tests.lines.vector_double import VectorDouble
 
+from twinline.lines.drivers.vectors import IdVectors
 from twinline.lines.line import Line, VerificationFailed
-from twinline.lines.protocol import LineRefused, TokenRequest
+from twinline.lines.protocol import LineRefused, TokenRequest, VectorRequest
 from twinline.lines.spec import LineSpec
 from twinline.lines.state import NEXT, IllegalTransition, Life, LineState
 
@@ -46,6 +47,24 @@ def test_a_line_whose_engine_gives_the_other_is_not_taken_into_service(says: boo
             await line.verify()
         assert line.state is LineState.QUARANTINED and not engine.requests
         await engine.stop()
+
+    asyncio.run(test())
+
+
+class Unspeakable(IdVectors):
+    """A dialect that cannot say what is asked."""
+
+    def encode(self, request: VectorRequest) -> tuple[str, bytes]:
+        raise ValueError("it takes no token ids")
+
+
+def test_a_line_that_cannot_be_asked_is_quarantined() -> None:
+    async def test() -> None:
+        line = Line("a", replace(SPEC, embeds=True), "http://127.0.0.1:9")
+        line.vectors = Unspeakable()
+        with pytest.raises(VerificationFailed, match="cannot be asked: it takes no token ids"):
+            await line.verify()
+        assert line.state is LineState.QUARANTINED and "takes no token ids" in line.life.reason
 
     asyncio.run(test())
 

@@ -188,6 +188,8 @@ class Watch:
                 fault = await fault_of(line)
         except LineError as error:
             fault = str(error)
+        except ValueError as error:
+            fault = f"it cannot be asked: {error}"
         except TimeoutError:
             fault = f"no answer within {self._patience.probe:g} s"
         if circuit is None or self._supply.circuits.get(line.name) is not circuit:

@@ -143,6 +143,8 @@ class Line:
                 fault = await fault_of(self)
         except LineError as error:
             fault = str(error)
+        except ValueError as error:
+            fault = f"it cannot be asked: {error}"
         except TimeoutError:
             fault = f"no answer within {VERIFY_SECONDS:g} s"
         if self.life.state is not LineState.VERIFYING:
