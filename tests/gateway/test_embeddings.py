@@ -14,13 +14,14 @@ import httpx
 import numpy as np
 import pytest
 import uvloop
-from tests.gateway.several import MODEL, Several, plain, several
+from tests.gateway.several import MODEL, PATIENCE, Several, plain, several
 from tests.gateway.test_access import store
 from tests.lines.vector_double import SIZE, Reply, VectorDouble, vector_of
 
 from twinline.gateway import vectors
-from twinline.gateway.embeddings import MAX_INPUTS, SHARE_INPUTS, Input, shares
+from twinline.gateway.embeddings import MAX_INPUTS, SHARE_INPUTS, UNSEEN_TOKENS, Input, shares
 from twinline.gateway.logs import told_of
+from twinline.gateway.watch import Patience
 from twinline.lines.spec import LineSpec
 from twinline.lines.state import LineState
 
@@ -54,10 +55,10 @@ class At:
 
 
 @asynccontextmanager
-async def gateway(folder: Path, specs: Sequence[LineSpec]) -> AsyncIterator[At]:
+async def gateway(folder: Path, specs: Sequence[LineSpec], patience: Patience = PATIENCE) -> AsyncIterator[At]:
     doubles = {spec.name: VectorDouble(number, 9) for number, spec in enumerate(specs, 1)}
     urls = {name: await double.start() for name, double in doubles.items()}
-    async with asyncio.timeout(60), several(folder, specs, urls=urls) as made:
+    async with asyncio.timeout(60), several(folder, specs, urls=urls, patience=patience) as made:
         yield At(made, doubles)
     for double in doubles.values():
         await double.stop()
@@ -67,9 +68,9 @@ def line(name: str = "a", **fields: Any) -> LineSpec:
     return plain(name, **({"embeds": True} | fields))
 
 
-def run(folder: Path, test: Test, *specs: LineSpec) -> None:
+def run(folder: Path, test: Test, *specs: LineSpec, patience: Patience = PATIENCE) -> None:
     async def main() -> None:
-        async with gateway(folder, specs or [line()]) as at:
+        async with gateway(folder, specs or [line()], patience) as at:
             await test(at)
 
     uvloop.run(main())
@@ -200,6 +201,60 @@ def test_more_values_than_one_answer_has_of_a_size_that_only_the_line_knows(
         assert len(at.doubles["a"].asked) == 2 and at.made.line("a").state is LineState.SERVING
 
     run(tiny_folder, test)
+
+
+# Engines that show nothing while they compute.
+
+IMPATIENT = Patience(tick=0.02, quiet=0.1, longest=0.1, first=0.1, ask=0.3, idle=1.0, slowest=100.0)
+UNSEEN = pytest.mark.parametrize("engine", ["openai", "ollama", "llamacpp", "sglang"])
+
+
+def unseen(engine: str, name: str = "a", **fields: Any) -> LineSpec:
+    return line(name, engine=engine, weights=None if engine in ("openai", "ollama") else "nowhere", **fields)
+
+
+@UNSEEN
+def test_an_engine_that_works_unseen_is_given_time_by_its_work(engine: str, tiny_folder: Path) -> None:
+    async def test(at: At) -> None:
+        at.doubles["a"].count = b"llamacpp:n_decode_total 5\nsglang:prompt_tokens_total 5\n"
+        at.doubles["a"].script = lambda request: Reply(delay=2.0)
+        assert len(await at.vectors(["hello " * 40] * 8)) == 8
+        assert at.made.supply.circuits["a"].closed
+        at.doubles["a"].script = lambda request: Reply("hang")
+        answer = await at.embed("hello")
+        assert answer.status_code == 502 and "computed nothing" in answer.text
+
+    run(tiny_folder, test, unseen(engine), patience=IMPATIENT)
+
+
+def test_an_engine_whose_count_stands_still_is_given_no_more(tiny_folder: Path) -> None:
+    async def test(at: At) -> None:
+        at.doubles["a"].count = b'{"steps": 5}'
+        at.doubles["a"].script = lambda request: Reply(delay=3.0)
+        answer = await at.embed(["hello " * 40] * 8)
+        assert answer.status_code == 502 and "computed nothing" in answer.text
+
+    run(tiny_folder, test, line(), patience=IMPATIENT)
+
+
+def test_each_share_that_comes_says_that_an_engine_lives(tiny_folder: Path) -> None:
+    async def test(at: At) -> None:
+        waits = iter((0.9, 1.8, 2.7))
+        at.doubles["a"].script = lambda request: Reply(delay=next(waits))
+        assert len(await at.vectors(["a"] * (3 * SHARE_INPUTS))) == 3 * SHARE_INPUTS
+        assert len(at.doubles["a"].asked) == 3 and at.made.supply.circuits["a"].closed
+
+    run(tiny_folder, test, unseen("openai"), patience=IMPATIENT)
+
+
+def test_shares_are_small_where_an_engine_works_unseen(tiny_folder: Path) -> None:
+    async def test(at: At) -> None:
+        await at.vectors([[5] * 300] * 20)
+        sizes = {name: [sum(map(len, r["input"])) for r in double.asked] for name, double in at.doubles.items()}
+        assert sum(map(sum, sizes.values())) == 6000 and max(max(each, default=0) for each in sizes.values()) == 1800
+
+    assert UNSEEN_TOKENS == 2048
+    run(tiny_folder, test, unseen("llamacpp", weights_class="w"), line("b", weights_class="w"))
 
 
 # What becomes of it when a line does not answer as it should.

@@ -29,8 +29,9 @@ from twinline.gateway.transcript import Piece, TextRules, Transcript
 from twinline.gateway.watch import Patience, watching
 from twinline.lines import circuit
 from twinline.lines.circuit import CircuitState
+from twinline.lines.drivers.vectors import IdVectors
 from twinline.lines.line import Line
-from twinline.lines.protocol import TextSource, TokenRequest
+from twinline.lines.protocol import TextSource, TokenRequest, VectorRequest
 from twinline.lines.spec import LineSpec
 
 TOKENS = list(range(10, 30))
@@ -265,6 +266,23 @@ async def test_a_probe_that_gets_no_answer_ends(tokenizer: Tokenizer, monkeypatc
         at.supply.trip(at.supply.lines["a"], "it hung")
         await until(lambda: at.supply.circuits["a"].trips == 2)
         assert "no answer within 0.3 s" in at.supply.circuits["a"].reason
+
+
+class Unspeakable(IdVectors):
+    """A dialect that cannot say what is asked."""
+
+    def encode(self, request: VectorRequest) -> tuple[str, bytes]:
+        raise ValueError("it takes no token ids")
+
+
+@looped
+async def test_a_probe_that_cannot_be_asked_ends(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(circuit, "FIRST_WAIT_SECONDS", 0.1)
+    async with place(tokenizer) as at:
+        at.supply.lines["a"].vectors = Unspeakable()
+        at.supply.trip(at.supply.lines["a"], "it hung")
+        await until(lambda: at.supply.circuits["a"].trips == 2)
+        assert "it cannot be asked: it takes no token ids" in at.supply.circuits["a"].reason
 
 
 def test_a_hang_is_found_within_five_seconds_by_the_defaults() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from tests.lines.line_double import LineDouble, Script
+from tests.lines.vector_double import VectorDouble
 
+from twinline.lines.drivers.vectors import IdVectors
 from twinline.lines.line import Line, VerificationFailed
-from twinline.lines.protocol import LineRefused, TokenRequest
+from twinline.lines.protocol import LineRefused, TokenRequest, VectorRequest
 from twinline.lines.spec import LineSpec
 from twinline.lines.state import NEXT, IllegalTransition, Life, LineState
 
@@ -27,6 +30,41 @@ def test_a_line_that_stops_over_its_test_says_why_it_stopped() -> None:
         with pytest.raises(VerificationFailed, match=r"line a is stopped .*its process ended with code -9"):
             await verifying
         assert line.state is LineState.STOPPED
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(("says", "double"), [(True, LineDouble), (False, VectorDouble)])
+def test_a_line_whose_engine_gives_the_other_is_not_taken_into_service(says: bool, double: type) -> None:
+    """A fleet is checked by what its file says: two kinds, or two weights of vectors, may not stand under one name."""
+
+    async def test() -> None:
+        engine = double()
+        line = Line("a", replace(SPEC, embeds=not says), await engine.start())
+        line.facts = {"embeds": says}
+        assert (line.vectors is not None) is not says
+        with pytest.raises(VerificationFailed, match=f"say embeds: {str(says).lower()} of this line in the fleet file"):
+            await line.verify()
+        assert line.state is LineState.QUARANTINED and not engine.requests
+        await engine.stop()
+
+    asyncio.run(test())
+
+
+class Unspeakable(IdVectors):
+    """A dialect that cannot say what is asked."""
+
+    def encode(self, request: VectorRequest) -> tuple[str, bytes]:
+        raise ValueError("it takes no token ids")
+
+
+def test_a_line_that_cannot_be_asked_is_quarantined() -> None:
+    async def test() -> None:
+        line = Line("a", replace(SPEC, embeds=True), "http://127.0.0.1:9")
+        line.vectors = Unspeakable()
+        with pytest.raises(VerificationFailed, match="cannot be asked: it takes no token ids"):
+            await line.verify()
+        assert line.state is LineState.QUARANTINED and "takes no token ids" in line.life.reason
 
     asyncio.run(test())
 

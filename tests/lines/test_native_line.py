@@ -16,6 +16,7 @@ import uvloop
 
 from twinline.lines.native import LineStartFailed, NativeLine
 from twinline.lines.protocol import LineRefused, TokenRequest
+from twinline.lines.spec import LineSpec, weights_class
 from twinline.lines.state import LineState
 
 WORKER = (sys.executable, str(Path(__file__).with_name("worker_double.py")))
@@ -39,6 +40,31 @@ def gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
     except FileNotFoundError:
         return True
+
+
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [
+        ([], {}),
+        (["--weights", "int4"], {"weights": "int4"}),
+        (["--head-weights", "int8", "--dtype", "float32"], {"dtype": "float32", "head_weights": "int8"}),
+    ],
+)
+def test_its_weights_class_is_that_of_a_fleets_line(flags: list[str], options: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    line = NativeLine(tmp_path / "link", "m", ["--threads", "1", *flags], program=WORKER)
+    assert line.spec.weights_class == weights_class(
+        LineSpec(name="any", model="m", engine="native", weights=str(tmp_path.resolve()), options=options)
+    )
+    assert line.spec.weights_class != line_of().spec.weights_class
+    assert (line.spec.weights_class == NativeLine(tmp_path, "m").spec.weights_class) is (not flags)
+
+
+def test_a_folder_that_pools_makes_it_a_line_of_vectors(tmp_path: Path) -> None:
+    assert not NativeLine(tmp_path, "m").spec.embeds
+    (tmp_path / "modules.json").write_text("[]")
+    line = NativeLine(tmp_path, "m")
+    assert line.spec.embeds and line.vectors is not None
 
 
 @pytest.mark.parametrize("begun", [False, True])

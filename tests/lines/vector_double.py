@@ -30,6 +30,7 @@ class Reply:
     status: int = 500
     error: str = "the engine failed"
     code: str | None = None
+    delay: float = 0.0  # seconds
 
 
 class VectorDouble:
@@ -41,6 +42,7 @@ class VectorDouble:
         self.script: Callable[[dict[str, Any]], Reply] = lambda request: Reply()
         self.requests: list[dict[str, Any]] = []
         self.closed = 0  # requests whose client left
+        self.count = b""  # what every GET is answered with
         self._server: asyncio.Server | None = None
 
     async def start(self) -> str:
@@ -60,6 +62,9 @@ class VectorDouble:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             path = head.split(" ")[1]
+            if head.startswith("GET "):
+                writer.write(b"HTTP/1.1 200 X\r\ncontent-length: %d\r\n\r\n%b" % (len(self.count), self.count))
+                return
             length = next(
                 int(line.split(":")[1]) for line in head.split("\r\n") if line.lower().startswith("content-l")
             )
@@ -70,7 +75,7 @@ class VectorDouble:
                 await reader.read(1)
                 self.closed += 1
             elif reply.fault != "reset":
-                await asyncio.sleep(0)
+                await asyncio.sleep(reply.delay)
                 self._answer(writer, path, request, reply)
                 await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError, StopIteration):

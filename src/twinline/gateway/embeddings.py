@@ -34,6 +34,7 @@ from twinline.lines.protocol import TextSource, VectorRequest
 MAX_INPUTS = 2048  # OpenAI's limit
 # Of one line at once: enough that an engine has full steps, few enough that several lines share a request.
 SHARE_INPUTS, SHARE_TOKENS = 32, 8192
+UNSEEN_TOKENS = 2048  # where an engine may show nothing before a share is whole: each that comes says that it lives
 WEIGHTS_HEADER = "x-twinline-weights"
 NEEDS = frozenset({"embeddings"})
 _NO_TEXT = TextSource({}, chat=False)
@@ -91,7 +92,7 @@ class Embeddings:
         weights = weights_class(target)
         if weights is not None:
             exchange.tell(WEIGHTS_HEADER, sha256(f"{served.name}\0{weights}".encode()).hexdigest()[:16])
-        parts = list(shares(inputs))
+        parts = list(shares(inputs, _share_tokens(target, weights)))
         shape = _Whole(request.model, parts, cut, as_base64=as_base64)
         answer = Answer(exchange, self._door.access, visit, served.name, shape, streamed=False)
         name, choices = request_name(exchange.request_id), list[Choice]()
@@ -152,12 +153,19 @@ def weights_class(target: Target) -> str | None:
     return min(meant, key=lambda line: line.name).spec.weights_class if meant else None
 
 
-def shares(inputs: Sequence[Input]) -> Iterator[list[Input]]:
-    """The inputs in order, in lists that one line gets at once."""
+def _share_tokens(target: Target, weights: str | None) -> int:
+    """How many of them a line gets at once, whichever of the class it is."""
+    lines = [line for line in target.served.supply.lines.values() if line.spec.weights_class == weights]
+    unseen = any(line.vectors is not None and not line.vectors.counted for line in lines)
+    return UNSEEN_TOKENS if unseen else SHARE_TOKENS
+
+
+def shares(inputs: Sequence[Input], most: int = SHARE_TOKENS) -> Iterator[list[Input]]:
+    """The inputs in order, in lists that one line gets at once, of `most` tokens or one input."""
     share: list[Input] = []
     tokens = 0
     for item in inputs:
-        if share and (len(share) == SHARE_INPUTS or tokens + len(item.ids) > SHARE_TOKENS):
+        if share and (len(share) == SHARE_INPUTS or tokens + len(item.ids) > most):
             yield share
             share, tokens = [], 0
         share.append(item)

@@ -31,7 +31,8 @@ class Patience:
     """Seconds of silence. `quiet` is the least after which a line is asked whether it still computes; lines with slow
     steps get 20 of their 99th-percentile gaps, up to `longest`. `stream` is how much longer one stream may be silent
     while others of its line are not, in those units; `first` is for the first token, beside what was predicted. `ask`
-    bounds the question. `idle`: a line that answers it but computes nothing for so long is dead all the same.
+    bounds the question. `idle`: a line that answers it but computes nothing for so long is dead all the same; `slowest`
+    is how many tokens a second an engine that cannot be seen computing vectors may take beside that.
     """
 
     tick: float = 0.25
@@ -41,6 +42,7 @@ class Patience:
     first: float = 30.0
     ask: float = 2.0
     idle: float = 60.0
+    slowest: float = 20.0
     probe: float = 30.0
 
 
@@ -52,6 +54,7 @@ class _Seen:
     progress: float | None = None
     asking: bool = False
     told: float = 0.0  # when routing last heard how far the streams are
+    calls: tuple[Call, ...] = ()  # at the last look: what ended since then moved it, too
 
 
 class Watch:
@@ -102,7 +105,8 @@ class Watch:
             seen = self._seen[line] = _Seen(min(call.started for call in line.calls))
         # One whose client does not read is held by us: its silence says nothing of the line.
         waited = {call: choice for call, choice in line.calls.items() if not choice.paused}
-        last = max((call.last for call in waited), default=now)
+        last = max((call.last for call in (*waited, *seen.calls)), default=now)
+        seen.calls = tuple(waited)
         if last > seen.moved:
             seen.moved = last
         if now - seen.told > PROGRESS_SECONDS:
@@ -119,13 +123,20 @@ class Watch:
             if call.tokens:
                 if silence > patience.stream * limit and self._elsewhere(line, choice):
                     self._break(line, call, silence)
-            elif silence > self._first(choice) and self._elsewhere(line, choice):
+            elif silence > self._first(choice) + self._unseen(line) and self._elsewhere(line, choice):
                 self._break(line, call, silence)
 
     def _first(self, choice: Choice) -> float:
         """How long its first token may take; what was predicted counts, but not without bound: a hang spoils it."""
         first = self._patience.first
         return first + min(5 * choice.segments[-1].placement.ttft, 10 * first)
+
+    def _unseen(self, line: Line) -> float:
+        """Seconds that the vectors under way may take of an engine which shows nothing before a whole share is there:
+        its count, if it has one, stands still through honest work."""
+        if line.vectors is None or line.vectors.counted:
+            return 0.0
+        return sum(len(choice.request.prompt) for choice in line.calls.values()) / self._patience.slowest
 
     def _elsewhere(self, line: Line, choice: Choice) -> bool:
         return any(name != line.name for name in self._supply.ready)
@@ -147,7 +158,7 @@ class Watch:
         now = time.monotonic()
         if progress is not None and progress != seen.progress:
             seen.progress, seen.moved = progress, now
-        elif now - seen.moved > self._patience.idle and line.calls:
+        elif now - seen.moved > self._patience.idle + self._unseen(line) and line.calls:
             self._dead(line, f"it answers, but computed nothing for {now - seen.moved:.0f} s")
 
     async def _progress(self, line: Line) -> float | None:
@@ -177,6 +188,8 @@ class Watch:
                 fault = await fault_of(line)
         except LineError as error:
             fault = str(error)
+        except ValueError as error:
+            fault = f"it cannot be asked: {error}"
         except TimeoutError:
             fault = f"no answer within {self._patience.probe:g} s"
         if circuit is None or self._supply.circuits.get(line.name) is not circuit:

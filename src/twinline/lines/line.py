@@ -68,7 +68,7 @@ class Line:
     def facts(self, facts: Mapping[str, Any]) -> None:
         """`lacks` in it are features that this line's engine has in general, and this one has not."""
         self._facts = facts
-        self.vectors = self.driver.vectors(self.spec) if self.spec.embeds or facts.get("embeds") is True else None
+        self.vectors = self.driver.vectors(self.spec) if self.spec.embeds else None
         if self.vectors is not None:
             self.features = self.vectors.features - self.spec.lacks
             return
@@ -143,6 +143,8 @@ class Line:
                 fault = await fault_of(self)
         except LineError as error:
             fault = str(error)
+        except ValueError as error:
+            fault = f"it cannot be asked: {error}"
         except TimeoutError:
             fault = f"no answer within {VERIFY_SECONDS:g} s"
         if self.life.state is not LineState.VERIFYING:
@@ -154,8 +156,13 @@ class Line:
 
 
 async def fault_of(line: Line) -> str | None:
-    """Asks for one greedy token of a test prompt, or for one vector; what was wrong with the answer, or None. Raises
+    """Asks for one greedy token of a test prompt, or for one vector; what was wrong with the answer, or None. One whose
+    engine says that it gives the other is not asked: what a fleet holds to be alike is told from specs alone. Raises
     LineError, or ValueError where the line cannot be asked."""
+    embeds = line.facts.get("embeds")
+    if isinstance(embeds, bool) and embeds is not line.spec.embeds:
+        what = "vectors and generates nothing" if embeds else "no vectors: it generates"
+        return f"its engine gives {what}; say embeds: {str(embeds).lower()} of this line in the fleet file"
     client, model, text_only = line.client, line.model, line.text_only
     name = f"verify-{secrets.token_hex(4)}"  # its own: an engine may still be at an earlier test that was given up
     if line.vectors is not None:

@@ -11,10 +11,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from twinline.facts.pooling import MODULES
 from twinline.lines.drivers.native import HUGE_PAGES
 from twinline.lines.line import Line
 from twinline.lines.process import LineStartFailed, WorkerProcess
-from twinline.lines.spec import LineSpec
+from twinline.lines.spec import PRECISION, LineSpec, weights_class
 from twinline.lines.state import LineState
 
 START_SECONDS = 600.0
@@ -35,7 +36,7 @@ class NativeLine(Line):
         env: dict[str, str] | None = None,
         program: Sequence[str] = (sys.executable, "-m", "twinline.engine.worker"),
     ) -> None:
-        super().__init__(f"native:{name}", LineSpec(name=name, model=name, engine="native", weights=str(model_dir)))
+        super().__init__(f"native:{name}", _spec(model_dir, name, options))
         where = ["--model", str(model_dir), "--name", name, "--host", "127.0.0.1", "--port", "0", "--watch-stdin"]
         self._process = WorkerProcess(self.name, [*program, *where, *options], HUGE_PAGES | (env or {}))
         self._guard: asyncio.Task[None] | None = None
@@ -96,6 +97,21 @@ class NativeLine(Line):
             self.life.to(LineState.STOPPED, reason)
         self.at(None)
         await self._process.stop(grace)
+
+
+def _spec(model_dir: Path, name: str, options: Sequence[str]) -> LineSpec:
+    """With what a fleet's line of this folder and precision has: its weights class, whether it gives vectors."""
+    said = {}
+    for option in PRECISION:
+        flag = "--" + option.replace("_", "-")
+        if flag in options:
+            said[option] = options[options.index(flag) + 1]
+    folder = str(model_dir.resolve())
+    classed = weights_class(LineSpec(name=name, model=name, engine="native", weights=folder, options=said))
+    embeds = (model_dir / MODULES).is_file()
+    return LineSpec(
+        name=name, model=name, engine="native", weights=str(model_dir), embeds=embeds, weights_class=classed
+    )
 
 
 __all__ = ["LineStartFailed", "NativeLine"]

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+PRECISION = ("dtype", "weights", "head_weights")  # options of the native engine that change its texts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineSpec:
@@ -54,3 +56,15 @@ class LineSpec:
     @property
     def folder(self) -> Path | None:
         return None if self.weights is None else Path(self.weights)
+
+
+def weights_class(spec: LineSpec) -> str:
+    """Lines that load the same weights in the same precision give one text: a stream may move between them.
+
+    A simulated line gives a text of its own, whatever vocabulary it speaks. Options that say how our engine keeps and
+    computes weights say its precision too.
+    """
+    name = f"{spec.weights or spec.known_as}@{spec.precision}"
+    if spec.engine == "native":
+        name += "".join(f",{option}={spec.options[option]}" for option in PRECISION if option in spec.options)
+    return f"simulated:{name}" if spec.engine == "simulated" else name

@@ -5,6 +5,7 @@ Owns the wait for all of it. Must not know how an engine words a request or an a
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 import msgspec
@@ -48,6 +49,7 @@ class VectorCall(Call):
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError) as error:
             self._fail(LineBroken(f"an answer that is not the protocol's: {error}"))
             return
+        self.last = time.monotonic()
         self._came(delta, None, False)
 
     def _fail(self, error: LineError) -> None:

@@ -171,7 +171,7 @@ class Native:
         return Protocol()
 
     def vectors(self, spec: LineSpec) -> IdVectors:
-        return IdVectors(named=True, timed=True)
+        return IdVectors(named=True, timed=True, counted=True)
 
     def headers(self, spec: LineSpec, env: Mapping[str, str]) -> Mapping[str, str]:
         return {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -21,9 +21,11 @@ _encode = msgspec.json.Encoder().encode
 
 
 class VectorDialect(Protocol):
-    """`features` are those of a line that gives vectors with it (`driver.FEATURES`)."""
+    """`features` are those of a line that gives vectors with it (`driver.FEATURES`). `counted`: the engine's own count
+    of progress moves while it computes one request, so that it may stand still only where nothing is computed."""
 
     features: frozenset[str]
+    counted: bool
 
     def encode(self, request: VectorRequest) -> tuple[str, bytes]:
         """Path and JSON body. Raises ValueError for what cannot be said."""
@@ -60,9 +62,10 @@ class IdVectors:
 
     features: frozenset[str] = frozenset({"embeddings", "token_ids"})
 
-    def __init__(self, *, named: bool = False, timed: bool = False) -> None:
+    def __init__(self, *, named: bool = False, timed: bool = False, counted: bool = False) -> None:
         """`named`: it takes `request_id` and `priority`; `timed`: `timeout_s`, too."""
         self._named, self._timed = named, timed
+        self.counted = counted
 
     def encode(self, request: VectorRequest) -> tuple[str, bytes]:
         body: dict[str, Any] = {"model": request.model, "input": request.inputs, "encoding_format": "base64"}
@@ -80,6 +83,7 @@ class TextVectors:
     """A remote that has its own tokenizer, and shortens vectors by itself or says that it does not."""
 
     features: frozenset[str] = frozenset({"embeddings", "dimensions"})
+    counted: bool = False
 
     def __init__(self, base: str, extra: Mapping[str, Any] | None = None) -> None:
         self._base, self._extra = base, dict(extra or {})
@@ -97,7 +101,8 @@ class TextVectors:
 class OllamaVectors:
     """`/api/embed`. A text that is too long is an error, not cut without a word as is its default."""
 
-    features: ClassVar[frozenset[str]] = frozenset({"embeddings", "dimensions"})
+    features: frozenset[str] = frozenset({"embeddings", "dimensions"})
+    counted: bool = False
 
     def __init__(self, model: str, context: int | None, keep_alive: object) -> None:
         self._model, self._context, self._keep_alive = model, context, keep_alive

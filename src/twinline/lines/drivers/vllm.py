@@ -173,7 +173,7 @@ class Vllm:
         return VllmDialect(policy == "priority", bool(parser))
 
     def vectors(self, spec: LineSpec) -> IdVectors:
-        return IdVectors(named=True)
+        return IdVectors(named=True, counted=True)
 
     def headers(self, spec: LineSpec, env: Mapping[str, str]) -> Mapping[str, str]:
         return bearer(spec, env)

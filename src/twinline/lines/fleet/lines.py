@@ -20,12 +20,11 @@ from twinline.lines.fleet import kinds
 from twinline.lines.fleet.home import NAME
 from twinline.lines.fleet.marked import Section, nearest
 from twinline.lines.http import Target
-from twinline.lines.spec import LineSpec
+from twinline.lines.spec import LineSpec, weights_class
 
 FROM_FILES = frozenset({"native", "llamacpp", "simulated"})  # engines that load nothing by name
 PATHS = frozenset({"executable", "tokenizer"})  # options of drivers that name files
 GGUF_POOLINGS = (1, 2, 3)  # `enum llama_pooling_type`: mean, cls, last
-PRECISION = ("dtype", "weights", "head_weights")  # options of the native engine that change its texts
 # What a driver checks: where one of these is wrong already, it would only say so again.
 FOR_DRIVER = frozenset("engine weights url upstream embeds precision cards context slots options env container".split())
 
@@ -33,18 +32,6 @@ FOR_DRIVER = frozenset("engine weights url upstream embeds precision cards conte
 def surges(spec: LineSpec) -> bool:
     """Whether there is room for a line's new engine beside its old one: nothing to load, or only memory of the host."""
     return spec.url is not None or spec.engine == "simulated" or (not spec.cards and spec.chip.split("-")[0] == "cpu")
-
-
-def weights_class(spec: LineSpec) -> str:
-    """Lines that load the same weights in the same precision give one text: a stream may move between them.
-
-    A simulated line gives a text of its own, whatever vocabulary it speaks. Options that say how our engine keeps and
-    computes weights say its precision too.
-    """
-    name = f"{spec.weights or spec.known_as}@{spec.precision}"
-    if spec.engine == "native":
-        name += "".join(f",{option}={spec.options[option]}" for option in PRECISION if option in spec.options)
-    return f"simulated:{name}" if spec.engine == "simulated" else name
 
 
 def pools(engine: str | None, weights: str | None) -> bool:
