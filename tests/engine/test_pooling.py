@@ -13,11 +13,12 @@ from tests.engine import checkpoints, embedders
 from tests.engine.driving import Driven
 from torch import Tensor
 
+from twinline.engine.build import read_model
 from twinline.engine.pooling import Pool
 from twinline.engine.request import Request, SamplingParams
 from twinline.engine.scheduler import TooLong
 from twinline.facts.models import UnsupportedModel
-from twinline.facts.pooling import MODES, Mode, Pooling
+from twinline.facts.pooling import MODES, PROMPTS, Mode, Pooling
 
 TOLERANCE = 1e-5  # the vectors are of length 1, the model's arithmetic float32
 SMALL = {"page_size": 8, "max_tokens_per_step": 40, "kv_tokens": 1024}
@@ -61,6 +62,20 @@ def mean(tmp_path_factory: pytest.TempPathFactory) -> embedders.Embedder:
     """A Qwen2 with a head in its file that is of no use, and a mean over all tokens that is not normalized."""
     folder = tmp_path_factory.mktemp("qwen2-mean")
     return embedders.save(folder, "qwen2", "mean_tokens", normalize=False, bare=False)
+
+
+def test_a_prompt_that_clients_have_to_write_is_warned_of(
+    qwen3: embedders.Embedder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for file in qwen3.folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    prompts = {"prompts": {"query": "Query: ", "document": ""}, "default_prompt_name": None}
+    (tmp_path / PROMPTS).write_text(json.dumps(prompts))
+    read_model(tmp_path)
+    assert not caplog.records
+    (tmp_path / PROMPTS).write_text(json.dumps(prompts | {"default_prompt_name": "query"}))
+    read_model(tmp_path)
+    assert "'Query: ' before each text" in caplog.text and PROMPTS in caplog.text
 
 
 def test_one_text(qwen3: embedders.Embedder, order: tuple[str, ...]) -> None:

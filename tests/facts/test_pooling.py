@@ -47,6 +47,35 @@ def test_without_normalize_and_with_a_length(tmp_path: Path) -> None:
     assert read_pooling(found) == Pooling("mean", normalize=False, longest=8192)
 
 
+PROMPT = {"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": "query"}
+
+
+@pytest.mark.parametrize(("change", "prompt"), [
+    ({}, "query: "), ({"default_prompt_name": None}, None), ({"default_prompt_name": "document"}, None),
+])  # fmt: skip
+def test_the_prompt_that_sentence_transformers_puts_before_a_text(
+    change: dict[str, Any], prompt: str | None, tmp_path: Path
+) -> None:
+    found = folder(tmp_path, LAST | {"include_prompt": False})
+    (found / "config_sentence_transformers.json").write_text(json.dumps(PROMPT | change))
+    assert read_pooling(found) == Pooling("lasttoken", normalize=True, prompt=prompt)
+
+
+@pytest.mark.parametrize(("include", "change", "why"), [
+    (True, {"default_prompt_name": "question"}, "default_prompt_name 'question' is none of its prompts"),
+    (True, {"default_prompt_name": ["query"]}, "is none of its prompts"),
+    (True, {"prompts": None}, "is none of its prompts"),
+    (True, {"prompts": {"query": 1}}, "is none of its prompts"),
+    (False, {}, "include_prompt false leaves the prompt"),
+])  # fmt: skip
+def test_prompts_that_are_refused(include: bool, change: dict[str, Any], why: str, tmp_path: Path) -> None:
+    pooling = LAST | {"pooling_mode_lasttoken": False, "pooling_mode_mean_tokens": True, "include_prompt": include}
+    found = folder(tmp_path, pooling)
+    (found / "config_sentence_transformers.json").write_text(json.dumps(PROMPT | change))
+    with pytest.raises(UnsupportedModel, match=why):
+        read_pooling(found)
+
+
 @pytest.mark.parametrize("named", ["cls", ["cls"]])
 def test_the_mode_by_name_and_types_of_other_versions(named: Any, tmp_path: Path) -> None:
     types = tuple(f"sentence_transformers.base.modules.{kind.rpartition('.')[2]}" for kind in TYPES)

@@ -34,7 +34,7 @@ from twinline.engine.scheduler import Scheduler
 from twinline.engine.sizes import cache_tokens, weight_bytes
 from twinline.engine.speculation import Speculation
 from twinline.facts.models import GroupedQuery, ModelSpec, UnsupportedModel, read_spec
-from twinline.facts.pooling import MODULES, Pooling, read_pooling
+from twinline.facts.pooling import MODULES, PROMPTS, Pooling, read_pooling
 from twinline.facts.profiles import Profile, read_profile
 from twinline.facts.quantization import read_quantization
 from twinline.facts.weight_form import PLAIN_WEIGHTS, Weights, read_weights
@@ -175,6 +175,11 @@ def read_model(directory: Path) -> tuple[ModelSpec, Pooling | None]:
     """
     spec, pooling = read_spec(directory), read_pooling(directory)
     if pooling is not None:
+        if pooling.prompt is not None:
+            log.warning(
+                "%s: sentence-transformers puts %r before each text of this model by itself; here texts are taken as "
+                "they come, so clients must write it to have the same vectors", directory / PROMPTS, pooling.prompt,
+            )  # fmt: skip
         return dataclasses.replace(spec, headless=True, tied=False), pooling
     if spec.headless:
         raise UnsupportedModel(

@@ -29,16 +29,20 @@ FLAGS: dict[str, Mode] = {
 }
 MODULES = "modules.json"
 LENGTHS = "sentence_bert_config.json"
+PROMPTS = "config_sentence_transformers.json"
 
 
 @dataclass(frozen=True)
 class Pooling:
     """How the last hidden states of a text become its vector. `longest`: tokens that a text may have, where the folder
-    says less than the model's context."""
+    says less than the model's context. `prompt`: what sentence-transformers puts before each text for which
+    nobody names a prompt; nobody does that here, so whoever asks has to write it.
+    """
 
     mode: Mode
     normalize: bool
     longest: int | None = None
+    prompt: str | None = None
 
     @property
     def every_position(self) -> bool:
@@ -57,8 +61,9 @@ class Shorter:
 def read_pooling(directory: Path) -> Pooling | None:
     """How the folder's model pools; None for a folder without `modules.json`, which is a model that generates.
 
-    Raises UnsupportedModel, in one line that names the file, for modules, modes or an attention that would give other
-    vectors here than the model's own.
+    Raises UnsupportedModel, in one line that names the file, for modules, modes, an attention or a prompt that would
+    give other vectors here than the model's own for whatever a client writes. A prompt that it can write is no such
+    thing: `Pooling.prompt` says it.
     """
     if not (directory / MODULES).is_file():
         return None
@@ -71,7 +76,13 @@ def read_pooling(directory: Path) -> Pooling | None:
     if size != config.get("hidden_size"):
         raise UnsupportedModel(f"{file}: word_embedding_dimension {size!r:.40} is not the model's hidden_size "
                                f"{config.get('hidden_size')!r:.40}")  # fmt: skip
-    return Pooling(mode, normalize, _longest(directory))
+    prompt = _prompt(directory)
+    if prompt and mode != "lasttoken" and _read(file).get("include_prompt") is False:
+        raise UnsupportedModel(
+            f"{file}: include_prompt false leaves the prompt before each text (default_prompt_name in {PROMPTS}) out "
+            f"of the pooling ({mode}); that is not supported"
+        )
+    return Pooling(mode, normalize, _longest(directory), prompt)
 
 
 def pooling_folder(directory: Path) -> str | None:
@@ -160,6 +171,23 @@ def _refuse_both_ways(config: Config) -> None:
             f"config.json: auto_map has code of the folder's own for the model ({code['AutoModel']!r:.80}), which may "
             'attend in both directions; if it does not, write "is_causal": true into config.json'
         )
+
+
+def _prompt(directory: Path) -> str | None:
+    """What `default_prompt_name` puts before each text; None for nothing."""
+    file = directory / PROMPTS
+    if not file.is_file():
+        return None
+    found = _read(file)
+    name, prompts = found.get("default_prompt_name"), found.get("prompts")
+    if name is None:
+        return None
+    prompt = prompts.get(name) if isinstance(name, str) and isinstance(prompts, dict) else None
+    if not isinstance(prompt, str):
+        raise UnsupportedModel(
+            f"{file}: default_prompt_name {name!r:.80} is none of its prompts; write null, or a name"
+        )
+    return prompt or None
 
 
 def _longest(directory: Path) -> int | None:

@@ -72,7 +72,10 @@ class Watch:
             )
         self.mute = 0
         metrics = await self._metrics()
-        if not metrics.running or metrics.progress is None or metrics.progress != self._progress:
+        vectors = self._line.vectors
+        # Else its count stands still through honest work: a gateway, which knows how much that is, tells of a hang.
+        told = vectors is None or vectors.counted
+        if not told or not metrics.running or metrics.progress is None or metrics.progress != self._progress:
             self._progress, self._moved = metrics.progress, time.monotonic()
         elif time.monotonic() - self._moved >= self._pace.stalled:
             return f"its engine made no progress for {self._pace.stalled:g} s with {metrics.running} requests running"
