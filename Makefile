@@ -10,6 +10,7 @@ BENCH_PORT ?= 8123
 
 VENV := .venv
 BIN := $(VENV)/bin
+COMPILED := src/twinline/engine/ops/_cpu*.so src/twinline/lines/_events*.so src/twinline/gateway/routing/_placement*.so
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # One thread a process: the suite runs engines beside the tests, and small models gain nothing from more.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
@@ -39,7 +40,10 @@ $(VENV)/.python:
 $(VENV)/.setup: $(VENV)/.python pyproject.toml scripts/install-torch $(wildcard csrc/* csrc/cpu/*)
 	@$(BIN)/python scripts/install-torch
 	@echo 'installing twinline'
+	@rm -f $(COMPILED)  # or an old one would be taken for what could not be compiled
 	@$(PIP) install --quiet --editable .
+	@ls src/twinline/engine/ops/_cpu*.so >/dev/null 2>&1 || \
+	  echo 'the CPU kernels could not be compiled: the engine works without, slower (c++ --version)'
 	@# Without its dependencies: of transformers and triton it needs nothing here (engine/grammars/library.py).
 	@$(PIP) install --quiet 'apache-tvm-ffi>=0.1.11,<0.2' 'pydantic>=2,<3' && \
 	  $(PIP) install --quiet --no-deps 'xgrammar>=0.2.8,<0.3' || \
