@@ -8,7 +8,7 @@ MATRICES, DECODED = "src/twinline/engine/quant/matrices.py", "src/twinline/engin
 QUANTIZED, REFERENCE = "src/twinline/engine/ops/quantized.py", "src/twinline/engine/ops/reference.py"
 FORMS, MOE = "src/twinline/engine/models/forms.py", "src/twinline/engine/models/moe.py"
 SPEC, PARTS = "src/twinline/facts/families/deepseek.py", "src/twinline/facts/families/parts.py"
-WEIGHTS, PACKING = "csrc/cpu/weights.h", "csrc/cpu/packing.h"
+WEIGHTS, UNPACK, PACKING = (f"csrc/cpu/{name}.h" for name in ("weights", "unpack", "packing"))
 TESTS, TRAP = "tests/engine/test_traps_fp8.py::test_trap_", "tests/engine/test_traps.py::test_trap_"
 KEPT = (f"{TRAP}22_what_keeps_its_precision",
         "tests/engine/test_traps_families.py::test_trap_09_and_22_gate_and_bias_keep_float32")  # fmt: skip
@@ -99,8 +99,8 @@ TRAPS = (
         Mutation("dropped when decoded", QUANTIZED, "values = _grouped(numbers.float(), form)\n",
                  "values = numbers.float()\n"
                  "    values = _grouped(torch.where(values.abs() < 2**-6, 0.0, values), form)\n", CODES),
-        Mutation("dropped (C++)", WEIGHTS, "float(int32_t(rest)) * 0.001953125f", "0.0f", VARIANTS, every_variant=True),
-        Mutation("dropped (C++, AVX-512)", WEIGHTS,
+        Mutation("dropped (C++)", UNPACK, "float(int32_t(rest)) * 0.001953125f", "0.0f", VARIANTS, every_variant=True),
+        Mutation("dropped (C++, AVX-512)", UNPACK,
                  "{0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60}", "{0, 0, 0, 0, 0, 0, 0, 0}", VARIANTS,
                  needs="avx512bw", every_variant=True),
         Mutation("dropped when rounded to fp8 (C++)", PACKING,

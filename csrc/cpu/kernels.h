@@ -16,7 +16,7 @@ enum Kind : int64_t { kFloat = 0, kBfloat16 = 1 };
 // kWidened: bfloat16 for float rows, where every float is one.
 enum Form : int64_t { kPlainFloat = 0, kPlainBfloat16 = 1, kInt8 = 2, kInt4 = 3, kFp8 = 4, kWidened = 5 };
 
-// `count` matrices [outputs, inputs], packed as weights.h says. `group`: inputs that share scales; 0 for a whole row.
+// `count` matrices [outputs, inputs], packed as layout.h says. `group`: inputs that share scales; 0 for a whole row.
 struct Weight {
   const void* data;
   int64_t form, group, count, outputs, inputs;

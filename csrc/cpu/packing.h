@@ -1,4 +1,4 @@
-// Putting weights into the layout of weights.h, rounding them to their form on the way. Included inside a variant's namespace.
+// Putting weights into the layout of layout.h, rounding them to their form on the way. Included inside a variant's namespace.
 //
 // The roundings are those of `quantize` in engine/ops/quantized.py, which defines them, to the bit.
 

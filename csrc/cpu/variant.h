@@ -16,6 +16,8 @@ namespace twinline::TWINLINE_NAMESPACE {
 #include "attention.h"
 #include "latent.h"
 #include "lanes.h"
+#include "layout.h"
+#include "unpack.h"
 #include "weights.h"
 #include "packing.h"
 #include "linear.h"

@@ -179,8 +179,8 @@ class Prediction:
 
     def _chained(self, ran: _Ran, useful: Callable[[Request], int]) -> bool:
         """All in one replay, where every request of the step decodes and goes on."""
-        works, chains = ran.batch.work, self.runner.chains
-        if chains is None or chains.why_not or len(ran.rows) != len(works) or ran.batch.plan.prefills:
+        works = ran.batch.work
+        if not self._replays or len(ran.rows) != len(works) or ran.batch.plan.prefills:
             return False
         depth = min(self.depth, room(self.most_rows, len(works)))
         links, first = [], 0
@@ -193,10 +193,19 @@ class Prediction:
             ids = ran.next_ids[first : first + w.count]
             links.append(_link(trail, range(w.start, w.end), ids, row - first))
             first += w.count
-        found = chains.guesses(links, ran.hidden_NX, depth)
+        return self._replayed([trail for trail, _ in ran.rows], links, ran.hidden_NX, depth)
+
+    @property
+    def _replays(self) -> bool:
+        return self.runner.chains is not None and not self.runner.chains.why_not
+
+    def _replayed(self, trails: Sequence[_Trail], links: Sequence[Link], states_NX: Tensor, depth: int) -> bool:
+        """False where it cannot be recorded."""
+        assert self.runner.chains is not None
+        found = self.runner.chains.guesses(links, states_NX, depth)
         if found is None:
             return False
-        for (trail, _), guess in zip(ran.rows, found, strict=True):
+        for trail, guess in zip(trails, found, strict=True):
             trail.guess, trail.known = guess, trail.request.known
         return True
 
@@ -239,18 +248,13 @@ class Prediction:
 
     def _guessed_at_once(self, asked: list[tuple[_Trail, Tensor, int]]) -> bool:
         """All in one replay, where as many tokens are asked for each."""
-        chains, depth = self.runner.chains, asked[0][2]
-        if chains is None or chains.why_not:
+        depth, trails = asked[0][2], [trail for trail, _, _ in asked]
+        if not self._replays or any(most != depth for _, _, most in asked):
             return False
-        if not all(most == depth and self.reserve(trail.request, depth - 1) for trail, _, most in asked):
+        if not all(self.reserve(trail.request, depth - 1) for trail in trails):
             return False
-        links = [_link(trail, range(0), (), 0) for trail, _, _ in asked]
-        found = chains.guesses(links, torch.stack([state_X for _, state_X, _ in asked]), depth)
-        if found is None:
-            return False
-        for (trail, _, _), guess in zip(asked, found, strict=True):
-            trail.guess = guess
-        return True
+        links = [_link(trail, range(0), (), 0) for trail in trails]
+        return self._replayed(trails, links, torch.stack([state_X for _, state_X, _ in asked]), depth)
 
     def _next_states(self, asked: list[tuple[_Trail, Tensor, int]], place: int) -> list[tuple[_Trail, Tensor, int]]:
         """The layer's states one position on, from its own and the tokens just guessed."""

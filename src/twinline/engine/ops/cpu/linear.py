@@ -1,4 +1,4 @@
-"""Linear layers on packed weights of every form, in C++ (csrc/cpu/weights.h, packing.h, linear.h).
+"""Linear layers on packed weights of every form, in C++ (csrc/cpu/layout.h, packing.h, linear.h).
 
 Weights are quantized as `ops/quantized.py` says, to the bit, while they are packed. Integer weights meet activations
 that are rounded to int8 as well, by groups of inputs: the weights' own groups, or 512 where an output has one scale.
