@@ -16,6 +16,7 @@ LEFT = ("tests/engine/quant/test_convert.py::test_trap_22_what_conversion_leaves
 BESIDE = (f"{TESTS}22_what_is_not_quantized",)
 CODES, VARIANTS = (f"{TESTS}26_subnormals_are_values",), (f"{TESTS}26_in_every_instruction_set",)
 READ = "numbers, read = checkpoint.read(name), _scales(checkpoint, scales)\n        if by_row:"
+SUM = "fma(sums[r][v], scale, load_lanes(total))"
 MULTIPLIED = "    return F.linear(x, packed, bias)"
 ROUNDED = "F.linear((x / scale).to(torch.float8_e4m3fn).to(x.dtype) * scale, packed, bias)"
 
@@ -67,9 +68,10 @@ TRAPS = (
                  "    blocks = x.unflatten(1, (-1, 128))\n"
                  "        scale = (blocks.abs().amax(-1, keepdim=True) / 448).expand_as(blocks).flatten(1)\n"
                  f"        return {ROUNDED}"),
-        Mutation("sums kept in bfloat16 (C++)", WEIGHTS, "store(total, fma(sums[r][v], scale, load(total)));",
-                 "bf16 some[16]; store_n(some, fma(sums[r][v], scale, load(total)), 16); "
-                 "store(total, load_n(some, 16));"),
+        Mutation("sums kept in bfloat16 (C++)", WEIGHTS, f"store_lanes(total, {SUM});",
+                 f"float now[kLanes]; store_lanes(now, {SUM}); "
+                 "for (float& x : now) { uint32_t bits; std::memcpy(&bits, &x, 4); x = as_float(bf16(bits >> 16)); } "
+                 "store_lanes(total, load_lanes(now));"),
         Mutation("one scale for all blocks of a row (C++)", PACKING, "floats[0] = s.scales[group];",
                  "floats[0] = s.scales[0];"),
     )),

@@ -101,7 +101,7 @@ inline void block_of_expert(const Weight& w, const Weight& stack, const Lists& l
   const int64_t begin = lists.first[i], end = lists.first[i + 1];
   for (int64_t p = begin; p < end; p += kLinearRows) {
     const int64_t rows = end - p < kLinearRows ? end - p : kLinearRows;
-    const auto some = weights::is_integer(w) ? x.from<int8_t>(p, rows) : x.from<T>(p, rows);
+    const weights::Inputs some = weights::some_rows<T>(w, x, p, rows);
     weights::products<T>(stack, lists.expert[i] * weights::blocks(w) + block, some, sums, next);
     use(p, rows, sums);
   }

@@ -13,6 +13,7 @@ namespace weights {
 
 
 constexpr int64_t kBlock = 64, kStepBytes = 256;
+constexpr int kVectors = kBlock / kLanes, kVectorBytes = 4 * kLanes;  // of a step
 constexpr int64_t kPlainSteps = 256;  // of plain weights at once: 64 KB
 constexpr int64_t kFewRows = 12;  // of nibbles, read as they are for every tile
 constexpr int64_t kLoneGroup = 512;  // inputs that share a scale of the row, for int8 with one scale to an output
@@ -67,8 +68,35 @@ struct Inputs {
   }
 };
 
+// What plain and fp8 weights meet of rows of T: these, or floats where the instruction set multiplies no bfloat16 and the rows are
+// better widened once than by every tile.
+template <typename T>
+struct MetOf {
+  using type = T;
+};
+#if TWINLINE_EIGHT_LANES
+template <>
+struct MetOf<bf16> {
+  using type = float;
+};
+#endif
+template <typename T>
+using Met = typename MetOf<T>::type;
+
+template <typename T>
+inline int64_t value_bytes(const Weight& w) { return is_integer(w) ? 1 : int64_t(sizeof(Met<T>)); }
+
+// Some of the rows that were prepared from rows of T.
+template <typename T>
+inline Inputs some_rows(const Weight& w, const Inputs& x, int64_t row, int64_t count) {
+  return is_integer(w) ? x.from<int8_t>(row, count) : x.from<Met<T>>(row, count);
+}
+
 // Whether rows of T can be used as they lie.
-inline bool as_they_lie(const Weight& w) { return !is_integer(w) && w.inputs % layout(w).step_inputs == 0; }
+template <typename T>
+inline bool as_they_lie(const Weight& w) {
+  return sizeof(T) == sizeof(Met<T>) && !is_integer(w) && w.inputs % layout(w).step_inputs == 0;
+}
 
 template <typename T>
 inline Inputs view(const T* x, int64_t rows, int64_t stride) {
@@ -80,14 +108,14 @@ template <typename T>
 inline Inputs place(const Weight& w, int64_t rows, void* memory) {
   const int64_t groups = is_integer(w) ? layout(w).groups : 0, stride = up(w.inputs, 64);
   char* at = static_cast<char*>(memory);
-  float* scales = reinterpret_cast<float*>(at + up(rows * stride * int64_t(is_integer(w) ? 1 : sizeof(T)), 64));
+  float* scales = reinterpret_cast<float*>(at + up(rows * stride * value_bytes<T>(w), 64));
   return {memory, rows, stride, scales, reinterpret_cast<int32_t*>(scales + rows * groups), groups};
 }
 
 template <typename T>
 inline int64_t prepared_bytes(const Weight& w, int64_t rows) {
   const int64_t groups = is_integer(w) ? layout(w).groups : 0;
-  return up(rows * up(w.inputs, 64) * int64_t(is_integer(w) ? 1 : sizeof(T)), 64) + rows * groups * 8;
+  return up(rows * up(w.inputs, 64) * value_bytes<T>(w), 64) + rows * groups * 8;
 }
 
 // A group of a row as int8, its greatest value 127. What is not finite makes the scale so.
@@ -113,9 +141,10 @@ inline void round_group(const T* x, int64_t size, int64_t padded, int32_t offset
 template <typename T>
 inline void prepare_row(const Weight& w, const Inputs& to, int64_t r, const T* x) {
   if (!is_integer(w)) {
-    T* row = static_cast<T*>(const_cast<void*>(to.values)) + r * to.stride;
-    std::memcpy(row, x, size_t(w.inputs) * sizeof(T));
-    std::memset(row + w.inputs, 0, size_t(to.stride - w.inputs) * sizeof(T));
+    Met<T>* row = static_cast<Met<T>*>(const_cast<void*>(to.values)) + r * to.stride;
+    if constexpr (sizeof(T) == sizeof(Met<T>)) std::memcpy(row, x, size_t(w.inputs) * sizeof(T));
+    else each16(w.inputs, [&](int64_t i, int n) { store_n(row + i, load_n(x + i, n), n); });
+    std::memset(row + w.inputs, 0, size_t(to.stride - w.inputs) * sizeof *row);
     return;
   }
   const Layout l = layout(w);

@@ -20,7 +20,7 @@ inline void finish_block(const float* sums, const T* bias, T* out, int64_t rows,
 
 template <typename T>
 inline weights::Inputs prepare_rows(const Weight& w, const T* x, int64_t rows, int64_t stride) {
-  if (weights::as_they_lie(w)) return weights::view(x, rows, stride);
+  if (weights::as_they_lie<T>(w)) return weights::view(x, rows, stride);
   const weights::Inputs placed = weights::place<T>(w, rows, scratch(kCall, weights::prepared_bytes<T>(w, rows)));
   by_rows(rows, w.inputs, [&](int64_t r) { weights::prepare_row(w, placed, r, x + r * stride); });
   return placed;
@@ -35,7 +35,7 @@ inline void linear_of(const Linear& a) {
   parallel(runs * parts, [&](int64_t task) {
     float* sums = static_cast<float*>(scratch(kTask, rows * weights::kBlock * int64_t(sizeof(float))));
     const int64_t row = task / runs * rows, count = a.rows - row < rows ? a.rows - row : rows;
-    const auto some = weights::is_integer(w) ? x.from<int8_t>(row, count) : x.from<T>(row, count);
+    const weights::Inputs some = weights::some_rows<T>(w, x, row, count);
     for (int64_t b = task % runs * run; b < (task % runs + 1) * run && b < blocks; ++b) {
       const int64_t first = b * weights::kBlock, left = w.outputs - first;
       const bool last = (b + 1) % run == 0;

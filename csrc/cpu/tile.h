@@ -31,26 +31,13 @@ inline int64_t up16(int64_t count) { return (count + 15) / 16 * 16; }
 // A block of a product fills the registers: rows x vectors of sums, the vectors of b and one value of a.
 #if TWINLINE_HAS_AVX512
 constexpr int kRows = 6, kVectors = 4;
-using Lanes = F;
 #elif TWINLINE_HAS_AVX2
 constexpr int kRows = 6, kVectors = 2;
-using Lanes = __m256;  // F is two of these, which the compiler would keep in memory
-TWINLINE_INLINE Lanes load_lanes(const float* p) { return _mm256_loadu_ps(p); }
-TWINLINE_INLINE Lanes all_lanes(float x) { return _mm256_set1_ps(x); }
-TWINLINE_INLINE void store_lanes(float* p, Lanes a) { _mm256_storeu_ps(p, a); }
-TWINLINE_INLINE Lanes times(Lanes sum, Lanes a, Lanes b, float) { return _mm256_fmadd_ps(a, b, sum); }
 #else
 constexpr int kRows = 2, kVectors = 2;
-using Lanes = F;
 #endif
-#if TWINLINE_HAS_AVX512 || !TWINLINE_HAS_AVX2
-TWINLINE_INLINE Lanes load_lanes(const float* p) { return load(p); }
-TWINLINE_INLINE Lanes all_lanes(float x) { return all(x); }
-TWINLINE_INLINE void store_lanes(float* p, Lanes a) { store(p, a); }
-TWINLINE_INLINE Lanes times(Lanes sum, Lanes a, Lanes b, float) { return fma(a, b, sum); }
-#endif
-constexpr int kLanes = sizeof(Lanes) / sizeof(float);
 
+TWINLINE_INLINE Lanes times(Lanes sum, Lanes a, Lanes b, float) { return fma(a, b, sum); }
 #if TWINLINE_HAS_BF16
 TWINLINE_INLINE F times(F sum, F a, F b, bf16) {
   return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(a), (__m512bh)_mm512_castps_si512(b));
@@ -73,7 +60,7 @@ inline void product_block(const float* a, int64_t a_stride, const float* b, int6
     Lanes columns[Vectors];
     for (int v = 0; v < Vectors; ++v) columns[v] = load_lanes(b + kLanes * v);
     for (int r = 0; r < Rows; ++r) {
-      const Lanes value = all_lanes(a[r * a_stride + k]);
+      const Lanes value = spread(a + r * a_stride + k);
       for (int v = 0; v < Vectors; ++v) sums[r][v] = times(sums[r][v], value, columns[v], W{});
     }
   }
@@ -145,13 +132,11 @@ TWINLINE_INLINE void transpose(F* x) {
   }
 }
 #elif TWINLINE_HAS_AVX2
-// out[i][at + j] = x[j][from + i] for a block of eight by eight.
-inline void transpose_eight(const F* x, int from, F* out, int at) {
+TWINLINE_INLINE void transpose_eight(__m256 (&x)[8]) {
   __m256 pair[8], four[8];
   for (int i = 0; i < 8; i += 2) {
-    const __m256 a = _mm256_load_ps(x[i].at + from), b = _mm256_load_ps(x[i + 1].at + from);
-    pair[i] = _mm256_unpacklo_ps(a, b);
-    pair[i + 1] = _mm256_unpackhi_ps(a, b);
+    pair[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
+    pair[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
   }
   for (int i = 0; i < 8; i += 4)
     for (int j = 0; j < 2; ++j) {
@@ -159,15 +144,21 @@ inline void transpose_eight(const F* x, int from, F* out, int at) {
       four[i + 2 * j + 1] = _mm256_shuffle_ps(pair[i + j], pair[i + j + 2], 0xee);
     }
   for (int j = 0; j < 4; ++j) {
-    _mm256_store_ps(out[j].at + at, _mm256_permute2f128_ps(four[j], four[4 + j], 0x20));
-    _mm256_store_ps(out[4 + j].at + at, _mm256_permute2f128_ps(four[j], four[4 + j], 0x31));
+    x[j] = _mm256_permute2f128_ps(four[j], four[4 + j], 0x20);
+    x[4 + j] = _mm256_permute2f128_ps(four[j], four[4 + j], 0x31);
   }
 }
-inline void transpose(F* x) {
-  F out[16];
-  for (int i = 0; i < 16; i += 8)
-    for (int j = 0; j < 16; j += 8) transpose_eight(x + j, i, out + i, j);
-  for (int i = 0; i < 16; ++i) x[i] = out[i];
+TWINLINE_INLINE void transpose(F* x) {
+  __m256 quarter[4][8];  // of the first eight rows low and high, then of the last eight
+  for (int i = 0; i < 8; ++i) {
+    quarter[0][i] = x[i].low, quarter[1][i] = x[i].high;
+    quarter[2][i] = x[8 + i].low, quarter[3][i] = x[8 + i].high;
+  }
+  for (auto& some : quarter) transpose_eight(some);
+  for (int i = 0; i < 8; ++i) {
+    x[i] = {quarter[0][i], quarter[2][i]};
+    x[8 + i] = {quarter[1][i], quarter[3][i]};
+  }
 }
 #else
 TWINLINE_INLINE void transpose(F* x) {

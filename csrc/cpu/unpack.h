@@ -2,6 +2,7 @@
 
 namespace weights {
 
+#if !TWINLINE_EIGHT_LANES
 inline void unpack_nibbles(const void* from, int64_t steps, uint8_t* to) {
   const uint8_t* at = static_cast<const uint8_t*>(from);
   for (int64_t s = 0; s < steps; ++s, at += kStepBytes, to += 2 * kStepBytes)
@@ -11,6 +12,7 @@ inline void unpack_nibbles(const void* from, int64_t steps, uint8_t* to) {
       store_bytes(to + kStepBytes + 64 * v, high_nibbles(both));
     }
 }
+#endif
 
 // The value of an e4m3 byte: exact, as every one of them is a bfloat16.
 inline float from_fp8(uint8_t byte) {
@@ -51,6 +53,32 @@ inline void unpack_fp8(const void* from, int64_t steps, bf16* to) {
       _mm512_storeu_si512(place + half * 128, fp8_words(pair));
     }
   }
+}
+#elif TWINLINE_HAS_AVX2
+// The same for sixteen words.
+inline __m256i fp8_words(__m256i bytes) {
+  // m / 512 for m below 8: low bytes, then high ones.
+  const __m256i small = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 0, -128, -64, 0, 32, 64, 96, 0, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c));
+  const __m256i rest = _mm256_and_si256(bytes, _mm256_set1_epi16(127));
+  __m256i value = _mm256_add_epi16(_mm256_slli_epi16(rest, 4), _mm256_set1_epi16(120 << 7));
+  const __m256i both = _mm256_add_epi16(_mm256_or_si256(rest, _mm256_slli_epi16(rest, 8)), _mm256_set1_epi16(8 << 8));
+  const __m256i normal = _mm256_cmpgt_epi16(rest, _mm256_set1_epi16(7));
+  value = _mm256_blendv_epi8(_mm256_shuffle_epi8(small, both), value, normal);
+  const __m256i none = _mm256_cmpeq_epi16(rest, _mm256_set1_epi16(127));
+  value = _mm256_blendv_epi8(value, _mm256_set1_epi16(0x7fc0), none);
+  return _mm256_or_si256(value, _mm256_slli_epi16(_mm256_srli_epi16(bytes, 7), 15));
+}
+inline void unpack_fp8(const void* from, int64_t steps, bf16* to) {
+  const char* at = static_cast<const char*>(from);
+  const __m256i low = _mm256_set1_epi32(255), high = _mm256_set1_epi32(255 << 8);
+  for (int64_t s = 0; s < steps; ++s, to += 4 * kBlock)
+    for (int v = 0; v < kVectors; ++v, at += kVectorBytes)
+      for (int half = 0; half < 2; ++half) {
+        const __m256i four = _mm256_srli_epi32(load_bytes(at), 16 * half);
+        const __m256i pair = _mm256_or_si256(_mm256_and_si256(four, low), _mm256_slli_epi32(_mm256_and_si256(four, high), 8));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + half * 2 * kBlock + v * 2 * kLanes), fp8_words(pair));
+      }
 }
 #else
 inline void unpack_fp8(const void* from, int64_t steps, bf16* to) {

@@ -5,6 +5,9 @@
 #include "table.h"
 #include "threads.h"
 
+// Registers of eight floats, and only sixteen of them.
+#define TWINLINE_EIGHT_LANES (TWINLINE_HAS_AVX2 && !TWINLINE_HAS_AVX512)
+
 #ifdef TWINLINE_TARGET
 TWINLINE_BEGIN_TARGET(TWINLINE_TARGET)
 #endif
@@ -18,6 +21,7 @@ namespace twinline::TWINLINE_NAMESPACE {
 #include "lanes.h"
 #include "layout.h"
 #include "unpack.h"
+#include "forms.h"
 #include "weights.h"
 #include "packing.h"
 #include "linear.h"
