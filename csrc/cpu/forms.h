@@ -97,15 +97,11 @@ constexpr int kWidenedTile = 5, kNibblesTile = 4;  // 20 or 16 sums and 8 vector
 #else
 constexpr int kTile = 2, kInt8Tile = 2, kWidenedTile = 1, kNibblesTile = 1;
 #endif
-template <typename Form>
-constexpr int vectors_at_once(int) { return kVectors; }
-
-// Adds the products of a group to the sums of Rows rows, for the outputs of Vectors vectors from the `first` on. `Lines` cache lines
-// of later weights are called for in each step.
+// Adds the products of a group to the sums of Rows rows. `Lines` cache lines of later weights are called for in each step.
 template <typename Form, int Rows, int Vectors, int Lines>
-TWINLINE_ALWAYS_INLINE void multiply(const typename Form::Value* x, int64_t stride, const Group& group, int first,
+TWINLINE_ALWAYS_INLINE void multiply(const typename Form::Value* x, int64_t stride, const Group& group,
                                      typename Form::Sum (&sums)[Rows][Vectors]) {
-  const char* at = static_cast<const char*>(group.data) + first * kVectorBytes;
+  const char* at = static_cast<const char*>(group.data);
   const char* ahead = group.ahead;
   for (int64_t step = 0; step < group.steps; ++step, at += kStepBytes, x += Form::kInputs, ahead += 64 * Lines) {
     for (int line = 0; line < Lines; ++line) call_for(ahead + 64 * line);
@@ -165,11 +161,9 @@ struct Int4 {
   static constexpr bool kOffset = true;
 };
 
-// Rows at once, and how many of a step's vectors: as many sums as the registers hold beside weights and a row. One row takes all
-// vectors: its weights come from memory, best in their order.
+// Rows at once, with two of a step's vectors: as many sums as the registers hold beside weights and a row.
 constexpr int kTile = 6, kInt8Tile = 4, kWidenedTile = 6, kNibblesTile = 4;
-template <typename Form>
-constexpr int vectors_at_once(int rows) { return rows == 1 ? kVectors : rows == 2 && Form::kInputs < 4 ? 4 : 2; }
+constexpr int kAtOnce = 2, kPartBytes = kAtOnce * kVectorBytes;
 
 template <typename Form, int Rows, int Vectors, int Part>
 TWINLINE_ALWAYS_INLINE void multiply_part(const typename Form::Value* x, int64_t stride, const char* at,
@@ -192,11 +186,12 @@ TWINLINE_ALWAYS_INLINE void multiply_part(const typename Form::Value* x, int64_t
 // Steps of nibbles, their products added up as words before they are widened: four steps' are below 4 * 4 * 15 * 127.
 template <int Steps, int Rows, int Vectors>
 TWINLINE_ALWAYS_INLINE void multiply_nibbles(const int8_t* x, int64_t stride, const char* at, I (&sums)[Rows][Vectors]) {
+  constexpr int kBytes = Vectors * kVectorBytes;
   I pairs[Rows][Vectors];
   for (int r = 0; r < Rows; ++r)
     for (int v = 0; v < Vectors; ++v) pairs[r][v] = _mm256_setzero_si256();
 #pragma GCC unroll 1
-  for (int s = 0; s < Steps; ++s, at += kStepBytes, x += Int4::kInputs) {
+  for (int s = 0; s < Steps; ++s, at += kBytes, x += Int4::kInputs) {
     Nibbles weights[Vectors];
     for (int v = 0; v < Vectors; ++v) weights[v] = load_nibbles(at + kVectorBytes * v);
     for (int r = 0; r < Rows; ++r) {
@@ -208,22 +203,22 @@ TWINLINE_ALWAYS_INLINE void multiply_nibbles(const int8_t* x, int64_t stride, co
     for (int v = 0; v < Vectors; ++v) add_to(sums[r][v], widened(pairs[r][v]));
 }
 
-// Adds the products of a group to the sums of Rows rows, for the outputs of Vectors vectors from the `first` on. `Lines` cache lines
-// of later weights are called for in each step.
+// Adds the products of a group to the sums of Rows rows. Its steps hold Vectors vectors each: all of them, as they lie in memory, or a
+// part. `Lines` cache lines of later weights are called for in each step.
 template <typename Form, int Rows, int Vectors, int Lines>
-TWINLINE_ALWAYS_INLINE void multiply(const typename Form::Value* x, int64_t stride, const Group& group, int first,
+TWINLINE_ALWAYS_INLINE void multiply(const typename Form::Value* x, int64_t stride, const Group& group,
                                      typename Form::Sum (&sums)[Rows][Vectors]) {
-  const char* at = static_cast<const char*>(group.data) + first * kVectorBytes;
+  constexpr int kSteps = Form::kInputs == 8 ? 4 : 1, kBytes = Vectors * kVectorBytes;
+  const char* at = static_cast<const char*>(group.data);
   const char* ahead = group.ahead;
-  constexpr int kSteps = Form::kInputs == 8 ? 4 : 1;
   int64_t step = 0;
-  for (; step + kSteps <= group.steps; step += kSteps, at += kSteps * kStepBytes, x += kSteps * Form::kInputs) {
+  for (; step + kSteps <= group.steps; step += kSteps, at += kSteps * kBytes, x += kSteps * Form::kInputs) {
     for (int line = 0; line < kSteps * Lines; ++line, ahead += 64) call_for(ahead);
     if constexpr (Form::kInputs == 8) multiply_nibbles<kSteps>(x, stride, at, sums);
     else multiply_part<Form, Rows, Vectors, 0>(x, stride, at, sums);
   }
   if constexpr (Form::kInputs == 8)
-    for (; step < group.steps; ++step, at += kStepBytes, x += Form::kInputs) multiply_nibbles<1>(x, stride, at, sums);
+    for (; step < group.steps; ++step, at += kBytes, x += Form::kInputs) multiply_nibbles<1>(x, stride, at, sums);
 }
 
 #endif
