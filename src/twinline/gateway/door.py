@@ -149,7 +149,11 @@ class Endpoint(Generic[R]):
         exchange.model = model or "-"
         target = self._door.find(model)
         self._door.access.allow(visit, target.served.name)
-        await self._answer(exchange, visit, request, target, body)
+        try:
+            await self._answer(exchange, visit, request, target, body)
+        except asyncio.CancelledError:  # as above, but it is known whose request it was
+            if exchange.error(stopping()) and exchange.reason is not None:
+                target.served.supply.meter.refused(exchange.reason)
 
     def _count(self, status: int) -> None:
         count = self._counts.get(status)
