@@ -124,6 +124,8 @@ def test_a_model_without_a_template_completes_but_does_not_chat(tiny_folder: Pat
         assert status == 400 and b"no chat template; use /v1/completions" in answer
         status, _ = await request(app, "POST", "/v1/completions", b'{"model": "base", "prompt": "x"}')
         assert status == 200
+        _, listed = await request(app, "GET", "/v1/models/base")
+        assert json.loads(listed)["capabilities"] == {"chat": False, "completions": True, "embeddings": False}
 
     asyncio.run(test())
 
