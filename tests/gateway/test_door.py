@@ -18,9 +18,12 @@ from tests.gateway.harness import SPEC, Gateway, served
 from tests.lines.line_double import LineDouble, Script
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from twinline.gateway.access import Access, Visit
 from twinline.gateway.app import App
 from twinline.gateway.door import Door
+from twinline.gateway.exchange import Exchange
 from twinline.gateway.heads import CONNECTION, CYCLE
+from twinline.gateway.logs import told_of
 from twinline.gateway.meters import Meters
 from twinline.gateway.served import ModelText, ServedModel
 from twinline.lines.line import Line
@@ -128,6 +131,39 @@ def test_a_model_without_a_template_completes_but_does_not_chat(tiny_folder: Pat
         assert json.loads(listed)["capabilities"] == {"chat": False, "completions": True, "embeddings": False}
 
     asyncio.run(test())
+
+
+def test_who_does_not_read_while_the_gateway_stops_is_logged_all_the_same(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons: list[str | None] = []
+
+    class Seen:
+        def began(self, exchange: Exchange, visit: Visit) -> None: ...
+
+        def ended(self, exchange: Exchange, visit: Visit) -> None:
+            reasons.append(told_of(exchange, visit)["reason"])
+
+    async def main() -> None:
+        double, access = LineDouble(), Access()
+        access.observers.append(Seen())
+        double.script = lambda request: Script(fault="hang", fault_after=1)
+        line = Line("double", SPEC, await double.start())
+        line.life.told(LineState.SERVING, "the test says so")
+        model = served(SPEC.model, ModelText.load(tiny_folder), [line], Meters())
+        monkeypatch.setattr(NoSocket, "full", True)
+        body = json.dumps({"model": SPEC.model, "prompt": "Hi", "stream": True}).encode()
+        asked = asyncio.create_task(request(App(Door([model], access=access)), "POST", "/v1/completions", body))
+        while not any(call.tokens for call in line.calls):
+            await asyncio.sleep(0.01)
+        asked.cancel()
+        with pytest.raises(IndexError):  # there is no answer
+            await asked
+        await asyncio.sleep(0)
+        await double.stop()
+
+    asyncio.run(main())
+    assert reasons == ["server_stopping"]
 
 
 def test_names_are_unique(tiny_folder: Path) -> None:

@@ -124,6 +124,7 @@ class Endpoint(Generic[R]):
             exchange.error(error)
         except asyncio.CancelledError:  # only the end of the server cancels an exchange
             exchange.error(stopping())
+            exchange.stop()
         except Exception:
             log.exception("%s failed: %s", self._name, exchange.request_id)
             exchange.error(ApiError(500, "The gateway failed; its log says why.", code="internal_error"))
@@ -151,9 +152,10 @@ class Endpoint(Generic[R]):
         self._door.access.allow(visit, target.served.name)
         try:
             await self._answer(exchange, visit, request, target, body)
-        except asyncio.CancelledError:  # as above, but it is known whose request it was
+        except asyncio.CancelledError:
             if exchange.error(stopping()) and exchange.reason is not None:
                 target.served.supply.meter.refused(exchange.reason)
+            raise
 
     def _count(self, status: int) -> None:
         count = self._counts.get(status)

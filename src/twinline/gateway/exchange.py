@@ -211,8 +211,9 @@ class Exchange:
 
     def error(self, error: ApiError) -> bool:
         """An error answer or, once events have been sent, an in-band error event without `[DONE]`. False: it comes too
-        late, because the answer was given or the client left."""
-        if self.done.done() or (self.status is not None and not self.streaming):
+        late, because the answer or another error was given, or the client left."""
+        late = self.cause is not None or self.done.done()
+        if late or (self.status is not None and not self.streaming):
             return False
         self.cause, self.reason = error.message, why_refused(error)
         if not self.streaming:
@@ -221,6 +222,11 @@ class Exchange:
         self.events(self.wording.event(error, self.request_id), last=True)
         self.status = error.status
         return True
+
+    def stop(self) -> None:
+        """Nobody waits for the end any more; what is held goes out all the same if the client reads it."""
+        if not self.done.done():
+            self.done.set_result(None)
 
     def warn(self, ignored: Sequence[str]) -> None:
         """The answer's head will name the fields that have no effect (the form is RFC 7234's, section 5.5)."""
