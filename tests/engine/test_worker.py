@@ -59,7 +59,7 @@ def test_it_says_who_it_is(worker: Spawned) -> None:
     assert (ready["model"], ready["vocab_size"], ready["device"], ready["dtype"]) == ("tiny", VOCAB, "cpu", "float32")
     assert (ready["max_model_len"], ready["kv_tokens"]) == (16384, 16384)
     (card,) = worker.http.get("/v1/models").json()["data"]
-    assert (card["id"], card["max_model_len"]) == ("tiny", 16384)
+    assert (card["id"], card["max_model_len"], card["simulated"]) == ("tiny", 16384, False)
     health = worker.http.get("/health")
     assert (health.status_code, health.json()["status"]) == (200, "ok")
 

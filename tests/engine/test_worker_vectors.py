@@ -58,6 +58,8 @@ def test_texts_in_and_their_vectors_in_order(worker: Spawned, of: embedders.Embe
     assert [entry["index"] for entry in answer["data"]] == [0, 1, 2, 3]
     assert max(far(of, ids, entry["embedding"]) for ids, entry in zip(texts, answer["data"], strict=True)) < 1e-5
     assert answer["usage"] == {"prompt_tokens": 207, "total_tokens": 207}
+    written = [repr(number).split("e")[0] for entry in answer["data"] for number in entry["embedding"]]
+    assert max(len(digits.replace(".", "").strip("-0")) for digits in written) <= 9  # what float32 has, no more
     as_bytes = embed(worker, input=texts, encoding_format="base64").json()
     for entry, same in zip(answer["data"], as_bytes["data"], strict=True):
         found = np.frombuffer(base64.b64decode(same["embedding"]), "<f4")

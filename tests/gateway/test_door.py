@@ -15,15 +15,19 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp, Message
 from tests.gateway.harness import SPEC, Gateway, served
-from tests.lines.line_double import LineDouble
+from tests.lines.line_double import LineDouble, Script
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from twinline.gateway.access import Access, Visit
 from twinline.gateway.app import App
 from twinline.gateway.door import Door
+from twinline.gateway.exchange import Exchange
 from twinline.gateway.heads import CONNECTION, CYCLE
+from twinline.gateway.logs import told_of
 from twinline.gateway.meters import Meters
 from twinline.gateway.served import ModelText, ServedModel
 from twinline.lines.line import Line
+from twinline.lines.state import LineState
 from twinline.lines.turn import Turn
 
 
@@ -123,8 +127,43 @@ def test_a_model_without_a_template_completes_but_does_not_chat(tiny_folder: Pat
         assert status == 400 and b"no chat template; use /v1/completions" in answer
         status, _ = await request(app, "POST", "/v1/completions", b'{"model": "base", "prompt": "x"}')
         assert status == 200
+        _, listed = await request(app, "GET", "/v1/models/base")
+        assert json.loads(listed)["capabilities"] == {"chat": False, "completions": True, "embeddings": False}
 
     asyncio.run(test())
+
+
+def test_who_does_not_read_while_the_gateway_stops_is_logged_all_the_same(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons: list[str | None] = []
+
+    class Seen:
+        def began(self, exchange: Exchange, visit: Visit) -> None: ...
+
+        def ended(self, exchange: Exchange, visit: Visit) -> None:
+            reasons.append(told_of(exchange, visit)["reason"])
+
+    async def main() -> None:
+        double, access = LineDouble(), Access()
+        access.observers.append(Seen())
+        double.script = lambda request: Script(fault="hang", fault_after=1)
+        line = Line("double", SPEC, await double.start())
+        line.life.told(LineState.SERVING, "the test says so")
+        model = served(SPEC.model, ModelText.load(tiny_folder), [line], Meters())
+        monkeypatch.setattr(NoSocket, "full", True)
+        body = json.dumps({"model": SPEC.model, "prompt": "Hi", "stream": True}).encode()
+        asked = asyncio.create_task(request(App(Door([model], access=access)), "POST", "/v1/completions", body))
+        while not any(call.tokens for call in line.calls):
+            await asyncio.sleep(0.01)
+        asked.cancel()
+        with pytest.raises(IndexError):  # there is no answer
+            await asked
+        await asyncio.sleep(0)
+        await double.stop()
+
+    asyncio.run(main())
+    assert reasons == ["server_stopping"]
 
 
 def test_names_are_unique(tiny_folder: Path) -> None:
@@ -168,3 +207,42 @@ def test_what_was_answered_is_freed_without_the_collector(door: Gateway) -> None
         door.until(lambda: alive() <= before + 1)  # a connection keeps its latest
     finally:
         gc.enable()
+
+
+def test_what_the_end_of_the_gateway_cuts_off_is_counted_once(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole or streamed; an answer that was given a moment before is no refusal."""
+
+    async def main() -> None:
+        double, meters = LineDouble(), Meters()
+        double.script = lambda request: Script(fault="hang", fault_after=1)
+        line = Line("double", SPEC, await double.start())
+        line.life.told(LineState.SERVING, "the test says so")
+        app = app_of(served(SPEC.model, ModelText.load(tiny_folder), [line], meters), meters=meters)
+
+        def ask(**fields: Any) -> asyncio.Task[tuple[int, bytes]]:
+            body = json.dumps({"model": SPEC.model, "prompt": "Hi", **fields}).encode()
+            return asyncio.create_task(request(app, "POST", "/v1/completions", body))
+
+        def refused() -> float:
+            return meters.refusals.labels(SPEC.model, "server_stopping").value
+
+        asked = [ask(), ask(stream=True)]
+        while len(double.requests) < 2 or not all(call.tokens for call in line.calls):
+            await asyncio.sleep(0.01)
+        for each in asked:
+            each.cancel()
+        (status, body), (streamed, events) = await asyncio.gather(*asked)
+        assert (status, streamed) == (503, 200) and b"server_stopping" in body and b"server_stopping" in events
+        assert refused() == 2
+        double.script = lambda request: Script()
+        late = [ask(), ask(stream=True)]
+        monkeypatch.setattr(NoSocket, "on_response", lambda _: [each.cancel() for each in late])
+        for each in late:
+            status, body = await each
+            assert status == 200 and b"server_stopping" not in body
+        assert refused() == 2
+        await double.stop()
+
+    asyncio.run(main())

@@ -348,6 +348,8 @@ def test_a_model_of_vectors_generates_nothing(tiny_folder: Path) -> None:
         messages = await at.made.client.post("/v1/messages", json=message)
         assert responses.status_code == messages.status_code == 400
         assert messages.json()["type"] == "error" and "/v1/embeddings" in messages.json()["error"]["message"]
+        (listed,) = (await at.made.client.get("/v1/models")).json()["data"]
+        assert listed["capabilities"] == {"chat": False, "completions": False, "embeddings": True}
 
     run(tiny_folder, test)
 

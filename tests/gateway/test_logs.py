@@ -7,7 +7,9 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,7 +141,7 @@ def test_a_request_is_one_line_with_what_it_was(place: Place) -> None:
         ("no-key", None, {}, 401, "invalid_api_key"),
         ("bad-key", "tw-this-is-not-a-key", {}, 401, "invalid_api_key"),
         ("narrow", "narrow", {}, 403, "model_not_allowed"),
-        ("no-model", "alice", {"model": "gpt\n9" + "x" * 1000}, 404, "not_found"),
+        ("no-model", "alice", {"model": "gpt\n9" + "x" * 1000}, 404, "model_not_found"),
         ("bad", "alice", {"temperature": -1}, 400, "bad_request"),
         ("no-line", "alice", {"model": f"{MODEL}@nowhere"}, 404, "line_not_found"),
     ],
@@ -254,6 +256,27 @@ def test_prompts_are_there_when_they_are_asked_for_and_short(tiny_folder: Path) 
         assert PROMPT in told["prompt"] and told["answer"] == short.json()["choices"][0]["text"]
         told = gateway.access("long")
         assert len(told["prompt"]) == 2000 and len(told["answer"]) <= 2000
+
+
+def test_a_gateway_that_stops_says_so_of_what_it_cuts_off(tiny_folder: Path) -> None:
+    with Doubles(1) as doubles, fleet(tiny_folder, access_log=True) as made, ThreadPoolExecutor(2) as pool:
+        doubles.lines[0].script = lambda request: Script(TOKENS, fault="hang", fault_after=2)
+        made.entries = [entry("only", doubles.urls[0])]
+        made.write()
+        gateway = made.start()
+        with made.client() as client:
+            asked = {
+                name: pool.submit(made.complete, client, request_id=name, stream=stream)
+                for name, stream in (("whole", False), ("stream", True))
+            }
+            until(lambda: len(doubles.lines[0].requests) == 2)
+            for _ in range(2):  # the second signal means now
+                gateway.process.terminate()
+                time.sleep(0.3)
+            for name, answer in asked.items():
+                assert "server_stopping" in answer.result(20).text
+                told = gateway.access(name)
+                assert (told["status"], told["reason"]) == (503, "server_stopping")
 
 
 def test_text_logs_stay_one_line_a_request(tiny_folder: Path) -> None:

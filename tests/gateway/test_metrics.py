@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prometheus_client.parser import text_string_to_metric_families
-from tests.gateway.harness import MODEL, Gateway
+from tests.gateway.harness import MODEL, SPEC, Gateway, served
 from tests.lines.line_double import Script
 
+from twinline.gateway.meters import Meters
+from twinline.gateway.passed import own_text
+from twinline.gateway.served import ModelText
+from twinline.lines.line import Line
+from twinline.lines.spec import LineSpec
+
 LONG = list(range(10, 30))
+PLAYED = LineSpec(name="played", model=MODEL, engine="simulated", weights="nowhere", chip="ascend-910b3")
 
 
 def samples(door: Gateway) -> dict[str, float]:
@@ -61,3 +70,21 @@ def test_the_lines_own_names_pass_through(door: Gateway) -> None:
         assert response.status_code == 200 and "vllm:" not in response.text
     finally:
         door.double.metrics = text
+
+
+def test_simulated_lines_are_told_from_others(tiny_folder: Path) -> None:
+    """An engine that plays a chip, and ours on a chip in software: neither is taken for silicon."""
+    lines = {name: Line(name, spec) for name, spec in (("real", SPEC), ("played", PLAYED), ("soft", SPEC))}
+    lines["real"].facts = {"simulated": False}
+    lines["soft"].facts = {"simulated": True}
+    meters = Meters()
+    text = own_text(meters, [served(MODEL, ModelText.load(tiny_folder), lines.values(), meters)]).decode()
+    (family,) = (f for f in text_string_to_metric_families(text) if f.name == "twinline_gateway_line_info")
+    assert {sample.labels["line"]: (sample.labels, sample.value) for sample in family.samples} == {
+        name: ({"model": MODEL, "line": name, "engine": engine, "chip": chip, "simulated": simulated}, 1)
+        for name, engine, chip, simulated in (
+            ("real", "native", "cpu", "false"),
+            ("played", "simulated", "ascend-910b3", "true"),
+            ("soft", "native", "cpu", "true"),
+        )
+    }

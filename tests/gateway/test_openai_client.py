@@ -48,7 +48,8 @@ def test_models(client: openai.OpenAI) -> None:
     assert (model.id, model.owned_by) == (MODEL, "twinline")
     assert model.model_extra is not None
     assert model.model_extra["max_model_len"] == 256 and model.model_extra["label"] == "demonstration"
-    assert client.models.retrieve(MODEL).id == MODEL
+    assert model.model_extra["capabilities"] == {"chat": True, "completions": True, "embeddings": False}
+    assert client.models.retrieve(MODEL) == model
 
 
 def test_errors_are_the_clients_own(door: Gateway, client: openai.OpenAI) -> None:

@@ -9,25 +9,10 @@ from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from twinline.gateway.choice import Choice
 from twinline.gateway.embeddings import Input, _Whole
 from twinline.gateway.vectors import MAX_BASE64_VALUES, MAX_FLOATS, VectorPiece, too_many, written
-
-
-def read(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(json.loads(written(values.tobytes(), None, as_base64=False)), "f8").astype("<f4")
-
-
-def test_a_number_reads_back_as_the_same_float32() -> None:
-    """Of every exponent, beside the powers of two, where the distance to the next value changes, and at its ends."""
-    powers = np.array([2.0**e for e in range(-149, 128)], "<f4")
-    beside = [np.nextafter(powers, np.float32(to)) for to in (0, np.finfo("f4").max)]
-    drawn = np.random.default_rng(1).integers(0, 2**32, 100_000, dtype="<u4").view("<f4")
-    ends = np.array([0.0, -0.0, np.finfo("f4").max, np.finfo("f4").min], "<f4")
-    values = np.concatenate([powers, -powers, *beside, drawn[np.isfinite(drawn)], ends])
-    assert np.array_equal(read(values).view("<u4"), values.view("<u4"))
 
 
 def test_a_number_has_no_digits_that_float32_does_not_have() -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import pytest
-from sqlalchemy import delete, func, select
+from sqlalchemy import Connection, delete, func, select
 from tests.store.mortal import record
 
 import twinline.store.fold as folding
@@ -214,6 +217,50 @@ def test_folds_at_the_same_time_count_once(database: Database, url: str, directo
     fold(database, directory)
     assert sum(stored(database).values()) == prompt_tokens(database) == 3000
     assert list((directory).iterdir()) == []
+
+
+def test_a_fold_holds_the_database_shortly_and_not_for_the_disk(
+    database: Database, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks for limits waits as long. A journal goes once what was folded of it is on disk for good."""
+    journal = Journal(directory)
+    for number in range(1000):
+        journal.write(record(journal.next_uid(), number))
+    journal.close()
+    (file,) = directory.iterdir()
+    size = file.stat().st_size
+    stored_before: list[int] = []
+    held = False
+    writing, read, sync = Database.writing, folding.record_of, Database.sync
+
+    @contextlib.contextmanager
+    def short(self: Database, *, durable: bool = True) -> Iterator[Connection]:
+        nonlocal held
+        assert not durable, "the commit waits for the disk, and everybody for it"
+        stored_before.append(stored(database).total())
+        with writing(self, durable=durable) as connection:
+            held = True
+            yield connection
+        held = False
+
+    def outside(line: bytes) -> Usage | None:
+        assert not held, "lines are read while others wait"
+        return read(line)
+
+    def synced(self: Database) -> None:
+        assert not held and file.exists() and stored(database).total() == 1000
+        with monkeypatch.context() as real:
+            real.setattr(Database, "writing", writing)
+            sync(self)
+        synced_with.append(file.name)
+
+    synced_with: list[str] = []
+    monkeypatch.setattr(Database, "writing", short)
+    monkeypatch.setattr(Database, "sync", synced)
+    monkeypatch.setattr(folding, "record_of", outside)
+    assert fold(database, directory) == folding.Folded(records=1000, deleted_files=1)
+    assert synced_with == [file.name]
+    assert max(b - a for a, b in pairwise(stored_before)) <= 1000 * folding.BATCH_BYTES / size + 5 < 300
 
 
 def test_kill_9_of_writers_and_folders_loses_nothing_and_counts_nothing_twice(

@@ -83,6 +83,23 @@ def test_a_key_without_limits_asks_nobody(database: Database) -> None:
     assert limits._accounts == {}
 
 
+def test_a_process_is_known_before_it_is_asked(database: Database) -> None:
+    """SQLite makes its log with the first write, and waits for the disk: no request should have to."""
+
+    def known() -> int:
+        with database.reading() as connection:
+            return connection.execute(select(func.count()).select_from(tables.holders)).scalar_one()
+
+    async def work(*limits: Limits) -> None:
+        end = time.monotonic() + 30
+        while known() < len(limits):
+            assert time.monotonic() < end
+            await asyncio.sleep(0.01)
+
+    with_limits(database, Clock(), 2, work)
+    assert known() == 0  # and they leave nothing
+
+
 def test_a_small_limit_is_right_to_the_request_over_two_processes(database: Database) -> None:
     clock, asked = Clock(), key(requests_per_minute=10)
 

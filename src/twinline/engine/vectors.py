@@ -21,6 +21,7 @@ from twinline.engine.asgi import Receive, Send, body_of, reply, unless_disconnec
 from twinline.engine.pooling import Pool
 from twinline.engine.request import Output, Request, SamplingParams
 from twinline.engine.scheduler import QueueFull
+from twinline.facts.decimals import decimals
 
 if TYPE_CHECKING:
     from twinline.engine.worker import Worker
@@ -141,8 +142,7 @@ class Vectors:
 
 
 def _written(vector: bytes, asked: EmbeddingsRequest) -> str | list[float]:
-    """As base64 of little-endian float32, or as numbers."""
+    """As base64 of little-endian float32, or as numbers that read back as the same float32."""
     if asked.encoding_format == "base64":
         return base64.b64encode(vector).decode()
-    numbers: list[float] = np.frombuffer(vector, "<f4").tolist()
-    return numbers
+    return decimals(np.frombuffer(vector, "<f4"))

@@ -96,7 +96,8 @@ class Worker:
 
     async def _models(self, receive: Receive, send: Send) -> None:
         card = {"id": self.name, "object": "model", "created": self.created, "owned_by": "twinline",
-                "max_model_len": self.built.max_model_len, "lacks": self.lacks, "embeds": self.embeds}  # fmt: skip
+                "max_model_len": self.built.max_model_len, "lacks": self.lacks, "embeds": self.embeds,
+                "simulated": self.built.device.simulated}  # fmt: skip
         await reply(send, 200, wire.encode({"object": "list", "data": [card]}))
 
     @property

@@ -172,6 +172,11 @@ def _entry(served: ServedModel) -> dict[str, Any]:
         "created": served.created,
         "owned_by": "twinline",
         "max_model_len": served.max_model_len,
+        "capabilities": {
+            "chat": served.chats,
+            "completions": not served.embeds,
+            "embeddings": served.embeds,
+        },
     }
     return entry if served.label is None else entry | {"label": served.label}
 

@@ -96,6 +96,15 @@ class EmbeddingsAnswer(msgspec.Struct, kw_only=True):
     usage: EmbeddingUsage
 
 
+class Capabilities(msgspec.Struct, kw_only=True):
+    """What a model can be asked for; more may be added. `chat`: at /v1/chat/completions, /v1/responses and
+    /v1/messages."""
+
+    chat: bool
+    completions: bool
+    embeddings: bool
+
+
 class Model(msgspec.Struct, kw_only=True):
     """`label` says that a model is a demonstration."""
 
@@ -104,6 +113,7 @@ class Model(msgspec.Struct, kw_only=True):
     created: int
     owned_by: Literal["twinline"]
     max_model_len: int
+    capabilities: Capabilities
     label: str | msgspec.UnsetType = msgspec.UNSET
 
 

@@ -124,6 +124,7 @@ class Endpoint(Generic[R]):
             exchange.error(error)
         except asyncio.CancelledError:  # only the end of the server cancels an exchange
             exchange.error(stopping())
+            exchange.stop()
         except Exception:
             log.exception("%s failed: %s", self._name, exchange.request_id)
             exchange.error(ApiError(500, "The gateway failed; its log says why.", code="internal_error"))
@@ -149,7 +150,12 @@ class Endpoint(Generic[R]):
         exchange.model = model or "-"
         target = self._door.find(model)
         self._door.access.allow(visit, target.served.name)
-        await self._answer(exchange, visit, request, target, body)
+        try:
+            await self._answer(exchange, visit, request, target, body)
+        except asyncio.CancelledError:
+            if exchange.error(stopping()) and exchange.reason is not None:
+                target.served.supply.meter.refused(exchange.reason)
+            raise
 
     def _count(self, status: int) -> None:
         count = self._counts.get(status)

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from twinline.gateway.errors import OPENAI, ApiError, Wording, bad_request
 from twinline.gateway.heads import CONNECTION, CYCLE, Connection
+from twinline.gateway.reasons import why_refused
 from twinline.gateway.sending import CHUNKED, LAST_CHUNK, body_of, head, send
 from twinline.lines.turn import Turn
 
@@ -60,7 +61,8 @@ class Held:
 
 
 class Exchange:
-    """One request and its answer. `status` is what was sent, or None so far; `cause` is the failure that was told.
+    """One request and its answer. `status` is what was sent, or None so far; `cause` is the failure that was told, and
+    `reason` the word for it.
 
     `request_id` is the client's `x-request-id` if that is a token of sane length, else ours; every answer carries it.
     `model` and `lines` are what the request is about, in the log's words. `body_bytes` is the size of the body once it
@@ -70,7 +72,8 @@ class Exchange:
 
     __slots__ = (
         "_connection", "_cycle", "_headers", "_held", "_keep", "_kept", "_receive", "_source", "_told", "body_bytes",
-        "cause", "done", "gone", "lines", "model", "request_id", "status", "streaming", "tenant", "turn", "wording",
+        "cause", "done", "gone", "lines", "model", "reason", "request_id", "status", "streaming", "tenant", "turn",
+        "wording",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, wording: Wording = OPENAI) -> None:
@@ -96,6 +99,7 @@ class Exchange:
         self.model = self.lines = "-"
         self.tenant = "-"
         self.cause: str | None = None
+        self.reason: str | None = None
         self.body_bytes = 0
         # Not by `get_running_loop`, which is a system call.
         self.done: asyncio.Future[None] = self._connection.loop.create_future()
@@ -164,7 +168,7 @@ class Exchange:
         self._source = source
         if self.gone:
             source.left()
-        await self.done
+        await asyncio.shield(self.done)  # else who cancels the wait ends the exchange, before the client is told why
 
     # What the connection calls.
 
@@ -205,16 +209,24 @@ class Exchange:
             data = head(self._cycle, 200, _EVENTS + self._id_line() + CHUNKED) + data
         self._out(data, last)
 
-    def error(self, error: ApiError) -> None:
-        """An error answer or, once events have been sent, an in-band error event without `[DONE]`."""
-        if self.status is not None and not self.streaming:
-            return  # an answer is being sent already
-        self.cause = error.message
+    def error(self, error: ApiError) -> bool:
+        """An error answer or, once events have been sent, an in-band error event without `[DONE]`. False: it comes too
+        late, because the answer or another error was given, or the client left."""
+        late = self.cause is not None or self.done.done()
+        if late or (self.status is not None and not self.streaming):
+            return False
+        self.cause, self.reason = error.message, why_refused(error)
         if not self.streaming:
             self.json(self.wording.body(error, self.request_id), error.status, error.headers)
-            return
+            return True
         self.events(self.wording.event(error, self.request_id), last=True)
         self.status = error.status
+        return True
+
+    def stop(self) -> None:
+        """Nobody waits for the end any more; what is held goes out all the same if the client reads it."""
+        if not self.done.done():
+            self.done.set_result(None)
 
     def warn(self, ignored: Sequence[str]) -> None:
         """The answer's head will name the fields that have no effect (the form is RFC 7234's, section 5.5)."""

@@ -54,6 +54,11 @@ class Gauges(Collector):
 
         queued = gauge("queued_requests", "Choices that wait in the gateway.", ["model"])
         up = gauge("line_up", "1 while the line may be asked.", by_line)
+        info = gauge(
+            "line_info",
+            "1 for each line. simulated: no silicon computes its answers.",
+            [*by_line, "engine", "chip", "simulated"],
+        )
         flying = gauge("line_in_flight", "Choices under way at the line.", by_line)
         states = gauge("line_state", "1 for the state that the line is in, 0 for the others.", [*by_line, "state"])
         circuits = gauge(
@@ -66,6 +71,8 @@ class Gauges(Collector):
             for name, line in supply.lines.items():
                 labels = [served.name, name]
                 up.add_metric(labels, line_up(supply, line))
+                about = [line.spec.engine, line.spec.chip, str(line.simulated).lower()]
+                info.add_metric([*labels, *about], 1)
                 flying.add_metric(labels, len(line.calls))
                 for state in LineState:
                     states.add_metric([*labels, str(state)], line.state is state)
@@ -76,4 +83,4 @@ class Gauges(Collector):
                 for field, family in learnt.items():
                     if known[field] is not None:
                         family.add_metric(labels, known[field])
-        return [queued, up, flying, states, circuits, *learnt.values()]
+        return [queued, up, info, flying, states, circuits, *learnt.values()]

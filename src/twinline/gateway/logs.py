@@ -119,7 +119,7 @@ def told_of(exchange: Exchange, visit: Visit) -> dict[str, Any]:
         "lines": exchange.lines,
         "status": status,
         "outcome": visit.outcome or ("aborted" if left else "refused"),
-        "reason": _reason(visit, status),
+        "reason": _reason(exchange, visit, status),
         "stream": exchange.streaming,
         "prompt_tokens": sum(choice.prompt_tokens for choice in choices if choice.leads),
         "cached_tokens": (choices[0].cached_tokens or 0) if choices else 0,
@@ -131,13 +131,15 @@ def told_of(exchange: Exchange, visit: Visit) -> dict[str, Any]:
     }
 
 
-def _reason(visit: Visit, status: int) -> str | None:
+def _reason(exchange: Exchange, visit: Visit, status: int) -> str | None:
     """Why it got no whole answer: never the message, which may quote the request."""
     if visit.refusal is not None:
         return visit.refusal
     for choice in visit.choices:
         if choice.error is not None:
             return why_refused(choice.error)
+    if exchange.reason is not None:
+        return exchange.reason
     if status == CLIENT_LEFT:
         return "client_left"
     return of_status(status) if status >= 400 else None

@@ -18,7 +18,8 @@ _UNREACHABLE = ("line_unreachable", "line_not_serving")
 _CODES = frozenset(
     "invalid_api_key forbidden model_not_allowed model_not_found line_not_found rate_limit_exceeded "
     "insufficient_quota request_too_large limits_unavailable no_line too_busy cannot_continue deadline_exceeded "
-    "context_length_exceeded unsupported_parameter body_too_large server_stopping internal_error".split()
+    "context_length_exceeded unsupported_parameter body_too_large too_many_bytes "
+    "server_stopping internal_error".split()
 )
 _STATUSES = {
     400: "bad_request", 401: "invalid_api_key", 403: "forbidden", 404: "not_found", 408: "slow_body",

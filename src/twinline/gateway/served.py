@@ -145,6 +145,10 @@ class ServedModel:
         """Its lines give vectors, and nothing else."""
         return any(line.vectors is not None for line in self.supply.lines.values())
 
+    @property
+    def chats(self) -> bool:
+        return self.template is not None and not self.embeds
+
     def check_generates(self) -> None:
         """Raises ApiError 400 for a model of vectors."""
         if self.embeds:

@@ -7,11 +7,11 @@ Nothing is given out before all vectors of the share are there, so a line that b
 from __future__ import annotations
 
 import base64
-import math
 
 import msgspec
 import numpy as np
 
+from twinline.facts.decimals import decimals
 from twinline.gateway.choice import Choice
 from twinline.gateway.closing import sane
 from twinline.gateway.errors import ApiError, bad_request
@@ -85,10 +85,4 @@ def written(vector: bytes, dimensions: int | None, *, as_base64: bool) -> bytes:
         values = (values / length).astype("<f4") if length else values
     if as_base64:
         return b'"%b"' % base64.b64encode(values.tobytes())
-    scales = _SCALES[values.view("<u4") >> 23 & 255]
-    return msgspec.json.encode((np.rint(values * scales) / scales).tolist())
-
-
-# By a float32's biased exponent: the least power of ten of which 1 is less than half the distance to the next float32,
-# for at a power of two the one before is that near. To this many decimals a value reads back as itself.
-_SCALES = np.array([float(f"1e{max(0, math.floor((151 - max(1, e)) * math.log10(2)) + 1)}") for e in range(256)])
+    return msgspec.json.encode(decimals(values))

@@ -25,6 +25,7 @@ from twinline.lines.vectors import test_request
 from twinline.lines.wire import Delta, VectorDelta
 
 VERIFY_SECONDS = 120.0
+SIMULATED = "simulated"  # the engine that plays chips
 
 
 class VerificationFailed(LineError):
@@ -109,6 +110,11 @@ class Line:
         """Tokens that it can hold of one request; None while nobody says."""
         limits = [limit for limit in (self.spec.context, self.facts.get("max_model_len")) if isinstance(limit, int)]
         return min(limits) if limits else None
+
+    @property
+    def simulated(self) -> bool:
+        """No silicon computes its answers: the engine plays a chip, or says that its device is one in software."""
+        return self.spec.engine == SIMULATED or self.facts.get("simulated") is True
 
     @property
     def text_only(self) -> bool:

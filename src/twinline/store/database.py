@@ -3,14 +3,19 @@
 Owns what differs between SQLite and PostgreSQL and the upgrade on opening. Must not know what the tables mean.
 
 SQLite: WAL, so that readers and one writer do not wait for each other; a writing transaction takes the write lock at
-its beginning (BEGIN IMMEDIATE): one that read first and then wants to write may fail at once instead of waiting.
+its beginning (BEGIN IMMEDIATE): one that read first and then wants to write may fail at once instead of waiting. A
+writer that waits for the disk keeps every other waiting, limits of keys among them: so SQLite's log is synced apart
+(`sync`), and moved into the database file by the one process that can wait for it (`tends_log`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +29,9 @@ from twinline.store.home import database_url
 
 REVISIONS = ("0001",)  # of the migrations, oldest first
 LOCK_SECONDS = 30  # how long a writer waits for another
+# How long SQLite's log gets until it is moved: by who tends it, and where nobody does. Whoever writes first after that
+# waits for the disk once.
+TENDED_PAGES, UNTENDED_PAGES = 4_000, 16_000
 _UPGRADE_LOCK = 0x7477_696E_6C69_6E65  # PostgreSQL's advisory lock: the letters "twinline"
 # libpq's: seconds to connect, milliseconds until sent data must be acknowledged
 _SERVER_GONE = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
@@ -34,14 +42,16 @@ class StoreError(Exception):
 
 
 class Database:
-    """An open database with today's tables. Its methods block: a gateway calls them from threads.
+    """An open database with today's tables. Its methods block: a gateway calls them from threads. `tends_log`: its
+    writers move SQLite's log into the database file, in good time and after their commit.
 
     Raises StoreError if it cannot be opened, or was made by a newer Twinline.
     """
 
-    def __init__(self, url: str | None = None) -> None:
+    def __init__(self, url: str | None = None, *, tends_log: bool = False) -> None:
         self.url = _read(url or database_url())
         self.sqlite = self.url.get_backend_name() == "sqlite"
+        self._tends_log = tends_log
         self.engine = self._connect()
         try:
             self._upgrade()
@@ -70,6 +80,19 @@ class Database:
             if not self.sqlite and not durable:
                 connection.execute(text("SET LOCAL synchronous_commit TO OFF"))
             yield connection
+
+    def sync(self) -> None:
+        """What was committed, by whomever, stays even if the machine goes down. No lock is held meanwhile."""
+        if not self.sqlite:
+            with self.writing() as connection:
+                connection.execute(text("SELECT txid_current()"))  # its commit is flushed, and with it all before it
+            return
+        with contextlib.suppress(FileNotFoundError):  # then all of it is in the database file, and synced
+            log = os.open(f"{self.url.database}-wal", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(log)
+            finally:
+                os.close(log)
 
     def insert_new(self, table: Table) -> Insert:
         """An insert that leaves a row alone whose primary key is there."""
@@ -110,7 +133,8 @@ class Database:
         except ModuleNotFoundError as error:
             raise StoreError(f"{error.name} is not installed; PostgreSQL needs twinline[postgres]") from error
         if self.sqlite:
-            event.listen(engine, "connect", _prepare_sqlite)
+            pages = TENDED_PAGES if self._tends_log else UNTENDED_PAGES
+            event.listen(engine, "connect", partial(_prepare_sqlite, pages))
             event.listen(engine, "begin", _begin_sqlite)
         return engine
 
@@ -153,9 +177,10 @@ def _revision(connection: Connection) -> str | None:
     return None if found is None else str(found)
 
 
-def _prepare_sqlite(connection: Any, record: object) -> None:
+def _prepare_sqlite(log_pages: int, connection: Any, record: object) -> None:
     connection.isolation_level = None  # the driver begins nothing by itself
     connection.execute(f"PRAGMA busy_timeout={LOCK_SECONDS * 1000}")
+    connection.execute(f"PRAGMA wal_autocheckpoint={log_pages}")
     try:
         connection.execute("PRAGMA journal_mode=WAL")
     except sqlite3.OperationalError:  # a change of the mode does not wait for its lock

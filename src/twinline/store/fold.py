@@ -5,6 +5,9 @@ called: any process of the machine may fold at any time, also what dead processe
 
 Once: a file's records and how far it has been read are written in one transaction, and a record that is there already
 (by its uid) is left alone. A file is deleted when all of it is folded and its writer has let go of it (`journal.py`).
+
+On SQLite whoever writes keeps all others from it, and requests wait for limits meanwhile. So a transaction is short,
+its lines are read before it begins, and it does not wait for the disk: only the deletion of a file does, with no lock.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from twinline.store.database import Database
 from twinline.store.journal import SUFFIX, UNNAMED
 from twinline.store.usage import Usage, record_of
 
-BATCH_BYTES = 1 << 20  # a few thousand records a transaction
+BATCH_BYTES = 1 << 16  # some two hundred records a transaction
 STALE_SECONDS = 3600.0  # a file without its name for so long was left by a process that died at its birth
 _UNTAKEABLE = (DataError, IntegrityError, OverflowError, ValueError)
 _log = logging.getLogger(__name__)
@@ -76,6 +79,7 @@ def _fold_file(database: Database, path: Path) -> Folded:
                 break
         if ended:
             # The lock is ours: nobody writes to this file any more, and nobody else is about to delete it.
+            database.sync()
             path.unlink(missing_ok=True)
             total += Folded(deleted_files=1)
         if not path.exists():
@@ -89,33 +93,41 @@ def _fold_batch(database: Database, name: str, file: BinaryIO, ended: bool) -> t
     table = tables.journal_files
     with database.reading() as connection:
         known = connection.execute(select(table.c.offset).where(table.c.name == name)).scalar()
-    if not _lines_from(file, known or 0, ended)[0]:
+    lines, end = _lines_from(file, known or 0, ended)
+    if not lines:
         return Folded(), None
-    with database.writing() as connection:
+    records, torn = _read(lines)
+    with database.writing(durable=False) as connection:
+        began = time.monotonic()
         connection.execute(database.insert_new(table).values(name=name, offset=0, torn=0))
         # Locks the row on PostgreSQL; on SQLite this transaction is the only writer.
         row = connection.execute(select(table).where(table.c.name == name).with_for_update()).one_or_none()
         if row is None:
             return Folded(), None  # between the two statements another process has folded and deleted the file
-        lines, end = _lines_from(file, row.offset, ended)
-        if not lines:
-            return Folded(), None
-        records: dict[str, Usage] = {}
-        torn = 0
-        for line in lines:
-            record = record_of(line)
-            if record is not None:
-                records.setdefault(record.uid, record)
-            elif line:  # an empty line ends what a failed write left
-                torn += 1
+        if row.offset != (known or 0):
+            return Folded(), row.offset  # another process has folded these lines since
         new = _new(connection, records)
         refused = _insert(database, connection, new)
         connection.execute(
             database.put(table, ("offset", "torn")).values(name=name, offset=end, torn=row.torn + torn + refused)
         )
+    time.sleep(time.monotonic() - began)  # others get at least as long for their writes
     if torn:
         _log.warning("%d damaged lines in journal %s before byte %d", torn, name, end)
     return Folded(len(new) - refused, torn + refused), end
+
+
+def _read(lines: list[bytes]) -> tuple[dict[str, Usage], int]:
+    """The records by uid, and how many lines are damaged."""
+    records: dict[str, Usage] = {}
+    torn = 0
+    for line in lines:
+        record = record_of(line)
+        if record is not None:
+            records.setdefault(record.uid, record)
+        elif line:  # an empty line ends what a failed write left
+            torn += 1
+    return records, torn
 
 
 def _lines_from(file: BinaryIO, offset: int, ended: bool) -> tuple[list[bytes], int]:

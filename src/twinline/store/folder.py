@@ -1,7 +1,8 @@
 """A process that folds beside the gateway, and the gateway's handle on it.
 
 Owns when folding happens. Must not know how (`fold.py`). It is a process of its own because folding a record costs more
-than everything else that is done for it here, and a thread would take that from the streams.
+than everything else that is done for it here, and a thread would take that from the streams. For the same reason it
+tends SQLite's log.
 
 It ends when its standard input does, with a last fold: also when the gateway is killed nothing waits in a journal.
 """
@@ -66,7 +67,7 @@ def main(directory: Path, seconds: float) -> int:
     while True:
         try:
             if database is None:
-                database = Database()
+                database = Database(tends_log=True)
             fold(database, directory)
             failing = False
         except Exception as error:

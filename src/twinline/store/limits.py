@@ -29,7 +29,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from twinline.store.database import Database
 from twinline.store.keys import Key
@@ -212,8 +212,10 @@ class Limits:
     async def run(self) -> None:
         """Keeps leases until cancelled; gives them back then."""
         self._wake = asyncio.Event()
-        exchange: asyncio.Task[None] | None = None
+        # It makes itself known: else the first request would wait for that, and for SQLite to make its log.
+        exchange: asyncio.Task[Any] = asyncio.create_task(self._tell([], self._clock()))
         try:
+            await asyncio.shield(exchange)
             while True:
                 # Not wait_for: that of Python 3.11 may lose a cancellation that comes with the event.
                 with contextlib.suppress(TimeoutError):
@@ -226,8 +228,7 @@ class Limits:
                 await asyncio.sleep(_BREATH_SECONDS)  # gathers what comes meanwhile
         finally:
             self._wake = None
-            if exchange is not None:
-                await asyncio.wait([exchange])  # one that is under way counts
+            await asyncio.wait([exchange])  # one that is under way counts
             for waiter in self._waiters:
                 _answer(waiter, "the gateway is stopping")
             await self._leave()

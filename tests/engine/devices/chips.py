@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 @contextmanager
 def opened(name: str = "simchip") -> Iterator[Any]:
-    """The device called `name`; all chips are as new before and after."""
+    """The device called `name`; all chips are as new before and after, and hold no other test's garbage."""
     heal()
     try:
         yield open_device(name)
@@ -32,6 +33,8 @@ def opened(name: str = "simchip") -> Iterator[Any]:
 
 
 def heal() -> None:
+    if any(chip.memory.used for chip in CHIPS):
+        gc.collect()
     for chip in CHIPS:
         chip.released.set()
         chip.reset()

@@ -72,6 +72,13 @@ def test_lines_of_other_forms_are_of_other_classes() -> None:
     assert weights_class(spec("int8", threads=1)) == weights_class(spec("int8", threads=2))
 
 
+def test_a_worker_on_a_chip_in_software_makes_a_simulated_line() -> None:
+    line = Line("a", spec())
+    assert not line.simulated
+    line.facts = Native().facts({"data": [{"simulated": True}]})
+    assert line.simulated
+
+
 def test_a_line_lacks_what_its_worker_says_that_it_lacks() -> None:
     facts = Native().facts({"data": [{"max_model_len": 64, "lacks": ["grammar", "patterns"]}]})
     line = Line("a", spec())

@@ -187,4 +187,5 @@ class Native:
 
     def facts(self, models: Mapping[str, Any]) -> Mapping[str, Any]:
         listed = (models.get("data") or [{}])[0]
-        return {name: listed[name] for name in ("max_model_len", "vocab_size", "lacks", "embeds") if name in listed}
+        told = ("max_model_len", "vocab_size", "lacks", "embeds", "simulated")
+        return {name: listed[name] for name in told if name in listed}

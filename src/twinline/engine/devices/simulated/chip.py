@@ -56,13 +56,13 @@ class Allocation:
 class Memory:
     """A limit and what is used of it, in bytes. What PyTorch's CPU kernels take besides is not counted.
 
-    `leak`: of this many allocations one is never given back. `report` says what the driver claims is free.
+    `leak`: of this many allocations one is not given back before `mend`. `report` says what the driver claims is free.
     """
 
     def __init__(self, total: int):
         self.total = total
         self.used = self.peak = self.returns = 0
-        self.leak = 0
+        self.leak = self._leaked = 0
         self.report: Callable[[Memory], int] = lambda memory: memory.total - memory.used
         self.refuse: Callable[[str], Exception] = torch.OutOfMemoryError
         self._lock = threading.Lock()
@@ -85,8 +85,16 @@ class Memory:
     def give(self, size: int) -> None:
         with self._lock:
             self.returns += size > 0
-            if not (self.leak and size and self.returns % self.leak == 0):
+            if self.leak and size and self.returns % self.leak == 0:
+                self._leaked += size
+            else:
                 self.used -= size
+
+    def mend(self) -> None:
+        """It leaks no more, and what had leaked is free again."""
+        with self._lock:
+            self.used -= self._leaked
+            self.leak = self._leaked = 0
 
 
 class Chip:
@@ -101,7 +109,7 @@ class Chip:
         self.reset()
 
     def reset(self, memory: int = GIB) -> None:
-        """A healthy chip again, with `memory` bytes; what is allocated stays allocated."""
+        """A healthy chip again, with `memory` bytes; what is allocated stays allocated, what leaked does not."""
         self.plays = ""
         self.ops = 0
         self.alert: int | None = None
@@ -118,7 +126,7 @@ class Chip:
         self.planted = False
         """Whether anything above that an op must ask about is there."""
         self.memory.total = memory
-        self.memory.leak = 0
+        self.memory.mend()
         self.memory.report = lambda memory: memory.total - memory.used
         self.memory.refuse = torch.OutOfMemoryError
         self.generator.manual_seed(0)
