@@ -97,6 +97,7 @@ constexpr int kWidenedTile = 5, kNibblesTile = 4;  // 20 or 16 sums and 8 vector
 #else
 constexpr int kTile = 2, kInt8Tile = 2, kWidenedTile = 1, kNibblesTile = 1;
 #endif
+
 // Adds the products of a group to the sums of Rows rows. `Lines` cache lines of later weights are called for in each step.
 template <typename Form, int Rows, int Vectors, int Lines>
 TWINLINE_ALWAYS_INLINE void multiply(const typename Form::Value* x, int64_t stride, const Group& group,
@@ -190,7 +191,7 @@ TWINLINE_ALWAYS_INLINE void multiply_nibbles(const int8_t* x, int64_t stride, co
   I pairs[Rows][Vectors];
   for (int r = 0; r < Rows; ++r)
     for (int v = 0; v < Vectors; ++v) pairs[r][v] = _mm256_setzero_si256();
-#pragma GCC unroll 1
+#pragma GCC unroll 1  // unrolled it needs more registers than there are
   for (int s = 0; s < Steps; ++s, at += kBytes, x += Int4::kInputs) {
     Nibbles weights[Vectors];
     for (int v = 0; v < Vectors; ++v) weights[v] = load_nibbles(at + kVectorBytes * v);

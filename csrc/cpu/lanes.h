@@ -154,6 +154,8 @@ inline float as_float(bf16 x) {
   return value;
 }
 
+#if !TWINLINE_EIGHT_LANES  // there rows are widened before they are met (layout.h)
+
 // Pairs of bfloat16 as floats, exactly.
 struct Both {
   Lanes even, odd;
@@ -164,9 +166,6 @@ inline Both load_both(const bf16* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(words, 16)),
           _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(int(0xffff0000))))};
 }
-#elif TWINLINE_HAS_AVX2
-inline Both both_of(__m256i words) { return {low_words(words), high_words(words)}; }
-inline Both load_both(const bf16* p) { return both_of(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 #else
 inline Both load_both(const bf16* p) {
   Both r;
@@ -198,6 +197,8 @@ using Pair = Both;
 inline Pairs load_pairs(const bf16* p) { return load_both(p); }
 inline Pair pair(const bf16* p) { return {all_lanes(as_float(p[0])), all_lanes(as_float(p[1]))}; }
 inline Lanes dot2(Lanes sum, const Pairs& weights, const Pair& x) { return fma(weights.odd, x.odd, fma(weights.even, x.even, sum)); }
+
+#endif
 
 #endif
 

@@ -71,9 +71,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "_connection", "_cycle", "_headers", "_held", "_keep", "_kept", "_receive", "_source", "_told", "body_bytes",
-        "cause", "done", "gone", "lines", "model", "reason", "request_id", "status", "streaming", "tenant", "turn",
-        "wording",
+        "_connection", "_cycle", "_headers", "_held", "_keep", "_kept", "_receive", "_source", "_told", "_wait",
+        "body_bytes", "cause", "done", "gone", "lines", "model", "reason", "request_id", "status", "streaming",
+        "tenant", "turn", "wording",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, wording: Wording = OPENAI) -> None:
@@ -85,6 +85,7 @@ class Exchange:
         self._connection.watcher = self
         self.turn: Turn = self._connection.turn
         self._source: Source | None = None
+        self._wait: asyncio.Future[None] | None = None
         self._held: list[tuple[bytes, bool]] = []
         self._keep: Held | None = None
         self._kept = 0
@@ -168,7 +169,10 @@ class Exchange:
         self._source = source
         if self.gone:
             source.left()
-        await asyncio.shield(self.done)  # else who cancels the wait ends the exchange, before the client is told why
+        if not self.done.done():
+            # Not `done` itself: who cancels the wait would end the exchange, before the client is told why.
+            self._wait = self._connection.loop.create_future()
+            await self._wait
 
     # What the connection calls.
 
@@ -256,6 +260,8 @@ class Exchange:
         self._source = None
         if not self.done.done():
             self.done.set_result(None)
+            if self._wait is not None and not self._wait.done():
+                self._wait.set_result(None)
 
 
 def _body_error(status: int, message: str, code: str) -> ApiError:
