@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from twinline.gateway.choice import Choice
 from twinline.gateway.errors import ApiError, forbidden, not_admitted, unauthorized
-from twinline.gateway.exchange import Exchange
+from twinline.gateway.exchange import Exchange, header_in
 from twinline.gateway.reasons import why_refused
 from twinline.gateway.segment import Claim
 from twinline.store.journal import Journal
@@ -97,8 +97,7 @@ class Access:
     def enter(self, exchange: Exchange) -> Visit:
         """Whose request it is. Raises ApiError 401."""
         visit = Visit(None, time.time())
-        if self.observers:
-            self._observe(exchange, visit)
+        self._observe(exchange, visit)
         if self._ring is not None:
             try:
                 visit.key = self._bearer(exchange.header)
@@ -107,7 +106,23 @@ class Access:
             exchange.tenant = visit.key.name
         return visit
 
+    def key_in(self, headers: Mapping[bytes, bytes]) -> Key | None:
+        """Whose key the head of a request bears; None where no key is needed. Raises ApiError 401."""
+        return None if self._ring is None else self._bearer(lambda name: header_in(headers, name))
+
+    def knows(self, key: Key | None) -> bool:
+        """Whether a key that was found before would be found again."""
+        return key is None if self._ring is None else key is not None and self._ring.holds(key)
+
+    def observe(self, exchange: Exchange, visit: Visit) -> None:
+        """The rest of `enter`, for who has a visit already."""
+        self._observe(exchange, visit)
+        if visit.key is not None:
+            exchange.tenant = visit.key.name
+
     def _observe(self, exchange: Exchange, visit: Visit) -> None:
+        if not self.observers:
+            return
         observers = tuple(self.observers)
         for observer in observers:
             observer.began(exchange, visit)
@@ -154,7 +169,7 @@ class Access:
 
     def allow(self, visit: Visit, model: str) -> None:
         """Raises ApiError 403 if the key is not for that model."""
-        if visit.key is not None and not visit.key.allows(model):
+        if visit.key is not None and not allowed(visit.key, model):
             told = f"The key {visit.key.name} is not allowed to use the model `{model}`."
             raise self._refused(visit, forbidden(told, "model_not_allowed"))
 
@@ -172,6 +187,17 @@ class Access:
             told = not_admitted(verdict.reason, verdict.code, verdict.retry_after_seconds, verdict.status)
             raise self._refused(visit, told)
         visit.admitted, visit.tokens_estimate, visit.cost_estimate, visit.settled = now, tokens, cost, False
+
+    def admit_at_once(self, visit: Visit, tokens: int, cost: float) -> bool:
+        """False, and nothing set aside, where `admit` would refuse or wait."""
+        key = visit.key
+        if key is None or self._limits is None:
+            return True
+        now = time.time()
+        if self._limits.admit(key, tokens, now, cost) is not None:
+            return False
+        visit.admitted, visit.tokens_estimate, visit.cost_estimate, visit.settled = now, tokens, cost, False
+        return True
 
     def book(self, visit: Visit, exchange: Exchange, model: str, choices: Sequence[Choice], status: Status) -> None:
         """Records what was used, before the client has its last byte, and settles the limits. Once per request.
@@ -228,6 +254,10 @@ class Access:
             self._journal.commit()
         except OSError as error:
             log.error("usage is not recorded, of some or all of requests %s: %s", ", ".join(booked), error)
+
+
+def allowed(key: Key | None, model: str) -> bool:
+    return key is None or key.allows(model)
 
 
 def secret_of(header: Callable[[str], str | None]) -> str | None:

@@ -51,18 +51,27 @@ class Answer:
 
     async def run(self, choices: list[Choice]) -> None:
         """Until all is sent, or the client left, or it was told of a failure."""
+        try:
+            self.begin(choices)
+            await self._exchange.answered()
+        finally:
+            self.release()
+
+    def begin(self, choices: list[Choice]) -> None:
+        """`release` is due when the exchange is over."""
         self._choices = choices
         self._left = len(choices)
         self._next = min(AT_ONCE, len(choices))
-        try:
-            for choice in choices[: self._next]:
-                if not self._over:
-                    choice.start()
-            await self._exchange.answered(self)
-        finally:
-            if not self._over:  # the server is stopping, or the gateway failed; whoever caught it tells the client
-                self._stop("aborted", None)
-            self._choices = []  # each knows its answer: without this only the collector could free them
+        for choice in choices[: self._next]:
+            if not self._over:
+                choice.start()
+        self._exchange.answer_by(self)
+
+    def release(self) -> None:
+        """Nothing is made any more."""
+        if not self._over:  # the server is stopping, or the gateway failed; whoever caught it tells the client
+            self._stop("aborted", None)
+        self._choices = []  # each knows its answer: without this only the collector could free them
 
     # What the choices call.
 

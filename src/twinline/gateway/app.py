@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from twinline import __version__
 from twinline.gateway.api_types import ChatRequest, CompletionRequest
@@ -26,8 +27,9 @@ from twinline.gateway.dialects.messages_out import MessagesWording
 from twinline.gateway.dialects.messages_types import MessagesRequest, PromptRequest
 from twinline.gateway.dialects.responses import Responses
 from twinline.gateway.dialects.responses_types import ResponsesRequest
-from twinline.gateway.door import Door, Endpoint
+from twinline.gateway.door import Door
 from twinline.gateway.embeddings import Embeddings, EmbeddingsRequest
+from twinline.gateway.endpoint import Caller, Endpoint
 from twinline.gateway.errors import OPENAI, ApiError, model_not_found
 from twinline.gateway.gauges import line_up
 from twinline.gateway.management import Management
@@ -62,8 +64,10 @@ class App:
         chat = Chat(door)
         messages, tokens = Messages(door, chat), Tokens(door)
         self._hot: dict[str, Endpoint[Any]] = {
-            "/v1/chat/completions": Endpoint("chat", door, ChatRequest, chat.answer),
-            "/v1/completions": Endpoint("completions", door, CompletionRequest, Completions(door).answer),
+            "/v1/chat/completions": Endpoint("chat", door, ChatRequest, chat.answer, differs_in="messages"),
+            "/v1/completions": Endpoint(
+                "completions", door, CompletionRequest, Completions(door).answer, differs_in="prompt"
+            ),
             "/v1/embeddings": Endpoint("embeddings", door, EmbeddingsRequest, Embeddings(door).answer),
             "/tokenize": Endpoint("tokenize", door, TokenizeRequest, tokens.tokenize),
             "/detokenize": Endpoint("detokenize", door, DetokenizeRequest, tokens.detokenize),
@@ -90,6 +94,13 @@ class App:
 
     async def _openapi(self, request: Request) -> Response:
         return Response(self._document, media_type="application/json")
+
+    def at_once(self, scope: Scope, cycle: RequestResponseCycle, body: bytes, caller: object) -> object:
+        """Runs a POST without a task, if that can be (`Endpoint.at_once`)."""
+        if isinstance(caller, Caller):
+            return caller.endpoint.at_once(scope, cycle, body, caller)
+        hot = self._hot.get(scope["path"])
+        return None if hot is None else hot.at_once(scope, cycle, body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         hot = self._hot.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None

@@ -5,7 +5,7 @@ Owns the chat shape. Must not know how tokens become text or how a line is spoke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -25,13 +25,15 @@ from twinline.gateway.api_types import (
 from twinline.gateway.aside import made
 from twinline.gateway.choice import Choice
 from twinline.gateway.door import Door, Target
-from twinline.gateway.errors import bad_request
+from twinline.gateway.errors import ApiError, bad_request
 from twinline.gateway.exchange import Exchange
+from twinline.gateway.forms import Asked, Form, has_form
 from twinline.gateway.logprobs import chat_logprobs, checked, prompt_logprobs
 from twinline.gateway.order import Order
 from twinline.gateway.reply import DONE, Counting, Envelope, usage_of
 from twinline.gateway.sampling import (
     TIMEOUT_HEADER,
+    Plan,
     check_some,
     check_text,
     ignored,
@@ -47,6 +49,7 @@ from twinline.gateway.tools import tool_use
 from twinline.gateway.transcript import Piece
 from twinline.lines.wire import TokenLogprob
 
+_read_messages = msgspec.json.Decoder(list[Message]).decode
 _RESERVED = frozenset({"self", "messages", "tools", "add_generation_prompt", "continue_final_message"})
 
 
@@ -56,18 +59,20 @@ class Chat:
     def __init__(self, door: Door) -> None:
         self._door = door
 
-    async def answer(self, exchange: Exchange, visit: Visit, request: ChatRequest, target: Target, body: bytes) -> None:
+    async def answer(
+        self, exchange: Exchange, visit: Visit, request: ChatRequest, target: Target, body: bytes
+    ) -> Form[Any] | None:
         """Raises ApiError."""
         envelope = Envelope("chatcmpl-", "chat.completion", request, exchange.request_id)
 
         def shape(prompt: list[int]) -> Shape:
-            if not request.stream:
-                whole = _Whole if request.prompt_logprobs is None else _Scored
-                return whole(envelope, target.served, request, request.n or 1)
-            streamed = _Streamed(envelope, target.served, request)
-            return Counting(streamed, envelope, [len(prompt)] * (request.n or 1)) if envelope.counts else streamed
+            return _shape(envelope, request, target.served, prompt)
 
-        await self.serve(exchange, visit, request, target, body, shape)
+        shared = await self.serve(exchange, visit, request, target, body, shape)
+        if request.tools or request.continue_final_message or not has_form(request, shared, exchange):
+            return None
+        bare = msgspec.structs.replace(request, messages=[])
+        return _Form(bare, target, shared, exchange.told, chat=True, bounded=_limit(request) is not None)
 
     async def serve(
         self,
@@ -77,7 +82,7 @@ class Chat:
         target: Target,
         body: bytes,
         shape: Callable[[list[int]], Shape],
-    ) -> None:
+    ) -> Plan:
         """Whatever the door's dialect: `request` and `body` say the same, and `shape` writes the answer to a prompt.
 
         Raises ApiError.
@@ -88,7 +93,7 @@ class Chat:
         use = tool_use(request, served.calls)
         exchange.warn(ignored(request))
         rendered, prompt = await prompt_of(request, served, exchange.body_bytes)
-        limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+        limit = _limit(request)
         if limit == 0:
             raise bad_request("max_tokens must be at least 1.", "max_tokens")
         shared = plan(
@@ -121,6 +126,38 @@ class Chat:
             for index in range(n)
         ]
         await answer.run(choices)
+        return shared
+
+
+class _Form(Form[ChatRequest]):
+    """Of requests without tools, whose messages end before the answer."""
+
+    def read(self, part: bytes) -> Asked | None:
+        served = self.target.served
+        try:
+            part.decode("utf-8")  # the decoder does not look inside fields it skips
+            request = msgspec.structs.replace(self.request, messages=_read_messages(part))
+            check(request, served)
+            rendered, prompt = _made(request, served, None)
+            prompt = _checked(prompt, request, served)
+            max_tokens = room(len(prompt), _limit(request), served, "messages")
+        except (msgspec.MsgspecError, RecursionError, ValueError, ApiError):
+            return None
+        if max_tokens < self.min_tokens:
+            return None
+        return Asked(prompt, max_tokens, ReasoningParser.for_prompt(rendered, served.text.answer_tags))
+
+    def shape(self, asked: Asked, request_id: str) -> Shape:
+        envelope = Envelope("chatcmpl-", "chat.completion", self.request, request_id)
+        return _shape(envelope, self.request, self.target.served, asked.prompt)
+
+
+def _shape(envelope: Envelope, request: ChatRequest, served: ServedModel, prompt: list[int]) -> Shape:
+    if not request.stream:
+        whole = _Whole if request.prompt_logprobs is None else _Scored
+        return whole(envelope, served, request, request.n or 1)
+    streamed = _Streamed(envelope, served, request)
+    return Counting(streamed, envelope, [len(prompt)] * (request.n or 1)) if envelope.counts else streamed
 
 
 class _Logprobs:
@@ -288,31 +325,43 @@ def check(request: ChatRequest, served: ServedModel) -> None:
 
 async def prompt_of(request: ChatRequest, served: ServedModel, body_bytes: int) -> tuple[str, list[int]]:
     """The rendered prompt and its token ids. Raises ApiError 400."""
+    tools = tool_use(request, served.calls).tools
+    try:
+        rendered, prompt = await made(lambda: _made(request, served, tools), body_bytes)
+    except ValueError as error:
+        raise bad_request(f"{error}", "messages") from error
+    return rendered, _checked(prompt, request, served)
+
+
+def _made(
+    request: ChatRequest, served: ServedModel, tools: Sequence[Mapping[str, Any]] | None
+) -> tuple[str, list[int]]:
+    """The rendered prompt and its token ids. Raises ValueError for messages that the template refuses, or ApiError."""
     template = served.template
     if template is None:
         raise bad_request(f"The model {served.name} has no chat template; use /v1/completions.", "model")
     going_on = bool(request.continue_final_message)
-    tools = tool_use(request, served.calls).tools
     opening = not going_on if request.add_generation_prompt is None else request.add_generation_prompt
+    rendered = template.render(
+        [_plain(message) for message in request.messages],
+        tools,
+        add_generation_prompt=opening,
+        continue_final_message=going_on,
+        **(switches(request.reasoning_effort) | (request.chat_template_kwargs or {})),
+    )
+    check_text(len(rendered), served, "messages")
+    return rendered, encode_prompt(served.tokenizer, rendered)
 
-    def make() -> tuple[str, list[int]]:
-        rendered = template.render(
-            [_plain(message) for message in request.messages],
-            tools,
-            add_generation_prompt=opening,
-            continue_final_message=going_on,
-            **(switches(request.reasoning_effort) | (request.chat_template_kwargs or {})),
-        )
-        check_text(len(rendered), served, "messages")
-        return rendered, encode_prompt(served.tokenizer, rendered)
 
-    try:
-        rendered, prompt = await made(make, body_bytes)
-    except ValueError as error:
-        raise bad_request(f"{error}", "messages") from error
+def _checked(prompt: list[int], request: ChatRequest, served: ServedModel) -> list[int]:
+    """All of it that the client wants. Raises ApiError."""
     check_some(prompt, "messages")
-    limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
-    return rendered, truncated(prompt, request.truncate_prompt_tokens, limit, served)
+    return truncated(prompt, request.truncate_prompt_tokens, _limit(request), served)
+
+
+def _limit(request: ChatRequest) -> int | None:
+    """Output tokens at most, by either field that says so."""
+    return request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
 
 
 def switches(effort: str | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
@@ -18,8 +18,9 @@ from twinline.gateway.api_types import CompletionRequest, LegacyLogprobs, Scored
 from twinline.gateway.aside import made
 from twinline.gateway.choice import Choice
 from twinline.gateway.door import Door, Target
-from twinline.gateway.errors import bad_request
+from twinline.gateway.errors import ApiError, bad_request
 from twinline.gateway.exchange import Exchange
+from twinline.gateway.forms import Asked, Form, has_form
 from twinline.gateway.logprobs import LegacyWriter, checked, joined, prompt_logprobs
 from twinline.gateway.order import Order
 from twinline.gateway.reply import DONE, Counting, Envelope, usage_of
@@ -41,6 +42,7 @@ from twinline.lines.wire import TokenLogprob
 
 DEFAULT_TOKENS = 16  # OpenAI's default for this endpoint
 MAX_CHOICES = 1024  # prompts times n
+_read_prompt = msgspec.json.Decoder(str | list[int]).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Completions:
 
     async def answer(
         self, exchange: Exchange, visit: Visit, request: CompletionRequest, target: Target, body: bytes
-    ) -> None:
+    ) -> Form[Any] | None:
         """Raises ApiError."""
         served = target.served
         served.check_generates()
@@ -85,19 +87,56 @@ class Completions:
         order = Order(target, visit, shared, body, chat=False, bounded=True)
         await order.admit(self._door.access, sum(len(prompt.ids) for prompt in prompts), n * len(prompts))
         writers = [_Writer(request, served, prompts[index // n], shared.rules) for index in range(len(prompts) * n)]
-        streamed = bool(request.stream)
-        shape: Shape = (_Streamed if streamed else _Whole)(envelope, writers)
-        if request.prompt_logprobs is not None:
-            shape = _Scored(envelope, writers, served.tokenizer, request.prompt_logprobs)
-        elif streamed and envelope.counts:
-            shape = Counting(shape, envelope, [len(prompts[index // n].ids) for index in range(len(writers))])
-        answer = Answer(exchange, self._door.access, visit, served.name, shape, streamed)
+        shape = _shape(envelope, writers, request, served.tokenizer)
+        answer = Answer(exchange, self._door.access, visit, served.name, shape, bool(request.stream))
         choices = []
         for number, prompt in enumerate(prompts):
             ask = order.ask(prompt.ids)
             for step in range(n):
                 choices.append(order.choice(prompt.ids, ask, number * n + step, step, None, answer))
         await answer.run(choices)
+        plain = given[0] is request.prompt and not request.echo and request.truncate_prompt_tokens is None
+        if not plain or not has_form(request, shared, exchange):
+            return None
+        bare = msgspec.structs.replace(request, prompt="")
+        return _Form(bare, target, shared, exchange.told, chat=False, bounded=True)
+
+
+class _Form(Form[CompletionRequest]):
+    """Of requests with one prompt that is not shown."""
+
+    def read(self, part: bytes) -> Asked | None:
+        served = self.target.served
+        try:
+            given = _read_prompt(part)
+            if isinstance(given, str):
+                check_text(len(given), served, "prompt")
+                ids = served.tokenizer.encode(given, special=self.request.add_special_tokens is not False)
+                check_some(ids, "prompt")
+            else:
+                ids = given
+                check_given(ids, served, "prompt")
+            room(len(ids), self.max_tokens, served, "prompt")
+        except (msgspec.MsgspecError, UnicodeDecodeError, ApiError):
+            return None
+        return Asked(ids, self.max_tokens)
+
+    def shape(self, asked: Asked, request_id: str) -> Shape:
+        request, served = self.request, self.target.served
+        envelope = Envelope("cmpl-", "text_completion", request, request_id)
+        writer = _Writer(request, served, Prompt(asked.prompt, "", 0), self.rules)
+        return _shape(envelope, [writer], request, served.tokenizer)
+
+
+def _shape(envelope: Envelope, writers: Sequence[_Writer], request: CompletionRequest, tokenizer: Tokenizer) -> Shape:
+    if request.prompt_logprobs is not None:
+        return _Scored(envelope, writers, tokenizer, request.prompt_logprobs)
+    if not request.stream:
+        return _Whole(envelope, writers)
+    streamed = _Streamed(envelope, writers)
+    if not envelope.counts:
+        return streamed
+    return Counting(streamed, envelope, [writer.prompt_tokens for writer in writers])
 
 
 def _asked_of_prompt(request: CompletionRequest) -> int | None:
@@ -118,6 +157,10 @@ class _Writer:
             None if request.logprobs is None else LegacyWriter(served.tokenizer, request.logprobs, rules.skip_special)
         )
         self._begun = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self._prompt.ids)
 
     def choice(self, piece: Piece) -> TextChoice | None:
         """The news in a piece; None if there are none."""

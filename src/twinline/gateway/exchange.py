@@ -41,6 +41,16 @@ _prefix = secrets.token_hex(11)
 _numbers = count(1)
 
 
+class Life(Protocol):
+    """What an exchange without a task ends in."""
+
+    def over(self) -> None:
+        """The last byte was handed over, or the client left. Once."""
+
+    def cut_off(self) -> None:
+        """The server ends and waits no longer: the client should be told."""
+
+
 class Source(Protocol):
     """What makes the answer."""
 
@@ -71,20 +81,28 @@ class Exchange:
     """
 
     __slots__ = (
-        "_connection", "_cycle", "_headers", "_held", "_keep", "_kept", "_receive", "_source", "_told", "_wait",
-        "body_bytes", "cause", "done", "gone", "lines", "model", "reason", "request_id", "status", "streaming",
+        "_connection", "_cycle", "_headers", "_held", "_keep", "_kept", "_life", "_receive", "_source", "_told",
+        "_wait", "body_bytes", "cause", "done", "gone", "lines", "model", "reason", "request_id", "status", "streaming",
         "tenant", "turn", "wording",
     )  # fmt: skip
 
-    def __init__(self, scope: Scope, receive: Receive, wording: Wording = OPENAI) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        wording: Wording = OPENAI,
+        headers: dict[bytes, bytes] | None = None,
+    ) -> None:
+        """`headers`: as `headers_of` gives them, by who has them already."""
         self._receive = receive
-        self._headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # of two of a name the first counts
+        self._headers = headers_of(scope) if headers is None else headers
         self._connection: Connection = scope[CONNECTION]
         # Taken out, for it holds the scope: what was answered is freed at once, not by the collector.
         self._cycle: RequestResponseCycle = scope.pop(CYCLE)
         self._connection.watcher = self
         self.turn: Turn = self._connection.turn
         self._source: Source | None = None
+        self._life: Life | None = None
         self._wait: asyncio.Future[None] | None = None
         self._held: list[tuple[bytes, bool]] = []
         self._keep: Held | None = None
@@ -106,8 +124,12 @@ class Exchange:
         self.done: asyncio.Future[None] = self._connection.loop.create_future()
 
     def header(self, name: str) -> str | None:
-        value = self._headers.get(name.encode())
-        return None if value is None else value.decode("latin-1")
+        return header_in(self._headers, name)
+
+    def hand_back(self, scope: Scope) -> None:
+        """As if it had not been: another exchange will take the request."""
+        scope[CYCLE] = self._cycle
+        self._connection.watcher = None
 
     async def body(self, limit: int, held: Held | None = None) -> bytes | None:
         """The whole body, or None if the client left. Raises ApiError 413 above `limit` bytes, 503 when those that are
@@ -164,11 +186,19 @@ class Exchange:
             self._keep.bytes -= self._kept
             self._kept = 0
 
-    async def answered(self, source: Source) -> None:
-        """Until the answer that `source` makes is handed over or nobody is there to take it."""
-        self._source = source
+    def answer_by(self, source: Source) -> None:
+        """`source` makes the answer."""
         if self.gone:
             source.left()
+        elif not self.done.done():
+            self._source = source
+
+    def without_task(self, life: Life) -> None:
+        """Nobody waits until it is `answered`: `life` is told."""
+        self._life = life
+
+    async def answered(self) -> None:
+        """Until the answer is handed over or nobody is there to take it."""
         if not self.done.done():
             # Not `done` itself: who cancels the wait would end the exchange, before the client is told why.
             self._wait = self._connection.loop.create_future()
@@ -223,14 +253,25 @@ class Exchange:
         if not self.streaming:
             self.json(self.wording.body(error, self.request_id), error.status, error.headers)
             return True
-        self.events(self.wording.event(error, self.request_id), last=True)
         self.status = error.status
+        self.events(self.wording.event(error, self.request_id), last=True)
         return True
 
     def stop(self) -> None:
         """Nobody waits for the end any more; what is held goes out all the same if the client reads it."""
         if not self.done.done():
             self.done.set_result(None)
+            self._live_out()
+
+    def cut_off(self) -> None:
+        """The server ends: one with a task is told by that."""
+        if self._life is not None:
+            self._life.cut_off()
+
+    def _live_out(self) -> None:
+        life, self._life = self._life, None
+        if life is not None:
+            life.over()
 
     def warn(self, ignored: Sequence[str]) -> None:
         """The answer's head will name the fields that have no effect (the form is RFC 7234's, section 5.5)."""
@@ -240,6 +281,15 @@ class Exchange:
     def tell(self, name: str, value: str) -> None:
         """The answer's head will have that line, too; both are ours."""
         self._told += f"{name}: {value}\r\n".encode("ascii")
+
+    @property
+    def told(self) -> bytes:
+        """Head lines beside those that every answer has."""
+        return self._told
+
+    def head_lines(self, told: bytes) -> None:
+        """The answer's head will have those that another's had."""
+        self._told += told
 
     def _id_line(self) -> bytes:
         return self.wording.head(self.request_id) + self._told
@@ -262,6 +312,17 @@ class Exchange:
             self.done.set_result(None)
             if self._wait is not None and not self._wait.done():
                 self._wait.set_result(None)
+            self._live_out()
+
+
+def headers_of(scope: Scope) -> dict[bytes, bytes]:
+    """By their names in lower case; of two of a name the first counts."""
+    return dict(reversed(scope["headers"]))
+
+
+def header_in(headers: Mapping[bytes, bytes], name: str) -> str | None:
+    value = headers.get(name.encode())
+    return None if value is None else value.decode("latin-1")
 
 
 def _body_error(status: int, message: str, code: str) -> ApiError:

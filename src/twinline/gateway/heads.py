@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import http
+import logging
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application, HTTPScope
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from twinline.gateway.errors import ApiError
+from twinline.gateway.repeated import body_after, head_of
 from twinline.lines.turn import Outlet, Turn
 
 MAX_HEAD_BYTES = 64 << 10  # an endless header would block the loop: the parser copies what it has for every read
@@ -31,6 +35,8 @@ SWEEP_SHARE = 64  # the part of all connections that is closed at once when ther
 FULL_SECONDS = 0.25  # for how long it is believed that no connection is idle
 CONNECTION = "twinline.connection"  # where a scope names its connection
 CYCLE = "twinline.cycle"  # and uvicorn's book of the request and its answer
+LITTLE_DIGITS = 6  # in the length of a body that is waited for before a task begins: uvicorn takes as much unasked
+log = logging.getLogger(__name__)
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
@@ -44,6 +50,16 @@ class Watcher(Protocol):
         """The client does not read: nothing should be sent before `free`."""
 
     def free(self) -> None: ...
+
+    def cut_off(self) -> None:
+        """The server ends and waits no longer."""
+
+
+class AtOnce(Protocol):
+    """Answers a request whose body is here without a task. Returns what its head said of the caller, to be handed in
+    with the next that has the same head; None: it cannot, and nothing has happened."""
+
+    def __call__(self, scope: HTTPScope, cycle: RequestResponseCycle, body: bytes, caller: object, /) -> object: ...
 
 
 @dataclass(slots=True)
@@ -71,6 +87,11 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
+        # An application that can do without a task says so.
+        self._at_once: AtOnce | None = getattr(self.app, "at_once", None)
+        self._waits: tuple[RequestResponseCycle, ASGI3Application] | None = None  # for the rest of its body
+        self._head: tuple[bytes, bytes] | None = None  # of the latest request, to know it again
+        self._caller: object = None  # as that says
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.turn = Turn.of(self.loop)
@@ -119,9 +140,19 @@ class Connection(HttpToolsProtocol):
         self._stop(self.timeout_keep_alive_task)
         self._body_timer = self._write_timer = self.timeout_keep_alive_task = None
         super().connection_lost(exc)
+        if self._waits is not None:
+            waits, self._waits = self._waits, None
+            super()._start_asgi_task(*waits)  # it will find that the client left
+        elif self.cycle is not None and self._caller is not None:
+            self.cycle.on_response = _nothing  # else each would keep the other
         if self.watcher is not None:
             watcher, self.watcher = self.watcher, None
             watcher.left()
+
+    def cut_off(self) -> None:
+        """The server ends and waits for no answer any longer; one that has a task is told by that."""
+        if self.watcher is not None:
+            self.watcher.cut_off()
 
     @property
     def full(self) -> bool:
@@ -142,13 +173,17 @@ class Connection(HttpToolsProtocol):
             self.watcher.free()
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._deaf or (self._head is not None and self._again(data)):
             return
+        whole = self._in_head and not self._head_bytes
         if self._in_head:
+            self._head = self._caller = None
             self._head_bytes += len(data)
             if b"pgrade:" in data:
-                data = without_upgrade(data)
+                data, whole = without_upgrade(data), False
         super().data_received(data)
+        if whole and self._caller is not None:
+            self._head = head_of(data)
         if self.transport.is_closing():
             return
         if not self._in_head:
@@ -160,6 +195,22 @@ class Connection(HttpToolsProtocol):
             self._refuse(ApiError(431, f"The request's head is longer than {MAX_HEAD_BYTES} bytes."))
         elif self._head_timer is None:  # the next request of a connection that was kept
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+
+    def _again(self, data: bytes) -> bool:
+        """Answers a request whose head is that of the one before; False: it is read like any other."""
+        cycle = self.cycle
+        assert self._head is not None and self._at_once is not None
+        body = body_after(data, *self._head)
+        if body is None or not (cycle.response_complete and cycle.keep_alive and self._in_head) or self._head_bytes:
+            return False
+        cycle.response_started = cycle.response_complete = False
+        cycle.default_headers = self.server_state.default_headers
+        cycle.scope[CYCLE] = cycle  # type: ignore[literal-required]
+        if self._at_once(cycle.scope, cycle, body, self._caller) is not None:
+            return True
+        del cycle.scope[CYCLE]  # type: ignore[misc]
+        cycle.response_started = cycle.response_complete = True
+        return False
 
     def _body_goes_on(self, came: int) -> None:
         """More of a body came, and that was not all."""
@@ -197,6 +248,29 @@ class Connection(HttpToolsProtocol):
             self._deaf = True
             self.cycle.keep_alive = False
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if self._at_once is None or cycle.scope["method"] != "POST" or cycle.waiting_for_100_continue:
+            super()._start_asgi_task(cycle, app)
+        elif not cycle.more_body:
+            self._begin(cycle, app)
+        elif _short(cycle.scope["headers"]):
+            self._waits = cycle, app
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _begin(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """The request's body is here."""
+        assert self._at_once is not None
+        try:
+            self._caller = self._at_once(cycle.scope, cycle, bytes(cycle.body), None)
+            if self._caller is not None:
+                cycle.body = bytearray()
+                return
+        except Exception:
+            log.exception("a request cannot be answered without a task")
+            cycle.scope[CYCLE] = cycle  # type: ignore[literal-required]
+        super()._start_asgi_task(cycle, app)
+
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
         super().on_body(body)
@@ -210,6 +284,9 @@ class Connection(HttpToolsProtocol):
             self._body_timer.cancel()
             self._body_timer = None
         super().on_message_complete()
+        if self._waits is not None and self._waits[0] is self.cycle:
+            waits, self._waits = self._waits, None
+            self._begin(*waits)
 
     def on_response_complete(self) -> None:
         """As in uvicorn, but that the timer of an idle connection is not stopped and made anew by every request."""
@@ -288,6 +365,17 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
         if self._write_timer is None:
             self._write_timer = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+
+def _nothing() -> None: ...
+
+
+def _short(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether the body's length is said and is little."""
+    for name, value in headers:
+        if name == b"content-length":
+            return len(value) < LITTLE_DIGITS
+    return False
 
 
 def without_upgrade(data: bytes) -> bytes:

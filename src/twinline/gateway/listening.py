@@ -150,6 +150,10 @@ class Stopping:
         self._server = server
         if not self._asked.is_set():
             await server.serve([listener])
+        for connection in list(server.server_state.connections):
+            if isinstance(connection, Connection):
+                connection.cut_off()
+        await asyncio.sleep(0)  # what they wrote goes out with the end of the turn
         if left := set(server.server_state.tasks):
             for task in left:
                 task.cancel()

@@ -43,12 +43,22 @@ class Order:
 
     async def admit(self, access: Access, prompt_tokens: int, choices: int) -> None:
         """Sets aside what the request may use of its key's limits. Raises ApiError."""
+        tokens, cost = self._estimate(prompt_tokens, choices)
+        await access.admit(self._visit, tokens, cost)
+
+    def admit_at_once(self, access: Access, prompt_tokens: int, choices: int) -> bool:
+        """False, and nothing set aside, where that would refuse or wait."""
+        tokens, cost = self._estimate(prompt_tokens, choices)
+        return access.admit_at_once(self._visit, tokens, cost)
+
+    def _estimate(self, prompt_tokens: int, choices: int) -> tuple[int, float]:
+        """Tokens and cost to set aside."""
         if self._visit.key is None:
-            return
+            return 0, 0.0
         output = (self._plan.max_tokens if self._bounded else self._output) * choices
         budgeted = self._visit.key.money_budget is not None
         cost = self._supply.expected_cost(prompt_tokens, output) if budgeted else 0.0
-        await access.admit(self._visit, prompt_tokens + output, cost)
+        return prompt_tokens + output, cost
 
     def ask(self, prompt: list[int]) -> Ask:
         limit = self._plan.max_tokens if self._bounded else 1

@@ -114,9 +114,18 @@ def plan(
     if request.stop is not None or include_stop or not skip_special or keep:
         rules = TextRules(stop_strings(request.stop), include_stop, skip_special, keep)
     # Always keyed: a stream that moves to another line must draw the same noise there.
-    seed = _random.getrandbits(63) if request.seed is None else request.seed % _SEEDS
-    name = request_name(request_id)
-    return Plan(fields, name, seed, rules, _passed_on(request) | features if features else _passed_on(request))
+    passed_on = _passed_on(request) | features if features else _passed_on(request)
+    return Plan(fields, request_name(request_id), _seed(request), rules, passed_on)
+
+
+def again(plan: Plan, request: Common, max_tokens: int, request_id: str) -> Plan:
+    """The plan of another request with the same fields."""
+    fields = plan.fields if plan.max_tokens == max_tokens else plan.fields | {"max_tokens": max_tokens}
+    return Plan(fields, request_name(request_id), _seed(request), plan.rules, plan.passed_on)
+
+
+def _seed(request: Common) -> int:
+    return _random.getrandbits(63) if request.seed is None else request.seed % _SEEDS
 
 
 def request_name(request_id: str) -> str:

@@ -32,6 +32,7 @@ class KeyRing:
         self._keys, self._seconds, self._clock = keys, seconds, clock
         self._revision: int | None = None
         self._known: dict[bytes, tuple[bytes, Key]] = {}
+        self._found: dict[str, Key] = {}  # those that may be found, by id
 
     def __len__(self) -> int:
         """How many keys are valid now."""
@@ -48,6 +49,10 @@ class KeyRing:
         if key.revoked is not None or (key.expires is not None and self._clock() >= key.expires):
             return None
         return key
+
+    def holds(self, key: Key) -> bool:
+        """Whether a key that `find` gave is still what it would give."""
+        return self._found.get(key.id) is key and (key.expires is None or self._clock() < key.expires)
 
     def why_not(self, secret: str) -> str:
         """Why `find` gave None, for the bearer to read; off the hot path. Never holds any of the secret."""
@@ -72,6 +77,7 @@ class KeyRing:
         # A key that has not changed stays the same object: what others remember by it stays theirs.
         kept = ((found, old[key.id] if old.get(key.id) == key else key) for found, key in keys.items())
         self._known = {found[:8]: (found, key) for found, key in kept}
+        self._found = {key.id: key for _, key in self._known.values() if key.revoked is None}
         return True
 
     async def run(self) -> None:

@@ -178,14 +178,14 @@ def test_what_breaks_in_the_middle_moves_or_ends_in_an_error_event(attacked: Att
 def test_a_lines_words_make_no_line_of_the_log(attacked: Attacked, caplog: pytest.LogCaptureFixture) -> None:
     words = "a\nERROR root: all keys were stolen\x1b[31m\x00"
     attacked.hostile.answer = bytes_of(OK + event(error={"message": words, "code": "x\r\ny"}))
-    with caplog.at_level(logging.INFO, "twinline.gateway.door"):
+    with caplog.at_level(logging.INFO, "twinline.gateway.endpoint"):
         answer = attacked.complete(max_tokens=3)
         in_shape(answer.json()["error"])
         end = time.monotonic() + 60
         while not any("stolen" in record.getMessage() for record in caplog.records):
             assert time.monotonic() < end
             time.sleep(0.01)
-    told = [record.getMessage() for record in caplog.records if record.name == "twinline.gateway.door"]
+    told = [record.getMessage() for record in caplog.records if record.name == "twinline.gateway.endpoint"]
     assert all(message.isprintable() for message in told)
 
 

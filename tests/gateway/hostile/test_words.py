@@ -46,12 +46,12 @@ def test_a_strange_model_is_not_found_and_makes_one_line_of_the_log(
     with caplog.at_level(logging.INFO, "twinline"):
         answer = attacked.client.post("/v1/completions", json={"model": model, "prompt": "Hi"})
         end = time.monotonic() + 60
-        while not any(record.name == "twinline.gateway.door" for record in caplog.records):
+        while not any(record.name == "twinline.gateway.endpoint" for record in caplog.records):
             assert time.monotonic() < end
             time.sleep(0.01)
     assert answer.status_code == 404
     assert len(answer.content) < 9000 and "set-cookie" not in answer.headers
-    (told,) = [record.getMessage() for record in caplog.records if record.name == "twinline.gateway.door"]
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "twinline.gateway.endpoint"]
     assert told.isprintable() and len(told) < 2000
 
 
