@@ -12,7 +12,6 @@ from tests.gateway.harness import SPEC, served
 
 from twinline.gateway.api_types import CompletionRequest
 from twinline.gateway.meters import Meters
-from twinline.gateway.order import needs_of
 from twinline.gateway.sampling import plan
 from twinline.gateway.served import Defaults, ModelText
 from twinline.lines.line import Line
@@ -41,5 +40,5 @@ def test_needs(tiny_folder: Path, asked: dict[str, Any], needs: set[str]) -> Non
     model = served("m", text, [Line("l", SPEC)], Meters())
     request = msgspec.convert({"model": "m", "prompt": "x", **asked}, CompletionRequest)
     made = plan(request, model, request_id="r", max_tokens=8, logprobs=None)
-    assert needs_of(made.fields) | made.passed_on == needs
+    assert made.needs == needs
     assert made.fields["top_k"] == asked.get("top_k", 20)

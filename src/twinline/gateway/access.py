@@ -11,9 +11,10 @@ import hmac
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from twinline.gateway.choice import Choice
 from twinline.gateway.errors import ApiError, forbidden, not_admitted, unauthorized
@@ -34,8 +35,7 @@ log = logging.getLogger(__name__)
 _BEARER = "bearer "
 
 
-@dataclass(slots=True)
-class Visit:
+class Visit(msgspec.Struct, eq=False):
     """One request of one tenant. `admitted` and the estimates are what its limits have set aside for it."""
 
     key: Key | None
@@ -45,7 +45,7 @@ class Visit:
     cost_estimate: float = 0.0
     settled: bool = True
     # For observers.
-    started: float = field(default_factory=time.monotonic)
+    started: float = msgspec.field(default_factory=time.monotonic)
     model: str = "-"
     choices: Sequence[Choice] = ()
     outcome: Status | None = None  # None: it never came to a line
@@ -127,14 +127,14 @@ class Access:
         for observer in observers:
             observer.began(exchange, visit)
 
-        def over(done: object) -> None:
+        def over() -> None:
             for observer in observers:
                 try:
                     observer.ended(exchange, visit)
                 except Exception:
                     log.exception("request %s is not told of", exchange.request_id)
 
-        exchange.done.add_done_callback(over)
+        exchange.afterwards.append(over)
 
     def _refused(self, visit: Visit, error: ApiError) -> ApiError:
         visit.refusal = why_refused(error)
@@ -209,8 +209,10 @@ class Access:
         segments = segments_of(choices)
         if visit.key is not None and self._limits is not None and not visit.settled:
             visit.settled = True
-            used = sum(s.prompt_tokens + s.completion_tokens for s in segments)
-            cost = sum(s.cost for s in segments)
+            used, cost = 0, 0.0
+            for segment in segments:
+                used += segment.prompt_tokens + segment.completion_tokens
+                cost += segment.cost
             if used or status != "refused":
                 self._limits.settle(
                     visit.key,

@@ -126,5 +126,8 @@ class Answer:
             self._exchange.error(error)
 
     def _name_lines(self) -> None:
-        names = dict.fromkeys(segment.line.name for choice in self._choices for segment in choice.segments)
-        self._exchange.lines = ",".join(names) or "-"
+        segments = [segment for choice in self._choices for segment in choice.segments]
+        if len(segments) == 1:
+            self._exchange.lines = segments[0].line.name
+        else:
+            self._exchange.lines = ",".join(dict.fromkeys(segment.line.name for segment in segments)) or "-"

@@ -318,8 +318,11 @@ class _Scored:
 
 def _counted(writers: Sequence[_Writer], choices: Sequence[Choice]) -> int:
     """Tokens given out: none of an echo that generates nothing, though the line had to make one."""
-    pairs = zip(writers, choices, strict=True)
-    return sum(0 if writer.only_echo else choice.completion_tokens for writer, choice in pairs)
+    made = 0
+    for writer, choice in zip(writers, choices, strict=True):
+        if not writer.only_echo:
+            made += choice.completion_tokens
+    return made
 
 
 def _as_one(parts: list[TextChoice]) -> TextChoice:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Protocol, TypeVar
@@ -76,14 +76,14 @@ class Exchange:
 
     `request_id` is the client's `x-request-id` if that is a token of sane length, else ours; every answer carries it.
     `model` and `lines` are what the request is about, in the log's words. `body_bytes` is the size of the body once it
-    was read. `done` is set when the last byte was handed over or the client left; what is sent goes out at the end of
-    its `turn`.
+    was read. `done`: the last byte was handed over or the client left, and the work that is kept in `afterwards` comes
+    soon; what is sent goes out at the end of its `turn`.
     """
 
     __slots__ = (
         "_connection", "_cycle", "_headers", "_held", "_keep", "_kept", "_life", "_receive", "_source", "_told",
-        "_wait", "body_bytes", "cause", "done", "gone", "lines", "model", "reason", "request_id", "status", "streaming",
-        "tenant", "turn", "wording",
+        "_wait", "afterwards", "body_bytes", "cause", "done", "gone", "lines", "model", "reason", "request_id", "status",
+        "streaming", "tenant", "turn", "wording",
     )  # fmt: skip
 
     def __init__(
@@ -120,8 +120,8 @@ class Exchange:
         self.cause: str | None = None
         self.reason: str | None = None
         self.body_bytes = 0
-        # Not by `get_running_loop`, which is a system call.
-        self.done: asyncio.Future[None] = self._connection.loop.create_future()
+        self.done = False
+        self.afterwards: list[Callable[[], None]] = []
 
     def header(self, name: str) -> str | None:
         return header_in(self._headers, name)
@@ -190,7 +190,7 @@ class Exchange:
         """`source` makes the answer."""
         if self.gone:
             source.left()
-        elif not self.done.done():
+        elif not self.done:
             self._source = source
 
     def without_task(self, life: Life) -> None:
@@ -199,9 +199,8 @@ class Exchange:
 
     async def answered(self) -> None:
         """Until the answer is handed over or nobody is there to take it."""
-        if not self.done.done():
-            # Not `done` itself: who cancels the wait would end the exchange, before the client is told why.
-            self._wait = self._connection.loop.create_future()
+        if not self.done:
+            self._wait = self._connection.loop.create_future()  # `get_running_loop` is a system call
             await self._wait
 
     # What the connection calls.
@@ -209,7 +208,7 @@ class Exchange:
     def left(self) -> None:
         self.gone = True
         self._held.clear()
-        if self._source is not None and not self.done.done():
+        if self._source is not None and not self.done:
             self._source.left()
         self._finished()
 
@@ -221,7 +220,7 @@ class Exchange:
         held, self._held = self._held, []
         for data, last in held:
             self._out(data, last)
-        if self._source is not None and not self.done.done():
+        if self._source is not None and not self.done:
             self._source.resume()
 
     # What makes the answer calls.
@@ -246,7 +245,7 @@ class Exchange:
     def error(self, error: ApiError) -> bool:
         """An error answer or, once events have been sent, an in-band error event without `[DONE]`. False: it comes too
         late, because the answer or another error was given, or the client left."""
-        late = self.cause is not None or self.done.done()
+        late = self.cause is not None or self.done
         if late or (self.status is not None and not self.streaming):
             return False
         self.cause, self.reason = error.message, why_refused(error)
@@ -259,16 +258,21 @@ class Exchange:
 
     def stop(self) -> None:
         """Nobody waits for the end any more; what is held goes out all the same if the client reads it."""
-        if not self.done.done():
-            self.done.set_result(None)
-            self._live_out()
+        self._end()
 
     def cut_off(self) -> None:
         """The server ends: one with a task is told by that."""
         if self._life is not None:
             self._life.cut_off()
 
-    def _live_out(self) -> None:
+    def _end(self) -> None:
+        if self.done:
+            return
+        self.done = True
+        for work in self.afterwards:
+            self._connection.loop.call_soon(work)
+        if self._wait is not None and not self._wait.done():
+            self._wait.set_result(None)
         life, self._life = self._life, None
         if life is not None:
             life.over()
@@ -308,11 +312,7 @@ class Exchange:
         if self._connection.watcher is self:
             self._connection.watcher = None
         self._source = None
-        if not self.done.done():
-            self.done.set_result(None)
-            if self._wait is not None and not self._wait.done():
-                self._wait.set_result(None)
-            self._live_out()
+        self._end()
 
 
 def headers_of(scope: Scope) -> dict[bytes, bytes]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
 
 from twinline.gateway.answer import Shape
 from twinline.gateway.api_types import Common
@@ -37,8 +38,7 @@ with contextlib.suppress(ImportError):
 COMPILED = split is not _cannot_split
 
 
-@dataclass(slots=True)
-class Asked:
+class Asked(msgspec.Struct, eq=False):
     """What the prompt of one request comes to. `reasoning` parses its answer, where answers have such."""
 
     prompt: list[int]

@@ -5,9 +5,7 @@ Owns the join of a plan, a tenant and a supply. Must not know an endpoint's shap
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
 
 import msgspec
 
@@ -22,8 +20,6 @@ from twinline.gateway.text.reasoning import ReasoningParser
 from twinline.gateway.transcript import Transcript
 from twinline.lines.protocol import TextSource
 
-NOTHING: frozenset[str] = frozenset()
-
 
 class Order:
     """One request, before it is choices. `bounded`: the client gave a limit, so a line must have room for all of it."""
@@ -35,10 +31,8 @@ class Order:
         self._body = body
         self._chat = chat
         self._bounded = bounded
-        fields = plan.fields
         self._output = self._supply.expected_output(plan.max_tokens)
-        self._claim = visit.claim(fields["priority"] or None)
-        self._needs = needs_of(fields) | plan.passed_on if plan.passed_on else needs_of(fields)
+        self._claim = visit.claim(plan.fields["priority"] or None)
         self._visit = visit
 
     async def admit(self, access: Access, prompt_tokens: int, choices: int) -> None:
@@ -66,7 +60,7 @@ class Order:
             prompt_tokens=len(prompt),
             keys=self._supply.keys_of(prompt),
             output_tokens=self._output,
-            needs=self._needs,
+            needs=self._plan.needs,
             context=len(prompt) + limit,
             key=self._claim.key,
         )
@@ -109,16 +103,3 @@ def text_source(body: bytes, chat: bool) -> TextSource:
         return TextSource(msgspec.json.decode(body), chat)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"one of its fields cannot be passed on: {error}") from error
-
-
-def needs_of(fields: Mapping[str, Any]) -> frozenset[str]:
-    """Features (`lines/drivers/driver.py`) that a line must have for a request with these fields."""
-    logprobs, prompt_logprobs = fields["logprobs"], fields["prompt_logprobs"]
-    if logprobs is None and prompt_logprobs is None and not fields["logit_bias"]:
-        return NOTHING
-    asked = {
-        "logprobs": logprobs is not None,
-        "prompt_logprobs": prompt_logprobs is not None,
-        "logit_bias": bool(fields["logit_bias"]),
-    }
-    return frozenset(feature for feature, is_asked in asked.items() if is_asked)

@@ -6,7 +6,7 @@ Owns the outer shape. Must not know what a choice looks like.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -98,9 +98,12 @@ class Counting:
 
 def usage_of(choices: Sequence[Choice], completion: int | None = None) -> UsageOut:
     """A prompt counts once, however many choices it has. `completion` overrides the tokens given out."""
-    first: Iterable[Choice] = choices
-    if len(choices) > 1:
-        first = {id(choice.request.prompt): choice for choice in reversed(choices)}.values()
+    if len(choices) == 1:
+        (choice,) = choices
+        prompt, cached = choice.prompt_tokens, choice.cached_tokens
+        made = choice.completion_tokens if completion is None else completion
+        return UsageOut(prompt, made, prompt + made, None if cached is None else CachedTokens(cached))
+    first = {id(choice.request.prompt): choice for choice in reversed(choices)}.values()
     prompt = sum(choice.prompt_tokens for choice in first)
     if completion is None:
         completion = sum(choice.completion_tokens for choice in choices)

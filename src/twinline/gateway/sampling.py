@@ -33,17 +33,17 @@ LONGEST_TOKEN_CHARACTERS = 512  # no published vocabulary has a longer token (De
 class Plan:
     """What every choice of a request shares; `for_choice` makes the line's request from it.
 
-    `fields` are TokenRequest's but for the prompt. `passed_on`: features that the client's own words ask for.
+    `fields` are TokenRequest's but for the prompt. `needs`: features that a line must have.
     """
 
-    __slots__ = ("fields", "max_tokens", "min_tokens", "passed_on", "priority", "request_id", "rules", "seed")
+    __slots__ = ("fields", "max_tokens", "min_tokens", "needs", "request_id", "rules", "seed")
 
-    def __init__(self, fields: dict[str, Any], request_id: str, seed: int, rules: TextRules, passed_on: frozenset[str]):
+    def __init__(self, fields: dict[str, Any], request_id: str, seed: int, rules: TextRules, needs: frozenset[str]):
         self.fields = fields
         self.request_id = request_id
         self.seed = seed
         self.rules = rules
-        self.passed_on = passed_on
+        self.needs = needs
         self.max_tokens: int = fields["max_tokens"]
         self.min_tokens: int = fields["min_tokens"]
 
@@ -114,14 +114,14 @@ def plan(
     if request.stop is not None or include_stop or not skip_special or keep:
         rules = TextRules(stop_strings(request.stop), include_stop, skip_special, keep)
     # Always keyed: a stream that moves to another line must draw the same noise there.
-    passed_on = _passed_on(request) | features if features else _passed_on(request)
-    return Plan(fields, request_name(request_id), _seed(request), rules, passed_on)
+    needs = needs_of(fields) | _passed_on(request) | features
+    return Plan(fields, request_name(request_id), _seed(request), rules, needs)
 
 
 def again(plan: Plan, request: Common, max_tokens: int, request_id: str) -> Plan:
     """The plan of another request with the same fields."""
     fields = plan.fields if plan.max_tokens == max_tokens else plan.fields | {"max_tokens": max_tokens}
-    return Plan(fields, request_name(request_id), _seed(request), plan.rules, plan.passed_on)
+    return Plan(fields, request_name(request_id), _seed(request), plan.rules, plan.needs)
 
 
 def _seed(request: Common) -> int:
@@ -131,6 +131,19 @@ def _seed(request: Common) -> int:
 def request_name(request_id: str) -> str:
     """A name for the lines: clients reuse theirs, a line refuses two of one name."""
     return f"{request_id}-{_prefix}{next(_numbers):x}"
+
+
+def needs_of(fields: Mapping[str, Any]) -> frozenset[str]:
+    """Features (`lines/drivers/driver.py`) that a line must have for a request with these fields."""
+    logprobs, prompt_logprobs = fields["logprobs"], fields["prompt_logprobs"]
+    if logprobs is None and prompt_logprobs is None and not fields["logit_bias"]:
+        return NOTHING
+    asked = {
+        "logprobs": logprobs is not None,
+        "prompt_logprobs": prompt_logprobs is not None,
+        "logit_bias": bool(fields["logit_bias"]),
+    }
+    return frozenset(feature for feature, is_asked in asked.items() if is_asked)
 
 
 def _passed_on(request: Common) -> frozenset[str]:

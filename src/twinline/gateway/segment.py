@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -19,8 +18,7 @@ from twinline.lines.protocol import TokenRequest, VectorRequest
 HELD = frozenset({"grammar", "patterns", "tool_choice"})  # features of an answer that is held to a grammar
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """On whose behalf a request waits: its key, and its place among others (a higher `priority` first)."""
 
     key: str = ""
@@ -28,8 +26,7 @@ class Claim:
     weight: float = 1.0
 
 
-@dataclass(slots=True)
-class Segment:
+class Segment(msgspec.Struct, eq=False):
     """What one line did for the choice. `waste` are tokens prefilled again because the answer moved there.
 
     `queued` is how long the choice waited for its first line; `left` is why it left this one (`reasons.py`), empty
@@ -82,10 +79,13 @@ def asked_of(
 
     `deadline` is given where some of the request's time is gone.
     """
+    limit = line.context
+    fits = limit is None or len(request.prompt) + request.max_tokens <= limit
+    if fits and attempt == 1 and deadline is None and line.model == request.model:  # nearly always
+        return request
     changes: dict[str, Any] = {}
     if line.model != request.model:
         changes["model"] = line.model
-    limit = line.context
     if isinstance(request, VectorRequest):
         limit = None  # its texts share no context, and nothing is generated after them
     if limit is not None and len(request.prompt) + request.max_tokens > limit:

@@ -106,8 +106,14 @@ class Transcript:
             return self._text_only(delta)
         finish = delta.finish_reason
         plain = self._stops is None and self._calls is None
-        if plain and finish is None and delta.logprobs is None and not self._pending:  # nearly every token
+        if plain and delta.logprobs is None and not self._pending:  # nearly every token
             tokens = delta.tokens
+            if finish is not None:
+                text = self._detokenizer.push(self._shown(delta, finish)) + self._detokenizer.finish()
+                self.journal += tokens
+                self.shown = self.shown or bool(tokens)
+                parts = self._parts(text, True)
+                return Piece(self._index, parts, tokens, None, delta.prompt_logprobs, finish, delta.stop_reason)
             text = self._detokenizer.push(tokens)
             behind = len(self.journal) + len(tokens) - self._detokenizer.whole
             if behind:
@@ -157,10 +163,8 @@ class Transcript:
 
     def _text(self, delta: Delta, finish: str | None) -> tuple[str, int, str | None]:
         """The text that may be given out, how many of the pending tokens it took, and the stop that was matched."""
-        fresh: Sequence[int] = delta.tokens
-        behind = len(self._pending) - len(fresh)  # what was pushed before but is not whole
-        if finish == "stop" and fresh and fresh[-1] == delta.stop_reason and not self._include_stop:
-            fresh = fresh[:-1]  # the stop token has no text, also when it is not a special one
+        fresh = self._shown(delta, finish)
+        behind = len(self._pending) - len(delta.tokens)  # what was pushed before but is not whole
         if self._stops is None:
             text = self._detokenizer.push(fresh)
             return (text + self._detokenizer.finish() if finish else text), len(self._pending), None
@@ -179,6 +183,13 @@ class Transcript:
             sent += [text, self._stops.finish()]
             return "".join(sent), len(self._pending), matched
         return "".join(sent), len(self._pending), None
+
+    def _shown(self, delta: Delta, finish: str | None) -> Sequence[int]:
+        """Without the stop token, which has no text, also when it is not a special one."""
+        fresh = delta.tokens
+        if finish == "stop" and fresh and fresh[-1] == delta.stop_reason and not self._include_stop:
+            return fresh[:-1]
+        return fresh
 
     def _text_only(self, delta: Delta) -> Piece:
         spoken = self.spoken = self.spoken or Spoken()

@@ -37,7 +37,8 @@ class Line:
 
     `calls` are the requests under way and whose they are, `facts` what the engine said of itself, `born` when it
     started, `lent` the features that whoever asks adds to an engine of tokens, `vectors` how it is asked for vectors if
-    it gives them, and then it gives nothing else.
+    it gives them, and then it gives nothing else. `context` is how many tokens it can hold of one request, None while
+    nobody says.
     """
 
     def __init__(self, name: str, spec: LineSpec, url: str | None = None) -> None:
@@ -69,13 +70,19 @@ class Line:
     def facts(self, facts: Mapping[str, Any]) -> None:
         """`lacks` in it are features that this line's engine has in general, and this one has not."""
         self._facts = facts
+        limits = [limit for limit in (self.spec.context, facts.get("max_model_len")) if isinstance(limit, int)]
+        self.context: int | None = min(limits, default=None)
         self.vectors = self.driver.vectors(self.spec) if self.spec.embeds else None
         if self.vectors is not None:
-            self.features = self.vectors.features - self.spec.lacks
+            self._has(self.vectors.features - self.spec.lacks)
             return
         own = self.driver.features - self.spec.lacks - frozenset(facts.get("lacks") or ())
         lent = self.lent - self.spec.lacks if "token_ids" in own else frozenset()
-        self.features = own | {feature for feature in lent if RESTS_ON.get(feature, "token_ids") in own}
+        self._has(own | {feature for feature in lent if RESTS_ON.get(feature, "token_ids") in own})
+
+    def _has(self, features: frozenset[str]) -> None:
+        self.features = features
+        self.text_only = "token_ids" not in features
 
     def lend(self, features: frozenset[str]) -> None:
         """What is done here with the tokens of any line counts as the line's own."""
@@ -106,19 +113,9 @@ class Line:
         return self.life.state
 
     @property
-    def context(self) -> int | None:
-        """Tokens that it can hold of one request; None while nobody says."""
-        limits = [limit for limit in (self.spec.context, self.facts.get("max_model_len")) if isinstance(limit, int)]
-        return min(limits) if limits else None
-
-    @property
     def simulated(self) -> bool:
         """No silicon computes its answers: the engine plays a chip, or says that its device is one in software."""
         return self.spec.engine == SIMULATED or self.facts.get("simulated") is True
-
-    @property
-    def text_only(self) -> bool:
-        return "token_ids" not in self.features
 
     def call(self, request: TokenRequest, text: TextSource | None, sink: Sink) -> Call:
         """`LineClient.call`, for a line that takes requests. Raises LineRefused when it does not, or ValueError."""

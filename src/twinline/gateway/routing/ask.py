@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 NOTHING: frozenset[str] = frozenset()
 
 
-@dataclass(slots=True)
-class Ask:
+class Ask(msgspec.Struct, eq=False):
     """One request, or what is left of one that moves: then the prompt is the prompt and all tokens delivered."""
 
     prompt_tokens: int
