@@ -27,7 +27,7 @@ from twinline.gateway.choice import Choice
 from twinline.gateway.door import Door, Target
 from twinline.gateway.errors import ApiError, bad_request
 from twinline.gateway.exchange import Exchange
-from twinline.gateway.forms import Asked, Form, has_form
+from twinline.gateway.forms import Asked, Form, decoder_of, has_form
 from twinline.gateway.logprobs import chat_logprobs, checked, prompt_logprobs
 from twinline.gateway.order import Order
 from twinline.gateway.reply import DONE, Counting, Envelope, usage_of
@@ -49,7 +49,7 @@ from twinline.gateway.tools import tool_use
 from twinline.gateway.transcript import Piece
 from twinline.lines.wire import TokenLogprob
 
-_read_messages = msgspec.json.Decoder(list[Message]).decode
+_read_messages = decoder_of(ChatRequest, "messages").decode
 _RESERVED = frozenset({"self", "messages", "tools", "add_generation_prompt", "continue_final_message"})
 
 

@@ -20,7 +20,7 @@ from twinline.gateway.choice import Choice
 from twinline.gateway.door import Door, Target
 from twinline.gateway.errors import ApiError, bad_request
 from twinline.gateway.exchange import Exchange
-from twinline.gateway.forms import Asked, Form, has_form
+from twinline.gateway.forms import Asked, Form, decoder_of, has_form
 from twinline.gateway.logprobs import LegacyWriter, checked, joined, prompt_logprobs
 from twinline.gateway.order import Order
 from twinline.gateway.reply import DONE, Counting, Envelope, usage_of
@@ -42,7 +42,7 @@ from twinline.lines.wire import TokenLogprob
 
 DEFAULT_TOKENS = 16  # OpenAI's default for this endpoint
 MAX_CHOICES = 1024  # prompts times n
-_read_prompt = msgspec.json.Decoder(str | list[int]).decode
+_read_prompt = decoder_of(CompletionRequest, "prompt").decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +113,11 @@ class _Form(Form[CompletionRequest]):
                 check_text(len(given), served, "prompt")
                 ids = served.tokenizer.encode(given, special=self.request.add_special_tokens is not False)
                 check_some(ids, "prompt")
-            else:
+            elif isinstance(given, list) and set(map(type, given)) == {int}:
                 ids = given
                 check_given(ids, served, "prompt")
+            else:
+                return None
             room(len(ids), self.max_tokens, served, "prompt")
         except (msgspec.MsgspecError, UnicodeDecodeError, ApiError):
             return None

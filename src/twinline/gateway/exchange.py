@@ -82,8 +82,8 @@ class Exchange:
 
     __slots__ = (
         "_connection", "_cycle", "_headers", "_held", "_keep", "_kept", "_life", "_receive", "_source", "_told",
-        "_wait", "afterwards", "body_bytes", "cause", "done", "gone", "lines", "model", "reason", "request_id", "status",
-        "streaming", "tenant", "turn", "wording",
+        "_wait", "afterwards", "body_bytes", "cause", "done", "gone", "lines", "model", "reason", "request_id",
+        "status", "streaming", "tenant", "turn", "wording",
     )  # fmt: skip
 
     def __init__(

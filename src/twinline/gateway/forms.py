@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 
 import msgspec
 
@@ -44,6 +44,11 @@ class Asked(msgspec.Struct, eq=False):
     prompt: list[int]
     max_tokens: int
     reasoning: ReasoningParser | None = None
+
+
+def decoder_of(shape: type[Common], name: str) -> msgspec.json.Decoder[Any]:
+    """Reads one field as the endpoint's decoder reads it within a body."""
+    return msgspec.json.Decoder(get_type_hints(shape, include_extras=True)[name])
 
 
 def has_form(request: Common, plan: Plan, exchange: Exchange) -> bool:
