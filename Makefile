@@ -11,6 +11,7 @@ BENCH_PORT ?= 8123
 VENV := .venv
 BIN := $(VENV)/bin
 COMPILED := src/twinline/engine/ops/_cpu*.so src/twinline/lines/_events*.so src/twinline/gateway/_requests*.so \
+	src/twinline/gateway/_text_event*.so \
 	src/twinline/gateway/routing/_placement*.so src/twinline/gateway/routing/_books*.so
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # One thread a process: the suite runs engines beside the tests, and small models gain nothing from more.

@@ -13,14 +13,17 @@ from twinline.gateway.access import Access, Visit
 from twinline.gateway.choice import Choice
 from twinline.gateway.errors import ApiError
 from twinline.gateway.exchange import Exchange
-from twinline.gateway.transcript import Piece
+from twinline.gateway.transcript import COMPILED, Piece
 from twinline.store.usage import Status
 
 AT_ONCE = 64  # choices of one request that lines work on
 
 
 class Shape(Protocol):
-    """How an endpoint writes an answer. Streamed or not is its own affair: it says nothing until it has to."""
+    """How an endpoint writes an answer. Streamed or not is its own affair: it says nothing until it has to.
+
+    One may also have `around(index) -> Around | None`: how an event of text alone is written, but for the first.
+    """
 
     def news(self, piece: Piece) -> bytes:
         """Events for a piece; empty when there is nothing to send yet, as always when the answer is not streamed."""
@@ -62,6 +65,10 @@ class Answer:
         self._choices = choices
         self._left = len(choices)
         self._next = min(AT_ONCE, len(choices))
+        around = getattr(self._shape, "around", None)
+        if COMPILED and around is not None:
+            for choice in choices:
+                choice.around, choice.write = around(choice.index), self._exchange.events
         for choice in choices[: self._next]:
             if not self._over:
                 choice.start()

@@ -46,7 +46,7 @@ from twinline.gateway.served import ServedModel
 from twinline.gateway.text.reasoning import ReasoningParser, around_answer
 from twinline.gateway.text.template import encode_prompt
 from twinline.gateway.tools import tool_use
-from twinline.gateway.transcript import Piece
+from twinline.gateway.transcript import Around, Piece
 from twinline.lines.wire import TokenLogprob
 
 _read_messages = decoder_of(ChatRequest, "messages").decode
@@ -202,6 +202,10 @@ class _Streamed:
         if piece.finish is not None:
             data += chunk(ChatChunkChoice(index, ChatDelta(), None, piece.finish))
         return data
+
+    def around(self, index: int) -> Around | None:
+        around = self._envelope.around_chat_text
+        return {"content": around(index, "content"), "reasoning": around(index, "reasoning")}
 
     def end(self, choices: Sequence[Choice]) -> bytes:
         return (self._envelope.usage_chunk(usage_of(choices)) if self._envelope.with_usage else b"") + DONE

@@ -23,7 +23,7 @@ from twinline.gateway.reasons import why_left, why_refused
 from twinline.gateway.routing import Ask, Placement, Ticket
 from twinline.gateway.segment import Claim, Segment, asked_of, resumed
 from twinline.gateway.spoken import Spoken
-from twinline.gateway.transcript import Transcript
+from twinline.gateway.transcript import Around, Transcript
 from twinline.lines.client import Call
 from twinline.lines.line import Line
 from twinline.lines.protocol import LineBroken, LineError, LineRefused, TextSource, TokenRequest
@@ -40,6 +40,9 @@ GETS_ON = 32
 REFUSALS = 8  # lines that may refuse before the client is told
 
 
+def _nowhere(event: bytes) -> None: ...
+
+
 class Choice:
     """A sink for its call. `journal`, `usage` and `segments` tell how far it came. `kept_to`: from the first it may be
     made by lines of this weights class only."""
@@ -47,8 +50,9 @@ class Choice:
     kept_to: str | None = None
     __slots__ = (
         "_call", "_deadline", "_finished", "_listener", "_moves", "_over", "_paused", "_refusals", "_reported",
-        "_supply", "_text", "_timer", "ask", "claim", "error", "excluded", "index", "leads", "pinned", "request",
-        "segments", "ticket", "trace", "transcript", "usage", "waits_since", "weights_class",
+        "_supply", "_text", "_timer", "around", "ask", "claim", "error", "excluded", "index", "leads", "pinned",
+        "request",
+        "segments", "ticket", "trace", "transcript", "usage", "waits_since", "weights_class", "write",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +91,8 @@ class Choice:
         self.usage: Usage | None = None
         self.error: ApiError | None = None  # with which it ended
         self.trace: ChoiceTrace | None = None
+        self.around: Around | None = None  # how its listener has text alone written, by
+        self.write: Callable[[bytes], None] = _nowhere
         self.waits_since = 0.0
 
     @property
@@ -203,6 +209,22 @@ class Choice:
         self._go_on(LineBroken(reason, "moved"), counted=not drained)
 
     # What the call calls.
+
+    def tokens(self, tokens: list[int]) -> bool:
+        """Tokens that came alone, if they are text and nothing else; False: they must come by `delta`."""
+        segment = self.segments[-1]
+        if self.around is None or segment.placement.waits or self._finished:
+            return False
+        transcript = self.transcript
+        if len(transcript.journal) + len(tokens) >= self.request.max_tokens:
+            return False
+        data = transcript.event(tokens, self.around)
+        if data is None:
+            return False
+        self._supply.meter.gap(segment, len(tokens))
+        segment.deltas += 1
+        self.write(data)
+        return True
 
     def delta(self, delta: Delta) -> None:
         segment = self.segments[-1]

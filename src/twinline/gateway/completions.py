@@ -37,11 +37,12 @@ from twinline.gateway.sampling import (
 )
 from twinline.gateway.served import ServedModel
 from twinline.gateway.text.tokenizer import Tokenizer
-from twinline.gateway.transcript import Piece, TextRules
+from twinline.gateway.transcript import Around, Piece, TextRules
 from twinline.lines.wire import TokenLogprob
 
 DEFAULT_TOKENS = 16  # OpenAI's default for this endpoint
 MAX_CHOICES = 1024  # prompts times n
+_MARK, _MARKED = "\N{WHITE SQUARE}", b'"\xe2\x96\xa1"'  # stands for a text
 _read_prompt = decoder_of(CompletionRequest, "prompt").decode
 
 
@@ -161,6 +162,11 @@ class _Writer:
         self._begun = False
 
     @property
+    def text_alone(self) -> bool:
+        """Whether the news of a piece in the middle is its text and nothing else."""
+        return not (self._with_ids or self.only_echo or self._writer is not None)
+
+    @property
     def prompt_tokens(self) -> int:
         return len(self._prompt.ids)
 
@@ -265,6 +271,12 @@ class _Streamed:
     def news(self, piece: Piece) -> bytes:
         choice = self._writers[piece.index].choice(piece)
         return b"" if choice is None else self._envelope.chunk(choice)
+
+    def around(self, index: int) -> Around | None:
+        if not self._writers[index].text_alone:
+            return None
+        before, _, after = self._envelope.chunk(TextChoice(index, _MARK, None, None, None)).partition(_MARKED)
+        return {"content": (before, after)}
 
     def end(self, choices: Sequence[Choice]) -> bytes:
         if not self._envelope.with_usage:

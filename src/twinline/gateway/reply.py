@@ -53,17 +53,14 @@ class Envelope:
 
     def chat_text(self, index: int, kind: str, text: str) -> bytes:
         """`chunk` of a chat choice that has text and nothing else, as nearly all have."""
+        before, after = self.around_chat_text(index, kind)
+        return b"".join((before, _encoder.encode(text), after))
+
+    def around_chat_text(self, index: int, kind: str) -> tuple[bytes, bytes]:
+        """The event before and after the text."""
         field = b'"content":' if kind == "content" else b'"reasoning_content":'
-        return b"".join(
-            (
-                self._head,
-                b'{"index":%d,"delta":{' % index,
-                field,
-                _encoder.encode(text),
-                b'},"logprobs":null,"finish_reason":null}',
-                self._tail,
-            )
-        )
+        before = b'%b{"index":%d,"delta":{%b' % (self._head, index, field)
+        return before, b'},"logprobs":null,"finish_reason":null}' + self._tail
 
     def usage_chunk(self, usage: UsageOut) -> bytes:
         return self._head + b'],"usage":' + _encoder.encode(usage) + b"}\n\n"

@@ -7,7 +7,8 @@ from the journal: what came after it, the parts of a character, is dropped and m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -15,9 +16,22 @@ import msgspec
 from twinline.gateway.spoken import Spoken
 from twinline.gateway.text.calls.parser import CallDelta, CallParser
 from twinline.gateway.text.detokenize import Detokenizer, Vocabulary
-from twinline.gateway.text.reasoning import Part, ReasoningParser
+from twinline.gateway.text.reasoning import Kind, Part, ReasoningParser
 from twinline.gateway.text.stops import StopMatcher
 from twinline.lines.wire import Delta, TokenLogprob
+
+
+def _cannot_write(*_: object) -> bytes | None:
+    return None
+
+
+write_event: Callable[[list[int], dict[int, str | None], frozenset[int], bytes, bytes, bool], bytes | None]
+write_event = _cannot_write
+with contextlib.suppress(ImportError):
+    from twinline.gateway._text_event import event as write_event
+COMPILED = write_event is not _cannot_write
+
+Around = Mapping[Kind, tuple[bytes, bytes]]  # what is before and after the text, as a JSON string, in an event of it
 
 
 class Piece(msgspec.Struct, frozen=True, gc=False):
@@ -125,6 +139,24 @@ class Transcript:
                 self.shown = True
             return Piece(self._index, parts, tokens, None, delta.prompt_logprobs)
         return self._careful(delta, finish)
+
+    def event(self, tokens: list[int], around: Around) -> bytes | None:
+        """`push` of tokens that came alone, and the event of it: where they are text of one part and nothing else; else
+        None, and they must be pushed."""
+        if self._pending or self._stops is not None or self._calls is not None or not self._detokenizer.even:
+            return None
+        kind: Kind | None = "content" if self._reasoning is None else self._reasoning.even
+        if kind is None or self.spoken is not None:
+            return None
+        before, after = around[kind]
+        data = write_event(
+            tokens, self._vocabulary.texts, self._detokenizer.skipped, before, after, kind == "reasoning"
+        )
+        if data is not None:
+            self._detokenizer.past(len(tokens))
+            self.journal += tokens
+            self.shown = True
+        return data
 
     def _careful(self, delta: Delta, finish: str | None) -> Piece:
         self._pending = self._pending + delta.tokens

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -40,7 +40,10 @@ _DONE = b"[DONE]"
 
 
 class Sink(Protocol):
-    """Who made a call. `finished` or `failed` comes once, at the end; nothing comes after `cancel`."""
+    """Who made a call. `finished` or `failed` comes once, at the end; nothing comes after `cancel`.
+
+    One may also have `tokens(list[int]) -> bool`, which is asked first where token ids came and nothing else.
+    """
 
     def delta(self, delta: Delta) -> None: ...
 
@@ -71,7 +74,7 @@ class Call:
     """
 
     __slots__ = (
-        "_bytes", "_client", "_connection", "_deadline", "_events", "_finish_timer", "_finished", "_headers",
+        "_alone", "_bytes", "_client", "_connection", "_deadline", "_events", "_finish_timer", "_finished", "_headers",
         "_longest", "_over", "_paused", "_plain_events", "_reader", "_refused", "_sink", "_status", "_task",
         "_usage_after", "last", "plain", "started", "tokens",
     )  # fmt: skip
@@ -80,6 +83,7 @@ class Call:
         """Raises ValueError when the dialect cannot say `request`."""
         self._client = client
         self._sink = sink
+        self._alone: Callable[[list[int]], bool] | None = getattr(sink, "tokens", None)  # for tokens that come so
         path, body = client.dialect.encode(request, text)
         self._bytes = traced(client.pool.request("POST", path, body), sink)
         self._reader = client.dialect.reader(request)
@@ -226,8 +230,20 @@ class Call:
     read_chunks = staticmethod(read_chunks)
 
     def take(self, read: Read) -> None:
-        if not self._over:
-            self._came(delta_of(read), None, read[-2])
+        if self._over:
+            return
+        tokens, _, finish, stop, usage, done, _ = read
+        if tokens and finish is None and stop is None and usage is None and not done and self._alone is not None:
+            try:
+                taken = self._alone(tokens)
+            except Exception as error:
+                self._unusable(error)
+                return
+            if taken:
+                self.last = time.monotonic()
+                self.tokens += len(tokens)
+                return
+        self._came(delta_of(read), None, done)
 
     def _came(self, merged: Delta | None, failure: LineBroken | None, done: bool) -> None:
         """Goes on with a network read: what it said, then what is wrong with it, if anything is."""
@@ -237,11 +253,8 @@ class Call:
                 self.tokens += len(merged.tokens)
             try:
                 self._sink.delta(merged)
-            except (
-                Exception
-            ) as error:  # such as a token id that no vocabulary has: the answer must not hang or end well
-                log.exception("what the line at %s sent cannot be used", self._client.target)
-                self._fail(LineBroken(f"its answer cannot be used: {error or type(error).__name__}"))
+            except Exception as error:
+                self._unusable(error)
                 return
             if merged.finish_reason is not None:
                 self._finished = True
@@ -253,6 +266,11 @@ class Call:
             self._well_done()
         elif self._finished and self._finish_timer is None:
             self._finish_timer = asyncio.get_running_loop().call_later(AFTER_FINISH_SECONDS, self._usage_missing)
+
+    def _unusable(self, error: Exception) -> None:
+        """Such as a token id that no vocabulary has: the answer must not hang or end well."""
+        log.exception("what the line at %s sent cannot be used", self._client.target)
+        self._fail(LineBroken(f"its answer cannot be used: {error or type(error).__name__}"))
 
     def _well_done(self) -> None:
         """`[DONE]` or the last event is here. What is left is only the end of the body, which the connection reads."""

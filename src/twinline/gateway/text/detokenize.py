@@ -25,6 +25,10 @@ class Vocabulary(Protocol):
     def token_bytes(self, token: int) -> bytes:
         """The token's exact bytes; empty for an id outside the vocabulary."""
 
+    @property
+    def texts(self) -> dict[int, str | None]:
+        """What `whole_text` has given so far."""
+
     def whole_text(self, token: int) -> str | None:
         """The token's text if it is whole characters; None where it is a part of one or is not valid."""
 
@@ -60,19 +64,28 @@ class Detokenizer:
         self.whole = 0
         self._vocabulary = tokenizer
         special = tokenizer.special_ids
-        self._skipped = (special - keep if keep else special) if skip_special else frozenset()
+        self.skipped = (special - keep if keep else special) if skip_special else frozenset()
         self._decoder: codecs.IncrementalDecoder | None = None  # once a token comes that is not whole characters
         self._opening = self._opening_when_whole = opening and not tokenizer.opens_plainly
         self._waiting = ""
         self._pushed = 0
 
+    @property
+    def even(self) -> bool:
+        """Whole characters have come, and nothing is waited for: nearly always."""
+        return not self._waiting and not self._opening and self._pushed == self.whole
+
+    def past(self, ids: int) -> None:
+        """So many ids of whole characters were made text elsewhere; it must be even."""
+        self._pushed = self.whole = self.whole + ids
+
     def push(self, ids: Iterable[int]) -> str:
         """The text that these ids complete."""
-        if not self._waiting and not self._opening and self._pushed == self.whole:  # nearly always: whole characters
+        if self.even:
             text_of = self._vocabulary.whole_text
             parts = []
             for token in ids:
-                text = "" if token in self._skipped else text_of(token)
+                text = "" if token in self.skipped else text_of(token)
                 if text is None:
                     break
                 parts.append(text)
@@ -86,7 +99,7 @@ class Detokenizer:
             decoder = self._decoder = _new_decoder("replace")
         for token in ids:
             self._pushed += 1
-            if token not in self._skipped:
+            if token not in self.skipped:
                 self._waiting += decoder.decode(self._bytes(token))
             if not decoder.getstate()[0]:
                 ready += self._waiting

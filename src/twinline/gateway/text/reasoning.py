@@ -64,6 +64,14 @@ class ReasoningParser:
     def for_prompt(cls, rendered_prompt: str, answer_tags: bool = False) -> ReasoningParser:
         return cls(rendered_prompt.rstrip().endswith(OPEN), answer_tags)
 
+    @property
+    def even(self) -> Kind | None:
+        """In the middle of which part it is, where the next text is all of that part: unless, in reasoning, a `<` or a
+        newline is in it."""
+        if self._held:
+            return None
+        return "content" if self._at is _CONTENT else "reasoning" if self._at is _REASONING else None
+
     def push(self, text: str) -> list[Part]:
         """The parts that are certain now, in order; none is empty."""
         if text and not self._held:  # nearly every token, in the middle of its part and free of a tag's beginnings

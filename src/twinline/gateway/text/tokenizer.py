@@ -51,7 +51,7 @@ class Tokenizer:
         self._backend = backend
         self._rule = rule
         self._bytes: dict[int, bytes] = {}
-        self._texts: dict[int, str | None] = {}
+        self.texts: dict[int, str | None] = {}
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         # A special name may point at an ordinary word (a fine-tune with "!" for padding), so it must be an added token.
         self.special_ids = frozenset(i for i, token in added.items() if token.special or token.content in special)
@@ -137,7 +137,7 @@ class Tokenizer:
     def whole_text(self, token: int) -> str | None:
         """The token's text if it is whole characters; None where it is a part of one or is not valid."""
         try:
-            return self._texts[token]
+            return self.texts[token]
         except KeyError:
             pass
         text: str | None
@@ -146,7 +146,7 @@ class Tokenizer:
         except UnicodeDecodeError:
             text = None
         if 0 <= token < self.vocab_size:
-            self._texts[token] = text
+            self.texts[token] = text
         return text
 
     def opening_bytes(self, token: int) -> bytes:
