@@ -234,7 +234,7 @@ class Exchange:
         """Sends finished events; the first call also begins the answer, `last` ends it."""
         self.turn.events += 1
         data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-        if self.streaming and not (last or self._held or self.gone or self._connection.flow.write_paused):
+        if self.streaming and not (last or self._held or self.gone or self._connection.full):
             if not self._cycle.disconnected:  # nearly every token
                 self._cycle.transport.write(data)
             return
