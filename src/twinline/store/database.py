@@ -52,6 +52,7 @@ class Database:
         self.url = _read(url or database_url())
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self._tends_log = tends_log
+        self._inserts: dict[str, tuple[str, bool]] = {}  # by table: the statement, and whether its values come by place
         self.engine = self._connect()
         try:
             self._upgrade()
@@ -98,6 +99,18 @@ class Database:
         """An insert that leaves a row alone whose primary key is there."""
         insert = sqlite.insert if self.sqlite else postgresql.insert
         return insert(table).on_conflict_do_nothing(index_elements=list(table.primary_key.columns))
+
+    def insert_all(self, connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> int:
+        """`insert_new` of many rows, whose values come in the order of the table's columns; how many were new. By the
+        driver's own means: SQLAlchemy's handling of parameters would take longer than SQLite's insertion."""
+        known = self._inserts.get(table.name)
+        if known is None:
+            compiled = self.insert_new(table).compile(dialect=self.engine.dialect)
+            known = self._inserts[table.name] = str(compiled), compiled.positional
+        statement, positional = known
+        names = [column.name for column in table.columns]
+        given: Any = rows if positional else [dict(zip(names, row, strict=True)) for row in rows]
+        return connection.exec_driver_sql(statement, given).rowcount
 
     def put(self, table: Table, columns: Sequence[str]) -> Insert:
         """An insert that overwrites `columns` of a row whose primary key is there."""

@@ -18,10 +18,11 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, bindparam, delete, select, update
 from sqlalchemy.exc import DataError, IntegrityError
 
 from twinline.store import tables
@@ -30,7 +31,12 @@ from twinline.store.journal import SUFFIX, UNNAMED
 from twinline.store.usage import Usage, record_of
 
 BATCH_BYTES = 1 << 16  # some two hundred records a transaction
+DAY_SECONDS = 86400
 STALE_SECONDS = 3600.0  # a file without its name for so long was left by a process that died at its birth
+_FILES = tables.journal_files
+_KNOWN = select(_FILES.c.offset).where(_FILES.c.name == bindparam("name"))
+_LOCKED = select(_FILES).where(_FILES.c.name == bindparam("name")).with_for_update()
+_MOVED = update(_FILES).where(_FILES.c.name == bindparam("b_name"))
 _UNTAKEABLE = (DataError, IntegrityError, OverflowError, ValueError)
 _log = logging.getLogger(__name__)
 
@@ -90,32 +96,30 @@ def _fold_file(database: Database, path: Path) -> Folded:
 
 def _fold_batch(database: Database, name: str, file: BinaryIO, ended: bool) -> tuple[Folded, int | None]:
     """One transaction's worth, and where it ended; None when there is no more."""
-    table = tables.journal_files
+    mark = {"name": name}
     with database.reading() as connection:
-        known = connection.execute(select(table.c.offset).where(table.c.name == name)).scalar()
+        known = connection.execute(_KNOWN, mark).scalar()
     lines, end = _lines_from(file, known or 0, ended)
     if not lines:
         return Folded(), None
     records, torn = _read(lines)
     with database.writing(durable=False) as connection:
         began = time.monotonic()
-        connection.execute(database.insert_new(table).values(name=name, offset=0, torn=0))
+        if known is None:
+            connection.execute(database.insert_new(tables.journal_files), {**mark, "offset": 0, "torn": 0})
         # Locks the row on PostgreSQL; on SQLite this transaction is the only writer.
-        row = connection.execute(select(table).where(table.c.name == name).with_for_update()).one_or_none()
+        row = connection.execute(_LOCKED, mark).one_or_none()
         if row is None:
-            return Folded(), None  # between the two statements another process has folded and deleted the file
+            return Folded(), None  # another process has folded and deleted the file meanwhile
         if row.offset != (known or 0):
             return Folded(), row.offset  # another process has folded these lines since
-        new = _new(connection, records)
-        refused = _insert(database, connection, new)
-        connection.execute(
-            database.put(table, ("offset", "torn")).values(name=name, offset=end, torn=row.torn + torn + refused)
-        )
+        new, refused = _insert(database, connection, list(records.values()))
+        connection.execute(_MOVED, {"b_name": name, "offset": end, "torn": row.torn + torn + refused})
     if database.sqlite:
         time.sleep(time.monotonic() - began)  # others get at least as long for their writes
     if torn:
         _log.warning("%d damaged lines in journal %s before byte %d", torn, name, end)
-    return Folded(len(new) - refused, torn + refused), end
+    return Folded(new, torn + refused), end
 
 
 def _read(lines: list[bytes]) -> tuple[dict[str, Usage], int]:
@@ -147,76 +151,53 @@ def _lines_from(file: BinaryIO, offset: int, ended: bool) -> tuple[list[bytes], 
     return data[:cut].split(b"\n")[:-1], offset + cut
 
 
-def _insert(database: Database, connection: Connection, records: list[Usage]) -> int:
-    """How many the database does not take: a number or a text that no column holds must not block all after it."""
+def _insert(database: Database, connection: Connection, records: list[Usage]) -> tuple[int, int]:
+    """How many are new, as all are but after a file's mark was lost; and how many the database does not take: a number
+    or a text that no column holds must not block all after it."""
 
-    def put(some: list[Usage]) -> None:
+    def put(some: list[Usage]) -> int:
         with connection.begin_nested():
-            connection.execute(database.insert_new(tables.requests), [_request(record) for record in some])
+            new = database.insert_all(connection, tables.requests, [_request(record) for record in some])
             segments = [row for record in some for row in _segments(record)]
             if segments:
-                connection.execute(database.insert_new(tables.segments), segments)
+                database.insert_all(connection, tables.segments, segments)
+            return new
 
     if not records:
-        return 0
+        return 0, 0
     try:
-        put(records)
-        return 0
+        return put(records), 0
     except _UNTAKEABLE:
-        refused = 0
+        new = refused = 0
     for record in records:
         try:
-            put([record])
+            new += put([record])
         except _UNTAKEABLE as error:
             refused += 1
             _log.error("record %s cannot be stored: %s", record.uid, getattr(error, "orig", None) or error)
-    return refused
+    return new, refused
 
 
-def _new(connection: Connection, records: dict[str, Usage]) -> list[Usage]:
-    """Those that are not in the database: none, but after a file's mark was lost."""
-    uids = list(records)
-    there: set[str] = set()
-    for part in _parts(uids, 500):
-        there.update(connection.execute(select(tables.requests.c.uid).where(tables.requests.c.uid.in_(part))).scalars())
-    return [record for uid, record in records.items() if uid not in there]
+def _request(record: Usage) -> tuple[Any, ...]:
+    """A row of `tables.requests`."""
+    return (
+        record.uid, record.request_id, record.key, record.model, record.started, _day(record.started // DAY_SECONDS),
+        record.seconds, record.status, record.choices, record.currency,
+    )  # fmt: skip
 
 
-def _parts(items: list[str], size: int) -> Iterator[list[str]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+@lru_cache(64)
+def _day(number: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(number * DAY_SECONDS))
 
 
-def _request(record: Usage) -> dict[str, Any]:
-    return {
-        "uid": record.uid,
-        "request_id": record.request_id,
-        "key_id": record.key,
-        "model": record.model,
-        "started": record.started,
-        "day": time.strftime("%Y-%m-%d", time.gmtime(record.started)),
-        "seconds": record.seconds,
-        "status": record.status,
-        "choices": record.choices,
-        "currency": record.currency,
-    }
-
-
-def _segments(record: Usage) -> Iterator[dict[str, Any]]:
-    for position, segment in enumerate(record.segments):
-        yield {
-            "uid": record.uid,
-            "position": position,
-            "line": segment.line,
-            "chip": segment.chip,
-            "attempt": segment.attempt,
-            "prompt_tokens": segment.prompt_tokens,
-            "cached_tokens": segment.cached_tokens,
-            "completion_tokens": segment.completion_tokens,
-            "waste_tokens": segment.waste_tokens,
-            "seconds": segment.seconds,
-            "cost": tables.whole(segment.cost),
-        }
+def _segments(record: Usage) -> Iterator[tuple[Any, ...]]:
+    """Rows of `tables.segments`."""
+    for position, part in enumerate(record.segments):
+        yield (
+            record.uid, position, part.line, part.chip, part.attempt, part.prompt_tokens, part.cached_tokens,
+            part.completion_tokens, part.waste_tokens, part.seconds, tables.whole(part.cost),
+        )  # fmt: skip
 
 
 def _remove_stale(path: Path) -> None:
