@@ -110,8 +110,9 @@ inline void keep_groups(const Route& a, float* choice, int64_t* keys) {
 }
 
 inline void choose(const Route& a, float* scores, int64_t* chosen, float* weights) {
-  float* choice = static_cast<float*>(scratch(kTask, a.experts * 12));
-  int64_t* keys = reinterpret_cast<int64_t*>(choice + (a.experts + 1) / 2 * 2);
+  const int64_t even = (a.experts + 1) / 2 * 2;  // so that the keys lie on a multiple of eight bytes
+  float* choice = static_cast<float*>(scratch(kTask, even * 4 + a.experts * 8));
+  int64_t* keys = reinterpret_cast<int64_t*>(choice + even);
   a.softmax ? softmax(scores, a.experts) : sigmoids(scores, a.experts);
   for (int64_t e = 0; e < a.experts; ++e) choice[e] = a.bias ? scores[e] + a.bias[e] : scores[e];
   if (a.best_of_group) keep_groups(a, choice, keys);

@@ -62,9 +62,9 @@ class Pool {
     // and context read before are that region's: they change only while the ticket is closed.
     const uint64_t region = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
     ticket_.store(region << 32 | kClosed, std::memory_order_seq_cst);
-    task_.store(task, std::memory_order_relaxed);
-    context_.store(context, std::memory_order_relaxed);
-    count_.store(count, std::memory_order_relaxed);
+    task_.store(task, std::memory_order_release);
+    context_.store(context, std::memory_order_release);
+    count_.store(count, std::memory_order_release);
     ended_.store(0, std::memory_order_relaxed);
     ticket_.store(region << 32, std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst) > 0) {
@@ -83,9 +83,9 @@ class Pool {
 
  private:
   void take(uint32_t region) {
-    const Task task = task_.load(std::memory_order_relaxed);
-    void* const context = context_.load(std::memory_order_relaxed);
-    const int64_t count = count_.load(std::memory_order_relaxed);
+    const Task task = task_.load(std::memory_order_acquire);
+    void* const context = context_.load(std::memory_order_acquire);
+    const int64_t count = count_.load(std::memory_order_acquire);
     uint64_t ticket = ticket_.load(std::memory_order_acquire);
     while (uint32_t(ticket >> 32) == region && int64_t(uint32_t(ticket)) < count) {
       if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;

@@ -68,7 +68,8 @@ class Answer:
         around = getattr(self._shape, "around", None)
         if COMPILED and around is not None:
             for choice in choices:
-                choice.around, choice.write = around(choice.index), self._exchange.events
+                written = around(choice.index)
+                choice.plain = None if written is None else (written, self._exchange.events)
         for choice in choices[: self._next]:
             if not self._over:
                 choice.start()

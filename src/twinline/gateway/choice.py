@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from twinline.gateway.closing import cut_short, end_attempt, last_words, sane
 from twinline.gateway.errors import ApiError, cannot_continue, deadline_passed, from_line
 from twinline.gateway.faults import is_fault, of_request, unreachable
@@ -22,7 +20,7 @@ from twinline.gateway.listener import Listener
 from twinline.gateway.reasons import why_left, why_refused
 from twinline.gateway.routing import Ask, Placement, Ticket
 from twinline.gateway.segment import Claim, Segment, asked_of, resumed
-from twinline.gateway.spoken import Spoken
+from twinline.gateway.spoken import Spoken, said
 from twinline.gateway.transcript import Around, Transcript
 from twinline.lines.client import Call
 from twinline.lines.line import Line
@@ -40,19 +38,15 @@ GETS_ON = 32
 REFUSALS = 8  # lines that may refuse before the client is told
 
 
-def _nowhere(event: bytes) -> None: ...
-
-
 class Choice:
     """A sink for its call. `journal`, `usage` and `segments` tell how far it came. `kept_to`: from the first it may be
     made by lines of this weights class only."""
 
     kept_to: str | None = None
     __slots__ = (
-        "_call", "_deadline", "_finished", "_listener", "_moves", "_over", "_paused", "_refusals", "_reported",
-        "_supply", "_text", "_timer", "around", "ask", "claim", "error", "excluded", "index", "leads", "pinned",
-        "request",
-        "segments", "ticket", "trace", "transcript", "usage", "waits_since", "weights_class", "write",
+        "_call", "_deadline", "_finished", "_listener", "_moves", "_refusals", "_reported", "_supply", "_text",
+        "_timer", "ask", "claim", "error", "excluded", "index", "leads", "over", "paused", "pinned", "plain",
+        "request", "segments", "ticket", "trace", "transcript", "usage", "waits_since", "weights_class",
     )  # fmt: skip
 
     def __init__(
@@ -72,7 +66,8 @@ class Choice:
         self._listener = listener
         self._text = text
         self._call: Call | None = None
-        self._finished = self._over = self._paused = False
+        self._finished = self.over = False
+        self.paused = False  # its client does not read: the line is silent because it is held
         self._moves = self._refusals = 0
         self._reported: ApiError | None = None
         self._deadline = None if request.timeout_s is None else time.monotonic() + request.timeout_s
@@ -91,8 +86,7 @@ class Choice:
         self.usage: Usage | None = None
         self.error: ApiError | None = None  # with which it ended
         self.trace: ChoiceTrace | None = None
-        self.around: Around | None = None  # how its listener has text alone written, by
-        self.write: Callable[[bytes], None] = _nowhere
+        self.plain: tuple[Around, Callable[[bytes], None]] | None = None  # how its listener has text alone written
         self.waits_since = 0.0
 
     @property
@@ -120,15 +114,6 @@ class Choice:
         """Something was given out: from now on it can only be continued."""
         return self.transcript.shown
 
-    @property
-    def over(self) -> bool:
-        return self._over
-
-    @property
-    def paused(self) -> bool:
-        """Its client does not read: the line is silent because it is held."""
-        return self._paused
-
     def start(self) -> None:
         if self._deadline is not None:
             seconds = max(0.0, self._deadline - time.monotonic())
@@ -141,25 +126,25 @@ class Choice:
             self._fail(deadline_passed())
 
     def _close(self) -> None:
-        self._over = True
+        self.over = True
         if self._timer is not None:
             self._timer.cancel()
 
     def abort(self) -> None:
         """The client left, or another choice failed: the line stops, the listener hears nothing more."""
-        if self._over:
+        if self.over:
             return
         self._close()
         self._supply.withdraw(self)
         self._leave()
 
     def pause(self) -> None:
-        self._paused = True
+        self.paused = True
         if self._call is not None:
             self._call.pause()
 
     def resume(self) -> None:
-        self._paused = False
+        self.paused = False
         if self._call is not None:
             self._call.resume()
 
@@ -167,7 +152,7 @@ class Choice:
 
     def placed(self, line: Line, placement: Placement) -> None:
         """The choice is `line`'s now."""
-        if self._over:
+        if self.over:
             placement.end(ok=False)
             return
         goes_on = self.begun
@@ -181,7 +166,8 @@ class Choice:
             waited = len(self.segments) > 1 or queued > 0
             deadline = self._deadline if waited else None
             request = asked_of(line, self.request, len(self.segments), self.journal, deadline, now)
-            self._call = line.call(request, self._words() if line.text_only else None, self)
+            words = said(self._text(), self.transcript.spoken if self.begun else None) if line.text_only else None
+            self._call = line.call(request, words, self)
         except LineRefused as error:
             self.failed(error)
             return
@@ -191,7 +177,7 @@ class Choice:
             self._retry(line, ApiError(400, f"Line {line.name} cannot take this request: {error}."))
             return
         line.calls[self._call] = self
-        if self._paused:
+        if self.paused:
             self._call.pause()
         if goes_on:
             self._supply.meter.moved(line.name, self.segments[-2])
@@ -202,7 +188,7 @@ class Choice:
 
     def move(self, reason: str, *, drained: bool = False) -> None:
         """On purpose, from a line that goes out of service or is silent: the same as a break, but nobody's fault."""
-        if self._over or self._finished or self._call is None:
+        if self.over or self._finished or self._call is None:
             return
         self.segments[-1].left = "drained" if drained else "stalled"
         self._leave(drained=drained)
@@ -212,18 +198,17 @@ class Choice:
 
     def tokens(self, tokens: list[int]) -> bool:
         """Tokens that came alone, if they are text and nothing else; False: they must come by `delta`."""
-        segment = self.segments[-1]
-        if self.around is None or segment.placement.waits or self._finished:
+        segment, transcript = self.segments[-1], self.transcript
+        if self.plain is None or segment.placement.waits or self._finished:
             return False
-        transcript = self.transcript
-        if len(transcript.journal) + len(tokens) >= self.request.max_tokens:
-            return False
-        data = transcript.event(tokens, self.around)
+        around, write = self.plain
+        ends = len(transcript.journal) + len(tokens) >= self.request.max_tokens
+        data = None if ends else transcript.event(tokens, around)
         if data is None:
             return False
         self._supply.meter.gap(segment, len(tokens))
         segment.deltas += 1
-        self.write(data)
+        write(data)
         return True
 
     def delta(self, delta: Delta) -> None:
@@ -365,13 +350,6 @@ class Choice:
         spoken.cut()
         self._supply.resume(self)
 
-    def _words(self) -> TextSource:
-        """The request as its client wrote it, and what was said since."""
-        source, spoken = self._text(), self.transcript.spoken
-        if spoken is None or not self.begun:
-            return source
-        return msgspec.structs.replace(source, shown=spoken.content, shown_tokens=spoken.deltas)
-
     def _ends_here(self) -> bool:
         """The break came between the last token and its finish reason: nothing is left to be made."""
         words = last_words(self.transcript, self.request)
@@ -406,12 +384,12 @@ class Choice:
         end_attempt(self._supply, self, ok=ok, fault=fault)
 
     def _complete(self) -> None:
-        if not self._over:
+        if not self.over:
             self._close()
             self._listener.over(self)
 
     def _fail(self, error: ApiError) -> None:
-        if not self._over:
+        if not self.over:
             self._close()
             self.error = error
             self._supply.meter.refused(why_refused(error))

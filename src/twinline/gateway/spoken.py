@@ -9,8 +9,18 @@ inside reasoning, and never after a tool call.
 
 from __future__ import annotations
 
+import msgspec
+
 from twinline.gateway.text.reasoning import Part
+from twinline.lines.protocol import TextSource
 from twinline.lines.wire import Delta
+
+
+def said(source: TextSource, spoken: Spoken | None) -> TextSource:
+    """The request as its client wrote it, and what was said since, if it goes on after that."""
+    if spoken is None:
+        return source
+    return msgspec.structs.replace(source, shown=spoken.content, shown_tokens=spoken.deltas)
 
 
 class Spoken:

@@ -21,6 +21,7 @@ from twinline.lines.events import COMPILED, delta_of, read_answer, read_chunks
 from twinline.lines.gathered import Queue, Whole
 from twinline.lines.http import Connection, ConnectionBroken, Pool, Target
 from twinline.lines.protocol import LineBroken, LineError, LineRefused, TextSource, TokenRequest
+from twinline.lines.refusals import refusal_of
 from twinline.lines.traced import traced
 from twinline.lines.wire import Delta, EventLines, merge
 
@@ -52,19 +53,6 @@ class Sink(Protocol):
 
     def failed(self, error: LineError) -> None:
         """LineRefused: nothing was generated. LineBroken: the answer broke off before a finish reason."""
-
-
-class _Detail(msgspec.Struct):
-    message: str = ""
-    code: str | int | None = None
-    param: str | None = None
-
-
-class _Refusal(msgspec.Struct):
-    error: _Detail
-
-
-_refusal = msgspec.json.Decoder(_Refusal)
 
 
 class Call:
@@ -199,7 +187,7 @@ class Call:
         if self._refused is not None:
             self._refused.append(data)
             if sum(map(len, self._refused)) > LONGEST_REFUSAL_BYTES:
-                self._fail(_refused(self._status, b"".join(self._refused), self._headers))
+                self._fail(refusal_of(self._status, b"".join(self._refused), self._headers))
             return
         merged, failure, done = self._parsed(data)
         self.plain = self._plain_events and not self._events.pending
@@ -293,7 +281,7 @@ class Call:
         if self._over:
             return
         if self._refused is not None:
-            self._fail(_refused(self._status, b"".join(self._refused), self._headers))
+            self._fail(refusal_of(self._status, b"".join(self._refused), self._headers))
         elif self._finished:
             self._finish()
         else:
@@ -306,7 +294,7 @@ class Call:
         if error.unused:
             self._task = asyncio.get_running_loop().create_task(self._connect())
         elif self._refused is not None:
-            self._fail(_refused(self._status, b"".join(self._refused), self._headers))
+            self._fail(refusal_of(self._status, b"".join(self._refused), self._headers))
         else:
             self._fail(LineBroken(str(error), error.code))
 
@@ -316,17 +304,6 @@ def _current_task() -> asyncio.Task[Any] | None:
         return asyncio.current_task()
     except RuntimeError:
         return None
-
-
-def _refused(status: int, body: bytes, headers: Mapping[bytes, bytes]) -> LineRefused:
-    try:
-        detail = _refusal.decode(body).error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        detail = _Detail()
-    code = None if detail.code is None else str(detail.code)
-    message = detail.message or body[:500].decode("utf-8", "replace") or f"status {status}"
-    retry_after = headers.get(b"retry-after", b"").decode("latin-1") or None
-    return LineRefused(status, message, code, retry_after, detail.param)
 
 
 class LineClient:
