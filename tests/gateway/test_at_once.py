@@ -202,6 +202,18 @@ def test_head_and_body_may_come_apart_and_requests_together(door: Gateway, taken
     assert taken.count("first") + taken.count("again") == 7
 
 
+@pytest.mark.parametrize("size", [15_000, 20_000, 66_000, 99_000, 200_000])
+def test_a_body_of_any_size_comes_in_pieces(door: Gateway, taken: list[str], size: int) -> None:
+    """What uvicorn does not take unasked is not waited for before somebody asks."""
+    raw(door, post(BODY))
+    body = BODY[:-1] + b" " * size + b"}"
+    whole = post(body)
+    half = len(whole) - size // 2
+    assert raw(door, whole[: len(whole) - len(body)], whole[len(whole) - len(body) : half], whole[half:]).startswith(
+        b"HTTP/1.1 200 OK"
+    )
+
+
 def test_who_asks_is_who_this_head_names(door: Gateway, taken: list[str]) -> None:
     """A head that came in pieces is not remembered, and neither is the one before it."""
     raw(door, post(BODY))

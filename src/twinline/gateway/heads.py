@@ -35,7 +35,9 @@ SWEEP_SHARE = 64  # the part of all connections that is closed at once when ther
 FULL_SECONDS = 0.25  # for how long it is believed that no connection is idle
 CONNECTION = "twinline.connection"  # where a scope names its connection
 CYCLE = "twinline.cycle"  # and uvicorn's book of the request and its answer
-LITTLE_DIGITS = 6  # in the length of a body that is waited for before a task begins: uvicorn takes as much unasked
+SHORT_BODY_BYTES = (
+    16 << 10
+)  # of a body that is waited for before a task begins; uvicorn takes four times as much unasked
 log = logging.getLogger(__name__)
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
@@ -199,18 +201,30 @@ class Connection(HttpToolsProtocol):
     def _again(self, data: bytes) -> bool:
         """Answers a request whose head is that of the one before; False: it is read like any other."""
         cycle = self.cycle
-        assert self._head is not None and self._at_once is not None
+        assert self._head is not None
         body = body_after(data, *self._head)
         if body is None or not (cycle.response_complete and cycle.keep_alive and self._in_head) or self._head_bytes:
             return False
         cycle.response_started = cycle.response_complete = False
         cycle.default_headers = self.server_state.default_headers
         cycle.scope[CYCLE] = cycle  # type: ignore[literal-required]
-        if self._at_once(cycle.scope, cycle, body, self._caller) is not None:
+        if self._taken(cycle, body, self._caller):
             return True
         del cycle.scope[CYCLE]  # type: ignore[misc]
         cycle.response_started = cycle.response_complete = True
         return False
+
+    def _taken(self, cycle: RequestResponseCycle, body: bytes, caller: object) -> bool:
+        """Whether the application answers without a task."""
+        assert self._at_once is not None
+        try:
+            told = self._at_once(cycle.scope, cycle, body, caller)
+        except Exception:
+            log.exception("a request cannot be answered without a task")
+            cycle.scope[CYCLE] = cycle  # type: ignore[literal-required]
+            return False
+        self._caller = told or self._caller
+        return told is not None
 
     def _body_goes_on(self, came: int) -> None:
         """More of a body came, and that was not all."""
@@ -260,16 +274,11 @@ class Connection(HttpToolsProtocol):
 
     def _begin(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """The request's body is here."""
-        assert self._at_once is not None
-        try:
-            self._caller = self._at_once(cycle.scope, cycle, bytes(cycle.body), None)
-            if self._caller is not None:
-                cycle.body = bytearray()
-                return
-        except Exception:
-            log.exception("a request cannot be answered without a task")
-            cycle.scope[CYCLE] = cycle  # type: ignore[literal-required]
-        super()._start_asgi_task(cycle, app)
+        self._caller = None
+        if self._taken(cycle, bytes(cycle.body), None):
+            cycle.body = bytearray()
+        else:
+            super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -374,7 +383,7 @@ def _short(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether the body's length is said and is little."""
     for name, value in headers:
         if name == b"content-length":
-            return len(value) < LITTLE_DIGITS
+            return value.isdigit() and len(value) < 6 and int(value) <= SHORT_BODY_BYTES
     return False
 
 
