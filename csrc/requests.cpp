@@ -130,7 +130,7 @@ PyObject* body_after(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   at += before;
   Py_ssize_t length = 0;
   const char* digits = at;
-  while (at < end && at - digits < 6 && *at >= '0' && *at <= '9') length = length * 10 + (*at++ - '0');
+  while (at < end && at - digits < 5 && *at >= '0' && *at <= '9') length = length * 10 + (*at++ - '0');
   if (at == digits || *digits == '0' || end - at != after + length ||
       !same(at, PyBytes_AS_STRING(arguments[2]), after))
     Py_RETURN_NONE;

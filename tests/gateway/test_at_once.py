@@ -20,8 +20,12 @@ from tests.gateway.test_access import Store, run
 from tests.lines.line_double import LineDouble, Script
 
 from twinline.gateway import endpoint, forms, listening, repeated
+from twinline.gateway.access import Access, Visit
 from twinline.gateway.app import App
+from twinline.gateway.completions import _Whole
 from twinline.gateway.door import Door
+from twinline.gateway.errors import ApiError
+from twinline.gateway.exchange import Exchange
 from twinline.gateway.forms import MOST_FORMS, Forms
 from twinline.gateway.listening import Server, Stopping, bound, url_of
 from twinline.gateway.meters import Meters
@@ -255,7 +259,74 @@ def test_a_chunked_body_and_an_expectation_are_not_for_it(door: Gateway, taken: 
     assert not taken
 
 
-def test_a_client_that_leaves_before_its_body_or_its_answer(door: Gateway, taken: list[str]) -> None:
+class Heard:
+    """An observer that counts."""
+
+    def __init__(self) -> None:
+        self.begun = self.over = 0
+
+    def began(self, exchange: Exchange, visit: Visit) -> None:
+        self.begun += 1
+
+    def ended(self, exchange: Exchange, visit: Visit) -> None:
+        self.over += 1
+
+
+@pytest.fixture
+def heard(door: Gateway, monkeypatch: pytest.MonkeyPatch) -> Heard:
+    heard = Heard()
+    for each in gc.get_objects():
+        if isinstance(each, Access):
+            monkeypatch.setattr(each, "observers", [heard])
+    return heard
+
+
+def test_observers_hear_of_each_request_twice_and_keep_nothing(door: Gateway, taken: list[str], heard: Heard) -> None:
+    def alive() -> int:
+        return sum(isinstance(each, Exchange) for each in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    before = alive()
+    try:
+        for _ in range(3):
+            assert door.complete(prompt=[5]).status_code == 200
+        assert door.complete(prompt=[]).status_code == 400
+        door.until(lambda: heard.begun == heard.over == 4)
+        assert len(taken) == 2
+        door.until(lambda: alive() <= before + 1)  # a connection may keep its latest
+    finally:
+        gc.enable()
+
+
+def test_an_observer_that_fails_fails_no_request(
+    door: Gateway, taken: list[str], heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Heard, "began", lambda *_: 1 / 0)
+    for _ in range(3):
+        assert door.complete(prompt=[5]).status_code == 200
+    assert len(taken) == 2
+
+
+@pytest.mark.parametrize(("error", "status"), [(ApiError(502, "it left something out"), 502), (KeyError("x"), 500)])
+def test_an_end_that_cannot_be_written_is_told(
+    door: Gateway, taken: list[str], error: Exception, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as of an answer in which the line left out what was asked for: nobody waits for ever."""
+
+    def fails(*_: object) -> bytes:
+        raise error
+
+    for _ in range(2):
+        assert door.complete(prompt=[5, 6], max_tokens=4).status_code == 200
+        with monkeypatch.context() as patched:
+            patched.setattr(_Whole, "end", fails)
+            assert door.complete(prompt=[5, 6], max_tokens=4).status_code == status
+        door.until(lambda: not door.line.calls)
+    assert len(taken) == 3
+
+
+def test_a_client_that_leaves_before_its_body_or_its_answer(door: Gateway, taken: list[str], heard: Heard) -> None:
     raw(door, post(BODY))
     door.double.script = lambda request: Script(tokens=[10] * 200, delay=0.05)
     before = door.double.aborted[:]
@@ -263,6 +334,7 @@ def test_a_client_that_leaves_before_its_body_or_its_answer(door: Gateway, taken
     door.until(lambda: len(door.double.aborted) == len(before) + 1)
     raw(door, post(BODY)[:-3])
     door.until(lambda: not door.line.calls)
+    door.until(lambda: heard.begun == heard.over == 3)
     assert raw(door, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").startswith(b"HTTP/1.1 200 OK")
 
 
@@ -336,6 +408,19 @@ def test_a_model_that_is_another_now_has_no_forms(tiny_folder: Path, taken: list
         made.do(retire())
         assert made.complete(prompt=[5]).status_code == 503
         assert len(taken) == 2, "it was tried at once, and refused as ever"
+        (opened,) = (each for each in gc.get_objects() if isinstance(each, Door) and made.supply in _supplies(each))
+        known = [each for each in gc.get_objects() if isinstance(each, Forms) and each._known]
+
+        async def shut() -> None:
+            opened.shut(MODEL)
+
+        made.do(shut())
+        assert not any(each._known for each in known)
+        assert made.complete(prompt=[5]).status_code == 404
+
+
+def _supplies(door: Door) -> list[Any]:
+    return [served.supply for served in door.models]
 
 
 def test_the_key_is_looked_at_for_every_request(tiny_folder: Path, tmp_path: Path, taken: list[str]) -> None:
@@ -371,6 +456,11 @@ def test_forms_are_few_and_of_short_bodies() -> None:
         known.keep(body(n), form)
     assert known.find(body(0)) is None and known.find(body(9)) is None
     assert known.find(body(10)) == (form, b'"x"') and known.find(body(MOST_FORMS + 9)) is not None
+    assert known.find(body(11)) is not None
+    for n in range(MOST_FORMS + 10, 2 * MOST_FORMS + 9):
+        known.keep(body(n), form)
+    known.keep(body(2 * MOST_FORMS), form)  # it is there: nothing is pushed out
+    assert known.find(body(11)) is not None and known.find(body(12)) is None
     known.keep(json.dumps({"long": "y" * 5000, "prompt": 1}).encode(), form)
     assert known.find(json.dumps({"long": "y" * 5000, "prompt": 1}).encode()) is None
 

@@ -125,7 +125,10 @@ class Access:
             return
         observers = tuple(self.observers)
         for observer in observers:
-            observer.began(exchange, visit)
+            try:
+                observer.began(exchange, visit)
+            except Exception:
+                log.exception("request %s is not told of", exchange.request_id)
 
         def over() -> None:
             for observer in observers:
@@ -133,6 +136,7 @@ class Access:
                     observer.ended(exchange, visit)
                 except Exception:
                     log.exception("request %s is not told of", exchange.request_id)
+            visit.choices = ()  # they know their answer, and it the visit
 
         exchange.afterwards.append(over)
 

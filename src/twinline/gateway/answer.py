@@ -6,6 +6,7 @@ not know how an endpoint shapes its answer: that is its `Shape`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from twinline.gateway.exchange import Exchange
 from twinline.gateway.transcript import COMPILED, Piece
 from twinline.store.usage import Status
 
+log = logging.getLogger(__name__)
 AT_ONCE = 64  # choices of one request that lines work on
 
 
@@ -97,12 +99,26 @@ class Answer:
             return
         self._over = True
         self._name_lines()
-        self._access.book(self._visit, self._exchange, self._model, self._choices, "finished")
-        body = self._shape.end(self._choices)
-        if self._streamed:
+        body, error = self._end()
+        self._access.book(
+            self._visit, self._exchange, self._model, self._choices, "finished" if error is None else "failed"
+        )
+        if error is not None:
+            self._exchange.error(error)
+        elif self._streamed:
             self._exchange.events(body, last=True)
         else:
             self._exchange.json(body)
+
+    def _end(self) -> tuple[bytes, ApiError | None]:
+        """What the shape makes of the end: it may find that the line left something out."""
+        try:
+            return self._shape.end(self._choices), None
+        except ApiError as error:
+            return b"", error
+        except Exception:
+            log.exception("the end of answer %s cannot be written", self._exchange.request_id)
+            return b"", ApiError(500, "The gateway failed; its log says why.", code="internal_error")
 
     def failed(self, choice: Choice, error: ApiError) -> None:
         if not self._over:

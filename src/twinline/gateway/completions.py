@@ -275,7 +275,7 @@ class _Streamed:
     def around(self, index: int) -> Around | None:
         if not self._writers[index].text_alone:
             return None
-        before, _, after = self._envelope.chunk(TextChoice(index, _MARK, None, None, None)).partition(_MARKED)
+        before, _, after = self._envelope.chunk(TextChoice(index, _MARK, None, None, None)).rpartition(_MARKED)
         return {"content": (before, after)}
 
     def end(self, choices: Sequence[Choice]) -> bytes:

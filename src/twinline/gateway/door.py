@@ -5,7 +5,7 @@ Owns finding a model by name. Must not know any endpoint's fields, nor how a req
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from twinline.gateway.access import Access
 from twinline.gateway.errors import bad_request, model_not_found
@@ -38,6 +38,7 @@ class Door:
         self.meters = meters or Meters()
         self.max_body_bytes = max_body_bytes
         self.held = Held(max(MAX_HELD_BYTES, 2 * max_body_bytes))
+        self.on_shut: list[Callable[[ServedModel], None]] = []  # who remembers something of a model
         self._by_name: dict[str, ServedModel] = {}
         for served in models:
             self.open(served)
@@ -57,7 +58,10 @@ class Door:
 
     def shut(self, name: str) -> None:
         """Requests under way go on."""
-        self._by_name.pop(name, None)
+        served = self._by_name.pop(name, None)
+        if served is not None:
+            for forget in self.on_shut:
+                forget(served)
 
     def find(self, name: str | None) -> Target:
         """None means the only model. Raises ApiError 404, or 400 where there are several."""

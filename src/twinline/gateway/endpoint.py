@@ -75,6 +75,8 @@ class Endpoint(Generic[R]):
         self._answer = answer
         self.wording = wording
         self._forms = None if differs_in is None else Forms(differs_in)
+        if self._forms is not None:
+            door.on_shut.append(self._forms.forget)
         self._running = door.meters.running.labels(name)
         self._whole = door.meters.whole.labels(name)
         self._counts: dict[int, Callable[[], None]] = {}
@@ -102,7 +104,7 @@ class Endpoint(Generic[R]):
         visit = self._door.access.enter(exchange)
         body = await exchange.body(self._door.max_body_bytes, self._door.held)
         if body is None:
-            exchange.gone = True
+            exchange.left()
             return
         request = decode(self._decoder, body)
         model = cast(Named, request).model
@@ -134,7 +136,6 @@ class Endpoint(Generic[R]):
         access = self._door.access
         served = form.target.served
         if not self._door.serves(served):
-            self._forms.forget(form)
             return None
         if caller is None or not access.knows(caller.key):
             caller = self._caller(headers_of(scope))

@@ -273,7 +273,8 @@ class Exchange:
         if self.done:
             return
         self.done = True
-        for work in self.afterwards:
+        afterwards, self.afterwards = self.afterwards, []  # they know the exchange
+        for work in afterwards:
             self._connection.loop.call_soon(work)
         if self._wait is not None and not self._wait.done():
             self._wait.set_result(None)

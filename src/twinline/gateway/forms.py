@@ -22,10 +22,11 @@ from twinline.gateway.text.reasoning import ReasoningParser
 
 if TYPE_CHECKING:
     from twinline.gateway.door import Target
+    from twinline.gateway.served import ServedModel
 
 R = TypeVar("R", bound=Common)
 LONGEST_REST_BYTES = 2048  # of a body without its prompt
-MOST_FORMS = 256  # of one endpoint; a client that sends another with each request pushes out the oldest
+MOST_FORMS = 256  # of one endpoint; a client that sends another with each request pushes out those that nobody sends
 
 
 def _cannot_split(body: bytes, name: bytes, /) -> tuple[bytes, bytes] | None:
@@ -97,19 +98,21 @@ class Forms:
         parts = split(body, self._name)
         if parts is None:
             return None
-        form = self._known.get(parts[0])
-        return None if form is None else (form, parts[1])
+        form = self._known.pop(parts[0], None)
+        if form is None:
+            return None
+        self._known[parts[0]] = form  # the oldest is the one that was not asked for longest
+        return form, parts[1]
 
     def keep(self, body: bytes, form: Form[Any]) -> None:
         """A request with that body was answered, and others may follow."""
         parts = split(body, self._name)
         if parts is None or len(parts[0]) > LONGEST_REST_BYTES:
             return
-        if len(self._known) >= MOST_FORMS:
+        if len(self._known) >= MOST_FORMS and parts[0] not in self._known:
             del self._known[next(iter(self._known))]
         self._known[parts[0]] = form
 
-    def forget(self, form: Form[Any]) -> None:
-        """Its model is another now."""
-        served = form.target.served
+    def forget(self, served: ServedModel) -> None:
+        """That model is not there any more."""
         self._known = {rest: other for rest, other in self._known.items() if other.target.served is not served}

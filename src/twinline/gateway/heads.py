@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from uvicorn._types import ASGI3Application, HTTPScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from twinline.gateway.errors import ApiError
+from twinline.gateway.errors import ApiError, stopping
 from twinline.gateway.repeated import body_after, head_of
 from twinline.lines.turn import Outlet, Turn
 
@@ -143,15 +143,18 @@ class Connection(HttpToolsProtocol):
         if self._waits is not None:
             waits, self._waits = self._waits, None
             super()._start_asgi_task(*waits)  # it will find that the client left
-        elif self.cycle is not None and self._caller is not None:
-            self.cycle.on_response = _nothing  # else each would keep the other
+        if self.cycle is not None:
+            self.cycle.on_response = _nothing  # else each would keep the other; uvicorn does so at the end of a task
         if self.watcher is not None:
             watcher, self.watcher = self.watcher, None
             watcher.left()
 
     def cut_off(self) -> None:
         """The server ends and waits for no answer any longer; one that has a task is told by that."""
-        if self.watcher is not None:
+        if self._waits is not None:
+            self._waits = None
+            self._refuse(stopping())
+        elif self.watcher is not None:
             self.watcher.cut_off()
 
     @property

@@ -41,7 +41,7 @@ class Order:
         await access.admit(self._visit, tokens, cost)
 
     def admit_at_once(self, access: Access, prompt_tokens: int, choices: int) -> bool:
-        """False, and nothing set aside, where that would refuse or wait."""
+        """The same without waiting: False, and nothing set aside, where `admit` would refuse or wait."""
         tokens, cost = self._estimate(prompt_tokens, choices)
         return access.admit_at_once(self._visit, tokens, cost)
 
