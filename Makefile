@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 COMPILED := src/twinline/engine/ops/_cpu*.so src/twinline/lines/_events*.so src/twinline/gateway/_requests*.so \
 	src/twinline/gateway/_text_event*.so \
-	src/twinline/gateway/routing/_placement*.so src/twinline/gateway/routing/_books*.so
+	src/twinline/gateway/routing/_placement*.so
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # One thread a process: the suite runs engines beside the tests, and small models gain nothing from more.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false

@@ -173,7 +173,7 @@ class Access:
 
     def allow(self, visit: Visit, model: str) -> None:
         """Raises ApiError 403 if the key is not for that model."""
-        if visit.key is not None and not allowed(visit.key, model):
+        if visit.key is not None and not visit.key.allows(model):
             told = f"The key {visit.key.name} is not allowed to use the model `{model}`."
             raise self._refused(visit, forbidden(told, "model_not_allowed"))
 
@@ -260,10 +260,6 @@ class Access:
             self._journal.commit()
         except OSError as error:
             log.error("usage is not recorded, of some or all of requests %s: %s", ", ".join(booked), error)
-
-
-def allowed(key: Key | None, model: str) -> bool:
-    return key is None or key.allows(model)
 
 
 def secret_of(header: Callable[[str], str | None]) -> str | None:

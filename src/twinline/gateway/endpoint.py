@@ -5,7 +5,7 @@ fields.
 
 A request whose form is known (`forms.py`) and for which nothing has to be waited for, neither a body nor a lease of its
 key's limits, needs no task: all that is left until its answer are callbacks. That is the way of nearly every request of
-a busy gateway, and takes half the time. Where anything is unusual it is not taken, and nothing has happened then.
+a busy gateway, and takes two thirds of the time. Where anything is unusual it is not taken, and nothing has happened then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from twinline.gateway.access import Visit, allowed
+from twinline.gateway.access import Visit
 from twinline.gateway.answer import Answer
 from twinline.gateway.aside import LONG_BODY_BYTES
 from twinline.gateway.door import Door, Target
@@ -139,7 +139,7 @@ class Endpoint(Generic[R]):
             return None
         if caller is None or not access.knows(caller.key):
             caller = self._caller(headers_of(scope))
-        if caller is None or not allowed(caller.key, served.name):
+        if caller is None or (caller.key is not None and not caller.key.allows(served.name)):
             return None
         asked = form.read(part)
         if asked is None:

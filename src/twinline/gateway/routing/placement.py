@@ -58,10 +58,10 @@ class Placement:
         self.waits = True
         self._ended = False
         self._index, self._keys, self._bit, self._prompt = index, keys, station.bit, prompt
+        station.sent(self, now)
         self._balance = self._marked_at = 0.0
         self._marked_tokens = 1
         self._prefill_took: float | None = None
-        station.sent(self, now)
         if keys:
             index.put(keys, station.bit)
 

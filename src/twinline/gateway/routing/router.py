@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any, Literal, overload
 
-from twinline.gateway.routing import compiled  # noqa: F401  # the books' methods
 from twinline.gateway.routing.ask import NOTHING, Ask, Traits
 from twinline.gateway.routing.placement import MIN_PREFILL, Placement, Wait
 from twinline.gateway.routing.policy import SATURATED, TIERS, Policy, tier_of
