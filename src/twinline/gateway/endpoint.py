@@ -5,7 +5,7 @@ fields.
 
 A request whose form is known (`forms.py`) and for which nothing has to be waited for, neither a body nor a lease of its
 key's limits, needs no task: all that is left until its answer are callbacks. That is the way of nearly every request of
-a busy gateway, and takes two thirds of the time. Where anything is unusual it is not taken, and nothing has happened then.
+a busy gateway. Where anything is unusual it is not taken, and nothing has happened then.
 """
 
 from __future__ import annotations
