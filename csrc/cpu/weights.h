@@ -7,8 +7,8 @@ template <typename Form>
 struct Plain {
   using Of = Form;
   static constexpr int kScaleBytes = 0;  // of an output
-  template <int Rows, int Vectors, int Lines>
-  static TWINLINE_ALWAYS_INLINE void run(const Inputs& x, const Group& group, float* totals) {
+  template <int Rows, int Vectors, int Lines, typename AnyGroup>
+  static TWINLINE_ALWAYS_INLINE void run(const Inputs& x, const AnyGroup& group, float* totals) {
     Lanes sums[Rows][Vectors];
     for (int r = 0; r < Rows; ++r)
       for (int v = 0; v < Vectors; ++v) sums[r][v] = load_lanes(totals + r * kBlock + kLanes * v);
@@ -23,8 +23,8 @@ template <typename Form>
 struct Scaled {
   using Of = Form;
   static constexpr int kScaleBytes = 0;
-  template <int Rows, int Vectors, int Lines>
-  static TWINLINE_ALWAYS_INLINE void run(const Inputs& x, const Group& group, float* totals) {
+  template <int Rows, int Vectors, int Lines, typename AnyGroup>
+  static TWINLINE_ALWAYS_INLINE void run(const Inputs& x, const AnyGroup& group, float* totals) {
     Lanes sums[Rows][Vectors];
     for (int r = 0; r < Rows; ++r)
       for (int v = 0; v < Vectors; ++v) sums[r][v] = all_lanes(0.0f);
@@ -43,8 +43,8 @@ template <typename Form, typename Scale = typename Form::Scale>
 struct Integer {
   using Of = Form;
   static constexpr int kScaleBytes = sizeof(Scale);
-  template <int Rows, int Vectors, int Lines>
-  static TWINLINE_ALWAYS_INLINE void run(const Inputs& x, const Group& group, float* totals) {
+  template <int Rows, int Vectors, int Lines, typename AnyGroup>
+  static TWINLINE_ALWAYS_INLINE void run(const Inputs& x, const AnyGroup& group, float* totals) {
     I sums[Rows][Vectors];
     for (int r = 0; r < Rows; ++r) {
       const I start = all_of(Form::kOffset ? x.starts[r * x.groups + group.index] : 0);
@@ -69,7 +69,7 @@ struct Walk {
   const Weight& w;
   const char *begin, *end, *following;  // `following`: the block that comes next, as far as is known
   int64_t value_bytes;                  // of the rows
-  int64_t distance = 3072;              // bytes between the weights in use and those called for
+  int64_t distance = kAheadBytes;
 
   // With a group gone through more than once, the next one comes meanwhile.
   Walk by_group() const {
@@ -146,50 +146,82 @@ inline void walk_rows(const Walk& walk, const Inputs& x, float* totals) {
 
 #else
 
-// A group's steps by parts of kAtOnce vectors. To go through memory in its order, once, and then through what lies together is much
-// faster than to take a quarter of every step four times: two rows would take twice as long as one.
-inline void part(const void* from, int64_t steps, char* to) {
-  const char* at = static_cast<const char*>(from);
-  for (int64_t step = 0; step < steps; ++step, to += kPartBytes)
-    for (int64_t p = 0; p < kStepBytes / kPartBytes; ++p)
-      for (int v = 0; v < kAtOnce; ++v, at += kVectorBytes) store_bytes(to + p * steps * kPartBytes + v * kVectorBytes, load_bytes(at));
+// A row through a group as it lies in memory. Functions of their own, this and the next: inlined, GCC finds too few registers.
+template <typename Kind>
+__attribute__((noinline)) void run_row(const Inputs& x, const Group& group, float* totals) {
+  Kind::template run<1, kVectors, 4>(x, group, totals);
 }
 
-template <typename Kind, int Rows>
-inline void run_rows(int64_t rows, const Inputs& x, Group group, float* totals) {
-  if (rows < Rows) {
-    if constexpr (Rows > 2) run_rows<Kind, Rows - 1>(rows, x, group, totals);
-    return;
-  }
-  const int64_t bytes = group.steps * kPartBytes;
-  for (int p = 0; p < kVectors / kAtOnce; ++p) {
-    Kind::template run<Rows, kAtOnce, 0>(x, group, totals);
-    group.data = static_cast<const char*>(group.data) + bytes;
+// Whether a group comes into parts with the products of the one before. Of nibbles it is so short that it is there when it is asked for.
+template <typename Kind>
+constexpr bool parts_ahead = Kind::Of::kInputs < 8;
+
+// A tile of rows through all parts of a group.
+template <typename Kind, int Rows, int Lines>
+__attribute__((noinline)) void run_tile(const Inputs& x, Parted group, float* totals) {
+  for (int p = 0; p < kVectors / kAtOnce; ++p, totals += kLanes * kAtOnce) {
+    Kind::template run<Rows, kAtOnce, Lines>(x, group, totals);
+    group.data = static_cast<const char*>(group.data) + group.steps * kPartBytes;
     group.scales = static_cast<const char*>(group.scales) + Kind::kScaleBytes * kLanes * kAtOnce;
-    totals += kLanes * kAtOnce;
+    group.next.chunk += group.steps;
   }
 }
 
-// All rows through a group, by tiles alike in size.
+template <typename Kind, int Lines, int Rows>
+inline void run_rows(int64_t rows, const Inputs& x, const Parted& group, float* totals) {
+  if (rows == Rows) return run_tile<Kind, Rows, Lines>(x, group, totals);
+  if constexpr (Rows > 1) run_rows<Kind, Lines, Rows - 1>(rows, x, group, totals);
+}
+
+// All rows through a group's parts, by tiles alike in size. The next one comes into parts with the first tile, if there is one.
 template <typename Kind, int Tile>
-inline void run_group(const Inputs& x, Group group, float* totals) {
+inline void run_parts(const Inputs& x, const Parted& group, float* totals) {
   using Value = typename Kind::Of::Value;
-  for (const char* p = group.ahead_end - group.scale_bytes; p < group.ahead_end; p += 64) call_for(p);
-  if (x.rows == 1) return Kind::template run<1, kVectors, 4>(x, group, totals);
-  alignas(64) char parts[kPlainSteps * kStepBytes];
-  part(group.data, group.steps, parts);
-  group.data = parts;
   const int64_t tiles = (x.rows + Tile - 1) / Tile;
   for (int64_t t = 0, row = 0; t < tiles; ++t) {
     const int64_t rows = x.rows / tiles + (t < x.rows % tiles);
-    run_rows<Kind, Tile>(rows, x.from<Value>(row, rows), group, totals + row * kBlock);
+    const Inputs some = x.from<Value>(row, rows);
+    float* to = totals + row * kBlock;
     row += rows;
+    if constexpr (parts_ahead<Kind>)
+      if (t == 0 && group.next.from) {
+        run_rows<Kind, kParting, Tile>(rows, some, group, to);
+        continue;
+      }
+    run_rows<Kind, 0, Tile>(rows, some, group, to);
   }
+}
+
+inline void part(const Parting& p) {
+  for (int64_t chunk = 0; chunk < p.steps * (kStepBytes / kPartBytes); ++chunk) part_chunk(p, chunk);
+}
+
+// All rows through a group that stands alone.
+template <typename Kind, int Tile>
+inline void run_group(const Inputs& x, const Group& group, float* totals) {
+  if (x.rows == 1) return run_row<Kind>(x, group, totals);
+  alignas(64) char parts[kPlainSteps * kStepBytes];
+  part({static_cast<const char*>(group.data), parts, group.steps, 0});
+  Parted parted{group, {}};
+  parted.data = parts;
+  run_parts<Kind, Tile>(x, parted, totals);
 }
 
 template <typename Kind, int Tile>
 inline void walk_rows(const Walk& walk, const Inputs& x, float* totals) {
-  walk.each(x, [&](const Inputs& some, const Group& group) { run_group<Kind, Tile>(some, group, totals); });
+  if (x.rows == 1) return walk.each(x, [&](const Inputs& some, const Group& group) { run_row<Kind>(some, group, totals); });
+  alignas(64) char parts[2][kPlainSteps * kStepBytes];
+  bool ready = false;  // this group came into parts with the one before
+  walk.each(x, [&](const Inputs& some, const Group& group) {
+    const char* data = static_cast<const char*>(group.data);
+    char* here = parts[group.index % 2];
+    if (!ready) part({data, here, group.steps, 0});
+    ready = parts_ahead<Kind> && (group.index + 2) * walk.l.group_inputs <= walk.w.inputs;  // another of as many steps follows
+    Parted parted{group, {}};
+    parted.data = here;
+    if (ready) parted.next = {data + walk.l.group_bytes, parts[(group.index + 1) % 2], group.steps, 0};
+    run_parts<Kind, Tile>(some, parted, totals);
+  });
 }
 
 #endif
