@@ -117,7 +117,8 @@ bool same(const char* one, const char* other, Py_ssize_t size) {
   return difference == 0;
 }
 
-// body_after(data, before, after) -> the body, if data are `before`, its length in digits, `after` and it; or None
+// body_after(data, before, after) -> the body, if data are `before`, its length in digits, `after` and it; its length, if
+// data end before it; or None
 PyObject* body_after(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 3 || !PyBytes_Check(arguments[0]) || !PyBytes_Check(arguments[1]) || !PyBytes_Check(arguments[2])) {
     PyErr_SetString(PyExc_TypeError, "body_after takes data and two parts of a head, all bytes");
@@ -131,15 +132,16 @@ PyObject* body_after(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Py_ssize_t length = 0;
   const char* digits = at;
   while (at < end && at - digits < 5 && *at >= '0' && *at <= '9') length = length * 10 + (*at++ - '0');
-  if (at == digits || *digits == '0' || end - at != after + length ||
-      !same(at, PyBytes_AS_STRING(arguments[2]), after))
+  const Py_ssize_t left = end - at - after;
+  if (at == digits || *digits == '0' || (left != 0 && left != length) || !same(at, PyBytes_AS_STRING(arguments[2]), after))
     Py_RETURN_NONE;
+  if (left == 0) return PyLong_FromSsize_t(length);
   return PyBytes_FromStringAndSize(at + after, length);
 }
 
 PyMethodDef methods[] = {
     {"body_after", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(body_after)), METH_FASTCALL,
-     "The body of a request whose head is known but for the length, or None."},
+     "The body of a request whose head is known but for the length, that length where it is to come, or None."},
     {"split", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(split)), METH_FASTCALL,
      "A body without one field's value, and that value; or None."},
     {nullptr, nullptr, 0, nullptr},

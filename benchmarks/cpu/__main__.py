@@ -90,7 +90,9 @@ def measured(bench: Bench, probe: Probe, turn: Turn, threads: int) -> Record:
     figures, facts, error = {}, {}, ""
     try:
         arguments = dict(scenario.arguments)
-        figures = bench.measure(turn.contender, turn.model, turn.precision, threads, scenario.kind, arguments)
+        figures = bench.measure(
+            turn.contender, turn.model, turn.precision, threads, scenario.kind, arguments, scenario.options
+        )
         facts = figures.pop("facts", {})
     except (Failed, RuntimeError, OSError) as failure:
         error = str(failure)

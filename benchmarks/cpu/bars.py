@@ -140,6 +140,16 @@ def scaling(results: Results, precision: str) -> Verdict:
     return Verdict(bar, speed / read, 0.9, True, f"{speed:.2f}x beside {read:.2f}x of bandwidth")
 
 
+def guessing(results: Results, precision: str) -> Verdict:
+    """One user's tokens with guesses over those without. Random weights answer in circles, which allows them."""
+    bar = f"{precision}, 1 user: n-gram speculation over plain decoding"
+    with_them, plain = (results.get((QWEN, precision, name, "native")) for name in ("decode 1, n-gram", "decode 1"))
+    a, b = (s.figure(SPEED) if s else None for s in (with_them, plain))
+    if not (a and b):
+        return Verdict(bar, None, 1.5, True, "not run")
+    return Verdict(bar, a.median / b.median, 1.5, True, f"{_says(a)} beside {_says(b)}")
+
+
 def verdicts(results: Results) -> Iterator[Verdict]:
     """Every bar, in the order of the issue."""
     llama = ("llama.cpp", "llama-server")
@@ -153,6 +163,8 @@ def verdicts(results: Results) -> Iterator[Verdict]:
         "int4: bits a weight, at most llama.cpp's", mine.bits if mine and theirs else None,
         theirs.bits if theirs else 4.5, False, "scales included",
     )  # fmt: skip
+    for precision in ("bfloat16", "int8", "int4"):
+        yield guessing(results, precision)
     for precision, eight, many in (("bfloat16", (1.3, 53), (1.2, 92)), ("int8", (1.4, 67), (1.6, 103)),
                                    ("int4", (1.3, 75), (1.4, 111))):  # fmt: skip
         for users, (bound, once) in ((8, eight), (32, many)):

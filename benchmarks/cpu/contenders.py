@@ -73,12 +73,13 @@ class Bench:
         else:
             self.wanted(contender, model, precision, 1)
 
-    def wanted(self, contender: str, model: str, precision: str, threads: int) -> Wanted:
+    def wanted(self, contender: str, model: str, precision: str, threads: int, options: tuple[str, ...] = ()) -> Wanted:
         checkpoint = self.checkpoint(model)
         need = _need(model, contender, precision)
         if contender in OURS:
             form = self.forms.get(precision, precision)
-            return Wanted(contender, Path(sys.executable), contender, checkpoint, form, threads, need, (), HUGE_PAGES)
+            python = Path(sys.executable)
+            return Wanted(contender, python, contender, checkpoint, form, threads, need, options, HUGE_PAGES)
         if contender == "llama-server":
             program = ("LLAMA_SERVER", str(self.peers.llama_tool("llama-server")))
             file = self.peers.gguf(checkpoint, precision)
@@ -93,12 +94,14 @@ class Bench:
         return Wanted(contender, python, "vllm", checkpoint, precision, threads, need)
 
     def measure(
-        self, contender: str, model: str, precision: str, threads: int, scenario: str, arguments: dict[str, Any]
-    ) -> dict[str, Any]:
+        self, contender: str, model: str, precision: str, threads: int, scenario: str, arguments: dict[str, Any],
+        options: tuple[str, ...] = (),
+    ) -> dict[str, Any]:  # fmt: skip
         """Figures of one run. Raises Failed or RuntimeError."""
         if contender == "llama.cpp":
             return self._by_tool(model, precision, threads, scenario, arguments)
-        wanted = dataclasses.replace(self.wanted(contender, model, precision, threads), priority=self.priority)
+        wanted = self.wanted(contender, model, precision, threads, options)
+        wanted = dataclasses.replace(wanted, priority=self.priority)
         vocab = _vocab(self.checkpoint(model))
         if scenario == "start":
             self.sessions.drop(wanted)

@@ -20,6 +20,7 @@ class Scenario:
     arguments: tuple[tuple[str, int], ...] = ()
     rounds: int = 5
     threads: int = 0  # 0: all
+    options: tuple[str, ...] = ()  # of our own engine, as `speculation=ngram`
 
 
 def scenario_list(quick: bool, rounds: int) -> tuple[Scenario, ...]:
@@ -28,32 +29,34 @@ def scenario_list(quick: bool, rounds: int) -> tuple[Scenario, ...]:
     users = (1, 2, 4) if quick else (1, 8, 32)
     long = (32, 128) if quick else (512, 4096)
 
-    def decode(name: str, count: int, times: int, threads: int = 0) -> Scenario:
-        return Scenario(name, "decode", (("users", count), ("prompt", prompt), ("new", new)), times, threads)
+    def decode(name: str, count: int, times: int, threads: int = 0, *options: str) -> Scenario:
+        return Scenario(name, "decode", (("users", count), ("prompt", prompt), ("new", new)), times, threads, options)
 
     return (
         Scenario("start", "start", rounds=rounds),
         *(decode(f"decode {n}", n, rounds + 2 if n == 1 and rounds > 1 else rounds) for n in users),
-        decode("decode 1, 1 thread", 1, rounds, threads=1),
+        decode("decode 1, 1 thread", 1, rounds, 1),
+        decode("decode 1, n-gram", 1, rounds, 0, "speculation=ngram"),
         *(Scenario(f"prefill {n}", "prefill", (("tokens", n),), rounds) for n in long),
         Scenario("beside", "beside", (("tokens", long[0]),), rounds),
     )
 
 
 def takes_part(contender: str, model: str, precision: str, scenario: Scenario) -> bool:
-    """Whether a figure is wanted: llama.cpp's tool has neither starts nor gaps, its server only these; one thread is
-    asked of the engine alone; of tiny-r1 one user and the start; of the latent shapes decoding."""
+    """Whether a figure is wanted: llama.cpp's tool has neither starts nor gaps, its server only these; one thread and
+    guesses are asked of the engine alone; of tiny-r1 one user and the start; of the latent shapes decoding."""
     if not runs(contender, model, precision):
         return False
+    alone = bool(scenario.threads or scenario.options)
     if model == EMBEDDED:
         return scenario.name in ("start", "decode 1")
     if model.startswith(("v3", "v2")):
-        return scenario.kind == "decode" and not scenario.threads and contender in ("native", "llama.cpp")
+        return scenario.kind == "decode" and not alone and contender in ("native", "llama.cpp")
     if contender == "llama.cpp":
-        return scenario.kind in ("decode", "prefill") and not scenario.threads
+        return scenario.kind in ("decode", "prefill") and not alone
     if contender == "llama-server" and scenario.kind == "prefill":
         return False
-    if scenario.threads:
+    if alone:
         return contender == "native"
     return not (contender == "serve" and scenario.kind == "prefill")
 

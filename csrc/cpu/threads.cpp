@@ -50,9 +50,10 @@ class Pool {
       workers_.emplace_back([this] { work(); });
       if (pin) pin_to(workers_.back(), i + 1);
     }
+    size_.store(int(workers_.size()) + 1, std::memory_order_relaxed);
   }
 
-  int size() const { return int(workers_.size()) + 1; }
+  int size() const { return size_.load(std::memory_order_relaxed); }
 
   // False, and nothing done, if another caller's region is open.
   bool share(int64_t count, Task task, void* context) {
@@ -142,6 +143,7 @@ class Pool {
 
  private:
   std::vector<std::thread> workers_;
+  std::atomic<int> size_{1};
   std::mutex caller_, mutex_;
   std::condition_variable awake_;
   std::atomic<int> sleepers_{0};
@@ -215,11 +217,9 @@ void share(int64_t count, Task task, void* context) {
 }
 
 Live::Live() {
-  if (threads() > 1 && pool().live.fetch_add(1) == 0) pool().wake();
+  if (pool().live.fetch_add(1) == 0 && threads() > 1) pool().wake();
 }
 
-Live::~Live() {
-  if (threads() > 1) pool().live.fetch_sub(1);
-}
+Live::~Live() { pool().live.fetch_sub(1); }
 
 }  // namespace twinline

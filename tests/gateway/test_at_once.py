@@ -19,7 +19,7 @@ from tests.gateway.several import Several
 from tests.gateway.test_access import Store, run
 from tests.lines.line_double import LineDouble, Script
 
-from twinline.gateway import endpoint, forms, listening, repeated
+from twinline.gateway import endpoint, forms, heads, listening, repeated
 from twinline.gateway.access import Access, Visit
 from twinline.gateway.app import App
 from twinline.gateway.completions import _Whole
@@ -206,6 +206,63 @@ def test_head_and_body_may_come_apart_and_requests_together(door: Gateway, taken
     assert taken.count("first") + taken.count("again") == 7
 
 
+def apart(body: bytes, *headers: str) -> tuple[bytes, bytes]:
+    """A request in two pieces, as many clients write it."""
+    whole = post(body, *headers)
+    return whole[: len(whole) - len(body)], body
+
+
+def test_a_head_is_known_again_that_comes_before_its_body(door: Gateway, taken: list[str]) -> None:
+    raw(door, post(BODY))
+    head, body = apart(BODY)
+    longer = apart(LONGER)
+    answers = raw(door, head, body, head, body, *longer, post(BODY), head, body, head, body[:9], body[9:], *longer)
+    assert answers.count(b"HTTP/1.1 200 OK") == 7
+    assert taken == ["first", "again", "again", "again", "again", "first", "again"]
+    taken.clear()
+    other = apart(BODY, "x-request-id: other")
+    answers = raw(door, head, body, *other, *other, head, body, other[0], body + post(LONGER))
+    assert answers.count(b"HTTP/1.1 200 OK") == 6 and answers.count(b"x-request-id: other\r\n") == 3
+    assert taken == ["first", "first", "again", "first", "first", "first"]
+
+
+def test_the_end_of_a_head_is_no_head(door: Gateway, taken: list[str]) -> None:
+    """A head that came in pieces is not remembered by the last of them."""
+    raw(door, post(BODY))
+    whole = post(BODY)
+    cut = whole.index(b"Content")
+    for pieces in ((whole[:cut], whole[cut:]), (whole[:cut], whole[cut : -len(BODY)], BODY)):
+        taken.clear()
+        answers = raw(door, *pieces, whole[cut:])
+        assert answers.count(b"HTTP/1.1 200 OK") == 1 and answers.count(b"HTTP/1.1 400 ") == 1
+        assert taken == ["first"]
+
+
+def test_a_known_head_whose_body_does_not_come(
+    door: Gateway, taken: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw(door, post(BODY))
+    head, _ = apart(BODY)
+    monkeypatch.setattr(heads, "BODY_SILENCE_SECONDS", 0.4)
+    monkeypatch.setattr(heads.Connection, "_look_again", soon)
+    host, port = door.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as wire:
+        wire.sendall(post(BODY))
+        assert wire.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        wire.sendall(head)
+        assert wire.recv(65536).startswith(b"HTTP/1.1 408 ")
+        assert not wire.recv(65536)
+    raw(door, post(BODY), head)  # and leaves
+    assert raw(door, post(BODY)).startswith(b"HTTP/1.1 200 OK")
+
+
+def soon(connection: heads.Connection, seconds: float) -> None:
+    """Looks at an idle connection sooner than its time to live would have it, and finds that it may live on."""
+    connection.timeout_keep_alive_task = connection.loop.call_later(
+        min(seconds, 0.3), connection.timeout_keep_alive_handler
+    )
+
+
 @pytest.mark.parametrize("size", [15_000, 20_000, 66_000, 99_000, 200_000])
 def test_a_body_of_any_size_comes_in_pieces(door: Gateway, taken: list[str], size: int) -> None:
     """What uvicorn does not take unasked is not waited for before somebody asks."""
@@ -219,7 +276,7 @@ def test_a_body_of_any_size_comes_in_pieces(door: Gateway, taken: list[str], siz
 
 
 def test_who_asks_is_who_this_head_names(door: Gateway, taken: list[str]) -> None:
-    """A head that came in pieces is not remembered, and neither is the one before it."""
+    """Whatever pieces a head came in, and whatever came before it."""
     raw(door, post(BODY))
     mine, yours = post(BODY, "x-request-id: mine"), post(BODY, "x-request-id: yours")
     answers = raw(door, mine, mine, yours[: -len(BODY)], BODY, mine, yours[:30], yours[30:], mine, mine)
@@ -539,7 +596,7 @@ def test_the_body_after_a_known_head() -> None:
     head = repeated.head_of(b"POST / HTTP/1.1\r\nContent-Length: 2\r\nx: y\r\n\r\n{}")
     assert head == (b"POST / HTTP/1.1\r\nContent-Length: ", b"\r\nx: y\r\n\r\n")
 
-    def after(length: bytes, body: bytes, end: bytes = head[1]) -> bytes | None:
+    def after(length: bytes, body: bytes, end: bytes = head[1]) -> bytes | int | None:
         return repeated.body_after(head[0] + length + end + body, *head)
 
     assert after(b"2", b"{}") == b"{}" and after(b"12", b"x" * 12) == b"x" * 12
@@ -553,6 +610,8 @@ def test_the_body_after_a_known_head() -> None:
         (b"2 ", b"{}"),
     ):
         assert after(length, body) is None
+    assert after(b"2", b"") == 2 and after(b"12", b"") == 12  # it is to come
+    assert after(b"2", b"", head[1][:-1]) is None and after(b"2", b"", b"\r\nx: z\r\n\r\n") is None
     assert after(b"2", b"{}", b"\r\nx: z\r\n\r\n") is None
     assert after(b"9999999", b"{}") is None
     assert repeated.body_after(head[0], *head) is None

@@ -27,6 +27,7 @@ class Opened:
         }
         if asked.precision not in PLAIN:
             wanted["weights"] = asked.precision
+        wanted |= dict(option.split("=", 1) for option in asked.options)
         known = {field.name for field in dataclasses.fields(Options)}
         if missing := wanted.keys() - known:
             raise SystemExit(f"this Twinline has no option {', '.join(sorted(missing))}")

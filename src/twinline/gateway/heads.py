@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +17,7 @@ from uvicorn._types import ASGI3Application, HTTPScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from twinline.gateway.errors import ApiError, stopping
-from twinline.gateway.repeated import body_after, head_of
+from twinline.gateway.repeated import Repeated, is_short, without_upgrade
 from twinline.lines.turn import Outlet, Turn
 
 MAX_HEAD_BYTES = 64 << 10  # an endless header would block the loop: the parser copies what it has for every read
@@ -35,9 +33,7 @@ SWEEP_SHARE = 64  # the part of all connections that is closed at once when ther
 FULL_SECONDS = 0.25  # for how long it is believed that no connection is idle
 CONNECTION = "twinline.connection"  # where a scope names its connection
 CYCLE = "twinline.cycle"  # and uvicorn's book of the request and its answer
-SHORT_BODY_BYTES = 16 << 10  # of a body waited for before a task begins; uvicorn takes 64 KiB unasked
 log = logging.getLogger(__name__)
-_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 class Watcher(Protocol):
@@ -86,12 +82,12 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
-        self._idle_since = 0.0
+        self._idle_since = 0.0  # or a head that came again waits for its body
         # An application that can do without a task says so.
         self._at_once: AtOnce | None = getattr(self.app, "at_once", None)
         self._waits: tuple[RequestResponseCycle, ASGI3Application] | None = None  # for the rest of its body
-        self._head: tuple[bytes, bytes] | None = None  # of the latest request, to know it again
-        self._caller: object = None  # as that says
+        self._repeated = Repeated()
+        self._caller: object = None  # as the latest head says
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.turn = Turn.of(self.loop)
@@ -124,7 +120,7 @@ class Connection(HttpToolsProtocol):
     @property
     def idle(self) -> bool:
         """No request is under way: none came, or not yet its whole head, or all were answered."""
-        return self._in_head and (self.cycle is None or self.cycle.response_complete)
+        return self._in_head and not self._repeated.held and (self.cycle is None or self.cycle.response_complete)
 
     @property
     def since(self) -> float:
@@ -176,17 +172,26 @@ class Connection(HttpToolsProtocol):
             self.watcher.free()
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf or (self._head is not None and self._again(data)):
+        if self._deaf:
             return
+        repeated = self._repeated
+        if repeated.known is not None:
+            if repeated.held:
+                data, repeated.held = repeated.held + data, b""
+            if self._again(data):
+                return
         whole = self._in_head and not self._head_bytes
         if self._in_head:
-            self._head = self._caller = None
+            repeated.forget()
+            self._caller = None
             self._head_bytes += len(data)
             if b"pgrade:" in data:
                 data, whole = without_upgrade(data), False
         super().data_received(data)
-        if whole and self._caller is not None:
-            self._head = head_of(data)
+        if self._caller is not None and (whole or repeated.alone):
+            repeated.keep(data)
+        elif whole and not self._in_head:
+            repeated.alone = data
         if self.transport.is_closing():
             return
         if not self._in_head:
@@ -202,10 +207,14 @@ class Connection(HttpToolsProtocol):
     def _again(self, data: bytes) -> bool:
         """Answers a request whose head is that of the one before; False: it is read like any other."""
         cycle = self.cycle
-        assert self._head is not None
-        body = body_after(data, *self._head)
-        if body is None or not (cycle.response_complete and cycle.keep_alive and self._in_head) or self._head_bytes:
+        if not (cycle.response_complete and cycle.keep_alive and self._in_head) or self._head_bytes:
             return False
+        body = self._repeated.body_in(data)
+        if body is None:
+            return False
+        if not body:
+            self._idle_since = self.loop.time()
+            return True
         cycle.response_started = cycle.response_complete = False
         cycle.default_headers = self.server_state.default_headers
         cycle.scope[CYCLE] = cycle  # type: ignore[literal-required]
@@ -268,7 +277,7 @@ class Connection(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
         elif not cycle.more_body:
             self._begin(cycle, app)
-        elif _short(cycle.scope["headers"]):
+        elif is_short(cycle.scope["headers"]):
             self._waits = cycle, app
         else:
             super()._start_asgi_task(cycle, app)
@@ -322,11 +331,14 @@ class Connection(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         self.timeout_keep_alive_task = None
-        if not self.idle or self._head_timer is not None:
+        held = self._repeated.held
+        if not (self.idle or held) or self._head_timer is not None:
             return  # the end of the next answer sets it again
-        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        left = self._idle_since + (BODY_SILENCE_SECONDS if held else self.timeout_keep_alive) - self.loop.time()
         if left > 0:
             self._look_again(left)
+        elif held:
+            self._body_too_slow()
         else:
             self._close()
 
@@ -378,18 +390,3 @@ class Connection(HttpToolsProtocol):
 
 
 def _nothing() -> None: ...
-
-
-def _short(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether the body's length is said and is little."""
-    for name, value in headers:
-        if name == b"content-length":
-            return value.isdigit() and len(value) < 6 and int(value) <= SHORT_BODY_BYTES
-    return False
-
-
-def without_upgrade(data: bytes) -> bytes:
-    """The bytes of a head that ask for no other protocol, as HTTP allows a server to read it. httptools would take what
-    follows for that protocol, the body too: Java's client asks so with every request."""
-    head, end, rest = data.partition(b"\r\n\r\n")
-    return _UPGRADE.sub(b"\r\nx-upgrade:", head) + end + rest
