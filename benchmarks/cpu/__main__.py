@@ -33,9 +33,9 @@ from benchmarks.cpu.results import Record, append, load, summarised
 from benchmarks.cpu.session import Failed, Sessions
 from benchmarks.cpu.table import report
 
-FULL = ("tiny-r1", "qwen-1.5b", "v3-small", "v2-lite-5")
+FULL = ("tiny-r1", "qwen-1.5b", "qwen-1.5b-circles", "v3-small", "v2-lite-5")
 MOST_FAILURES = 3  # of one contender with one model, before its turns are passed over
-QUICK = ("tiny-r1", "qwen-small", "v3-tiny")
+QUICK = ("tiny-r1", "qwen-small", "qwen-small-circles", "v3-tiny")
 
 
 def arguments() -> argparse.Namespace:

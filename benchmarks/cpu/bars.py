@@ -141,9 +141,11 @@ def scaling(results: Results, precision: str) -> Verdict:
 
 
 def guessing(results: Results, precision: str) -> Verdict:
-    """One user's tokens with guesses over those without. Random weights answer in circles, which allows them."""
-    bar = f"{precision}, 1 user: n-gram speculation over plain decoding"
-    with_them, plain = (results.get((QWEN, precision, name, "native")) for name in ("decode 1, n-gram", "decode 1"))
+    """One user's tokens with guesses over those without, of text that goes in circles."""
+    bar = f"{precision}, 1 user: n-gram speculation over plain decoding, text that repeats"
+    with_them, plain = (
+        results.get(("qwen-1.5b-circles", precision, name, "native")) for name in ("decode 1, n-gram", "decode 1")
+    )
     a, b = (s.figure(SPEED) if s else None for s in (with_them, plain))
     if not (a and b):
         return Verdict(bar, None, 1.5, True, "not run")

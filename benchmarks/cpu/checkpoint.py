@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from benchmarks.cpu.shapes import SHAPES, Config, tensors, values
+from benchmarks.cpu.shapes import CIRCLES, SHAPES, Config, tensors, values
 
 DEVIATION = 0.02  # as models are initialised: nothing overflows, in any number of layers
 FLOAT32 = ("e_score_correction_bias",)  # as DeepSeek publishes it
 DRAWN = 2**24 + 43  # values drawn, and repeated: no period of a matrix's rows divides it
+CIRCLE = 16  # tokens: each is followed by the next of its sixteen
 END = "<|endoftext|>"  # as Qwen calls it: readers of its shape add it where it is missing, beyond the vocabulary
 
 
@@ -27,15 +28,19 @@ def make(shape: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "model.unfinished"
     with unfinished.open("wb") as file:
-        write(config, file)
+        write(config, file, in_circles=shape in CIRCLES)
     unfinished.replace(folder / "model.safetensors")
     write_tokenizer(config["vocab_size"], folder)
     (folder / "config.json").write_text(json.dumps(config, indent=1))  # last: it says that all is there
     return folder
 
 
-def write(config: Config, file: BinaryIO) -> None:
-    """Header and values in safetensors' format: little-endian length, JSON of offsets, then the bytes in that order."""
+def write(config: Config, file: BinaryIO, in_circles: bool = False) -> None:
+    """Header and values in safetensors' format: little-endian length, JSON of offsets, then the bytes in that order.
+
+    What is said goes `in_circles` where the layers' norms are 0, so that they add nothing to a token's embedding, and a
+    token's row of the head is the embedding of the one before it. All else is read and multiplied as ever.
+    """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, shape in tensors(config):
@@ -52,8 +57,10 @@ def write(config: Config, file: BinaryIO) -> None:
         if name.endswith(FLOAT32):
             file.write(np.zeros(values(shape), "<f4").tobytes())
         elif len(shape) == 1:
-            value = 0.0 if name.endswith("bias") else 1.0
-            file.write(bfloat16(np.full(values(shape), value, np.float32)).tobytes())
+            nothing = name.endswith("bias") or (in_circles and name.endswith("layernorm.weight"))
+            file.write(bfloat16(np.full(values(shape), 0.0 if nothing else 1.0, np.float32)).tobytes())
+        elif in_circles and name == "lm_head.weight":
+            _follow(drawn, shape, file)
         else:
             begin = _repeat(drawn, begin, values(shape), file)
 
@@ -66,6 +73,15 @@ def _repeat(drawn: np.ndarray, begin: int, count: int, file: BinaryIO) -> int:
         count -= len(part)
         begin = (begin + len(part)) % len(drawn)
     return begin
+
+
+def _follow(drawn: np.ndarray, shape: tuple[int, ...], file: BinaryIO) -> None:
+    """A head by which every token is followed by the next of its circle. Embeddings were drawn first."""
+    tokens, hidden = shape
+    for token in range(0, tokens, CIRCLE):
+        count = min(CIRCLE, tokens - token)
+        places = np.arange(token * hidden, (token + count) * hidden) % len(drawn)
+        file.write(np.roll(drawn[places].reshape(count, hidden), 1, axis=0).tobytes())
 
 
 def bfloat16(values: np.ndarray) -> np.ndarray:

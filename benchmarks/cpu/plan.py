@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.cpu.contenders import CONTENDERS, EMBEDDED, runs
+from benchmarks.cpu.shapes import CIRCLES
+
+GUESSED = ("decode 1", "decode 1, n-gram")  # asked of text that can be guessed
 
 
 @dataclass(frozen=True)
@@ -43,20 +46,24 @@ def scenario_list(quick: bool, rounds: int) -> tuple[Scenario, ...]:
 
 
 def takes_part(contender: str, model: str, precision: str, scenario: Scenario) -> bool:
-    """Whether a figure is wanted: llama.cpp's tool has neither starts nor gaps, its server only these; one thread and
-    guesses are asked of the engine alone; of tiny-r1 one user and the start; of the latent shapes decoding."""
+    """Whether a figure is wanted: llama.cpp's tool has neither starts nor gaps, its server only these; one thread is
+    asked of the engine alone, guesses of the text that can be guessed; of tiny-r1 one user and the start; of the latent
+    shapes decoding."""
     if not runs(contender, model, precision):
         return False
-    alone = bool(scenario.threads or scenario.options)
+    if model in CIRCLES:
+        return contender == "native" and scenario.name in GUESSED
+    if scenario.options:
+        return False
     if model == EMBEDDED:
         return scenario.name in ("start", "decode 1")
     if model.startswith(("v3", "v2")):
-        return scenario.kind == "decode" and not alone and contender in ("native", "llama.cpp")
+        return scenario.kind == "decode" and not scenario.threads and contender in ("native", "llama.cpp")
     if contender == "llama.cpp":
-        return scenario.kind in ("decode", "prefill") and not alone
+        return scenario.kind in ("decode", "prefill") and not scenario.threads
     if contender == "llama-server" and scenario.kind == "prefill":
         return False
-    if alone:
+    if scenario.threads:
         return contender == "native"
     return not (contender == "serve" and scenario.kind == "prefill")
 

@@ -134,13 +134,16 @@ V3_TINY: Config = V3_SMALL | {
 
 SHAPES: dict[str, Config] = {
     "qwen-1.5b": R1_DISTILL_QWEN_1_5B,
+    "qwen-1.5b-circles": R1_DISTILL_QWEN_1_5B,
     "v3-small": V3_SMALL,
     # The whole V2-Lite is 31 GB in bfloat16: a file of its layers' exact shape, a fifth of them, is enough to compare.
     "v2-lite-5": V2_LITE | {"num_hidden_layers": 5},
     "v2-lite": V2_LITE,
     "qwen-small": QWEN_SMALL,
+    "qwen-small-circles": QWEN_SMALL,
     "v3-tiny": V3_TINY,
 }
+CIRCLES = ("qwen-1.5b-circles", "qwen-small-circles")  # what they say goes in circles: text that can be guessed
 
 
 def read_config(folder: Path) -> Config:

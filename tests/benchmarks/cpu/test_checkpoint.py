@@ -45,6 +45,18 @@ def test_a_checkpoint_can_be_read(name: str, tmp_path: Path) -> None:
     assert sorted(words.values()) == list(range(config["vocab_size"]))
 
 
+def test_what_goes_in_circles_says_each_token_after_the_one_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "DRAWN", 2**19 + 21)  # embeddings go round more than once
+    file = io.BytesIO()
+    checkpoint.write(shapes.QWEN_SMALL, file, in_circles=True)
+    tensors = load(file.getvalue())
+    norms = {name for name, tensor in tensors.items() if len(tensor.shape) == 1 and bool(tensor.any())}
+    assert norms == {"model.norm.weight"}, "nothing is added to a token's embedding"
+    said = (tensors["model.embed_tokens.weight"].float() @ tensors["lm_head.weight"].float().T).argmax(-1).tolist()
+    size = checkpoint.CIRCLE
+    assert said == [token // size * size + (token + 1) % size for token in range(shapes.QWEN_SMALL["vocab_size"])]
+
+
 def test_a_whole_checkpoint_is_not_written_again(tmp_path: Path) -> None:
     folder = checkpoint.make("v3-tiny", tmp_path)
     (folder / "model.safetensors").write_bytes(b"")
