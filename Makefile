@@ -39,7 +39,7 @@ $(VENV)/.python:
 	  { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu install python3-venv" >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.setup: $(VENV)/.python pyproject.toml scripts/install-torch $(wildcard csrc/* csrc/cpu/*)
+$(VENV)/.setup: $(VENV)/.python pyproject.toml setup.py scripts/install-torch $(wildcard csrc/* csrc/cpu/*)
 	@$(BIN)/python scripts/install-torch
 	@echo 'installing twinline'
 	@rm -f $(COMPILED)  # or an old one would be taken for what could not be compiled

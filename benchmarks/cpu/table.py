@@ -43,7 +43,7 @@ def scenario_table(results: Results, model: str, precision: str, scenario: str) 
     """Contenders down, figures across; the share of bandwidth where one user decodes."""
     present = [(c, s) for c in CONTENDERS if (s := results.get((model, precision, scenario, c)))]
     columns = [name for name in COLUMNS if any(s.figure(name) for _, s in present)]
-    shares = scenario.startswith("decode 1") and model != EMBEDDED
+    shares = scenario in ("decode 1", "decode 1, 1 thread") and model != EMBEDDED
     head = ["", *(COLUMNS[name][0] for name in columns), *(["share of bandwidth"] if shares else []), "read, GB/s", "n"]
     rows = [head]
     for contender, summary in present:

@@ -7,6 +7,7 @@ import gc
 import json
 import re
 import socket
+import time
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -236,6 +237,104 @@ def test_the_end_of_a_head_is_no_head(door: Gateway, taken: list[str]) -> None:
         answers = raw(door, *pieces, whole[cut:])
         assert answers.count(b"HTTP/1.1 200 OK") == 1 and answers.count(b"HTTP/1.1 400 ") == 1
         assert taken == ["first"]
+
+
+def test_what_follows_a_pipelined_beginning_of_a_head_is_its_end(door: Gateway, taken: list[str]) -> None:
+    whole = post(BODY)
+    raw(door, whole)
+    for cut in (whole.index(b"host"), whole.index(b"Content")):
+        for rest in ((whole[cut:],), (whole[cut : -len(BODY)], BODY)):
+            answers = raw(door, whole + whole[:cut], *rest, whole[cut:])
+            assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"200", b"400"]
+    assert "again" not in taken
+
+
+def test_the_pieces_of_a_body_are_no_piece_of_what_follows(door: Gateway, taken: list[str]) -> None:
+    """The middle one may be as long as the request that comes with the last."""
+    raw(door, post(BODY))
+    more = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+    whole = post(BODY[:-1] + b" " * 60 + b"}")
+    first, second = whole.index(b"{") + 5, whole.index(b"{") + 5 + len(more)
+    answers = raw(door, whole, whole[:first], whole[first:second], whole[second:] + more, whole, whole)
+    assert [b"completion" in each for each in answers.split(b"HTTP/1.1 200 OK")[1:]] == [True, True, False, True, True]
+    assert taken == ["first", "first", "again"]
+
+
+@pytest.mark.parametrize(("other", "word"), [("POST", b"bob"), ("GET", b"/health")])
+def test_nobody_is_taken_for_who_asked_before(door: Gateway, taken: list[str], other: str, word: bytes) -> None:
+    """A request of a known form waits behind one that has a task, and begins while another's body is under way."""
+    raw(door, post(BODY))
+    taken.clear()
+    door.double.script = lambda request: Script(tokens=[10, 11, 12], delay=0.15)
+    unknown = json.dumps({"model": MODEL, "prompt": [5], "max_tokens": 3, "temperature": 0.25}).encode()
+    both = post(unknown, "x-request-id: carol") + post(BODY, "x-request-id: alice")
+    third = post(BODY, "x-request-id: bob", "Expect: 100-continue")
+    if other == "GET":
+        third = third.replace(b"POST /v1/completions", b"GET /health").replace(b"Expect: 100-continue\r\n", b"")
+    head = third[: -len(BODY)]
+    pieces = [(both, 0.1), (head, 0.55), (BODY, 1.2), (third, 1.0), (post(BODY, "x-request-id: dora"), 1.0)]
+    answers = timed(door, *pieces)
+    *_, fourth, fifth = answers
+    assert taken.count("first") == len(taken) and b"x-request-id: alice" not in fourth + fifth
+    assert (word in fourth if other == "POST" else b"completion" not in fourth) and fourth.startswith(b"HTTP/1.1 200 ")
+    assert b"x-request-id: dora" in fifth
+
+
+def timed(made: Gateway, *pieces: tuple[bytes, float]) -> list[bytes]:
+    """What came within so many seconds after each piece, on one connection."""
+    host, port = made.url.removeprefix("http://").split(":")
+    answers = []
+    with socket.create_connection((host, int(port)), timeout=10) as wire:
+        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece, seconds in pieces:
+            wire.sendall(piece)
+            time.sleep(seconds)
+            wire.setblocking(False)
+            try:
+                answers.append(wire.recv(1 << 20))
+            except BlockingIOError:
+                answers.append(b"")
+            wire.settimeout(10)
+    return answers
+
+
+def connections() -> list[heads.Connection]:
+    return [each for each in gc.get_objects() if isinstance(each, heads.Connection)]
+
+
+def test_no_long_body_is_remembered(door: Gateway, taken: list[str]) -> None:
+    raw(door, post(BODY))
+    long = post(b"{" + b" " * 300_000)
+    timed(door, (long[:250_000], 0.3))
+    host, port = door.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as wire:
+        wire.sendall(long[:250_000])
+        time.sleep(0.2)
+        assert all(len(each._repeated.alone) < 70_000 for each in connections())
+        wire.sendall(long[250_000:])
+        assert wire.recv(65536).startswith(b"HTTP/1.1 400 ")
+        assert not any(each._repeated.alone or each._repeated.held for each in connections())
+
+
+def test_a_server_that_stops_still_takes_the_body_of_a_known_head(door: Gateway, taken: list[str]) -> None:
+    raw(door, post(BODY))
+    head, body = apart(BODY)
+    host, port = door.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as wire:
+        wire.sendall(post(BODY))
+        assert wire.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        wire.sendall(head)
+        door.until(lambda: any(each._repeated.held for each in connections()))
+
+        async def stop() -> None:
+            for each in connections():
+                if each._repeated.held:
+                    each.shutdown()
+
+        door.do(stop())
+        wire.sendall(body)
+        answer = wire.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 200 OK") and b"connection: close" in answer
 
 
 def test_a_known_head_whose_body_does_not_come(

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from uvicorn._types import ASGI3Application, HTTPScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from twinline.gateway.crowd import Crowd
 from twinline.gateway.errors import ApiError, stopping
 from twinline.gateway.repeated import Repeated, is_short, without_upgrade
 from twinline.lines.turn import Outlet, Turn
@@ -28,9 +28,6 @@ MOST_FRAMING_BYTES = 128 << 10  # how much longer than twice a body its chunks' 
 MOST_UNREAD_BYTES = 64 << 20  # of a body whose answer was sent before its end: read and dropped, then it is enough
 MOST_AHEAD = 32  # requests that a client may send before it has the answer to the first
 WRITE_SECONDS = 60.0  # how long a client may leave unread what was sent to it
-MOST_CONNECTIONS = 16_384  # at once, where the limit on open files allows it
-SWEEP_SHARE = 64  # the part of all connections that is closed at once when there are too many
-FULL_SECONDS = 0.25  # for how long it is believed that no connection is idle
 CONNECTION = "twinline.connection"  # where a scope names its connection
 CYCLE = "twinline.cycle"  # and uvicorn's book of the request and its answer
 log = logging.getLogger(__name__)
@@ -58,14 +55,6 @@ class AtOnce(Protocol):
     def __call__(self, scope: HTTPScope, cycle: RequestResponseCycle, body: bytes, caller: object, /) -> object: ...
 
 
-@dataclass(slots=True)
-class Crowd:
-    """How many connections a server may have. `full_until`: until then all of them are known to be busy."""
-
-    most: int = MOST_CONNECTIONS
-    full_until: float = 0.0
-
-
 class Connection(HttpToolsProtocol):
     """One connection."""
 
@@ -79,7 +68,7 @@ class Connection(HttpToolsProtocol):
         self.watcher: Watcher | None = None
         self._body_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
-        self._in_head = True
+        self._in_head = self._between = True  # `_between`: the parser is, nothing of a request has come
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._idle_since = 0.0  # or a head that came again waits for its body
@@ -87,7 +76,7 @@ class Connection(HttpToolsProtocol):
         self._at_once: AtOnce | None = getattr(self.app, "at_once", None)
         self._waits: tuple[RequestResponseCycle, ASGI3Application] | None = None  # for the rest of its body
         self._repeated = Repeated()
-        self._caller: object = None  # as the latest head says
+        self._begun: tuple[RequestResponseCycle, object] | None = None  # without a task, and who asks
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.turn = Turn.of(self.loop)
@@ -103,19 +92,12 @@ class Connection(HttpToolsProtocol):
 
     def _make_room(self) -> bool:
         """Closes the connections that have waited longest without a request under way; whether there are any."""
-        now = self.loop.time()
-        if now < self._crowd.full_until:
-            return False
-        made_here = (made for made in self.connections if isinstance(made, Connection) and made is not self)
-        others = [(made.since, id(made), made) for made in made_here if made.idle]
-        if not others:
-            self._crowd.full_until = now + FULL_SECONDS
-            return False
-        others.sort()
-        for _, _, made in others[: 1 + self._crowd.most // SWEEP_SHARE]:
+        others = (made for made in self.connections if isinstance(made, Connection) and made is not self)
+        leaving = self._crowd.leaving(others, self.loop.time())
+        for made in leaving:
             self.connections.discard(made)  # counted no more, though the loop takes its time to close it
             made.transport.abort()
-        return True
+        return bool(leaving)
 
     @property
     def idle(self) -> bool:
@@ -144,6 +126,14 @@ class Connection(HttpToolsProtocol):
         if self.watcher is not None:
             watcher, self.watcher = self.watcher, None
             watcher.left()
+
+    def shutdown(self) -> None:
+        """A request whose head is here is still taken."""
+        held, self._repeated.held = self._repeated.held, b""
+        if held:
+            self._repeated.forget()
+            self.data_received(held)
+        super().shutdown()
 
     def cut_off(self) -> None:
         """The server ends and waits for no answer any longer; one that has a task is told by that."""
@@ -180,18 +170,17 @@ class Connection(HttpToolsProtocol):
                 data, repeated.held = repeated.held + data, b""
             if self._again(data):
                 return
-        whole = self._in_head and not self._head_bytes
+        whole, alone = self._between, repeated.alone
+        repeated.alone, self._begun = b"", None
         if self._in_head:
-            repeated.forget()
-            self._caller = None
             self._head_bytes += len(data)
             if b"pgrade:" in data:
                 data, whole = without_upgrade(data), False
         super().data_received(data)
-        if self._caller is not None and (whole or repeated.alone):
-            repeated.keep(data)
-        elif whole and not self._in_head:
-            repeated.alone = data
+        if whole:
+            self._remember(data)
+        elif alone and self._begun is not None:
+            self._remember(alone + data)
         if self.transport.is_closing():
             return
         if not self._in_head:
@@ -204,10 +193,19 @@ class Connection(HttpToolsProtocol):
         elif self._head_timer is None:  # the next request of a connection that was kept
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
 
+    def _remember(self, data: bytes) -> None:
+        """`data` came since the parser was between two requests, and may be one that comes again, or its beginning."""
+        if self._begun is not None:
+            cycle, caller = self._begun
+            if cycle is self.cycle and self._between:
+                self._repeated.keep(data, caller)
+        elif self._waits is not None and self._waits[0] is self.cycle:
+            self._repeated.alone = data
+
     def _again(self, data: bytes) -> bool:
         """Answers a request whose head is that of the one before; False: it is read like any other."""
         cycle = self.cycle
-        if not (cycle.response_complete and cycle.keep_alive and self._in_head) or self._head_bytes:
+        if not (cycle.response_complete and cycle.keep_alive and self._between):
             return False
         body = self._repeated.body_in(data)
         if body is None:
@@ -218,23 +216,23 @@ class Connection(HttpToolsProtocol):
         cycle.response_started = cycle.response_complete = False
         cycle.default_headers = self.server_state.default_headers
         cycle.scope[CYCLE] = cycle  # type: ignore[literal-required]
-        if self._taken(cycle, body, self._caller):
+        caller = self._taken(cycle, body, self._repeated.caller)
+        if caller is not None:
+            self._repeated.caller = caller
             return True
         del cycle.scope[CYCLE]  # type: ignore[misc]
         cycle.response_started = cycle.response_complete = True
         return False
 
-    def _taken(self, cycle: RequestResponseCycle, body: bytes, caller: object) -> bool:
-        """Whether the application answers without a task."""
+    def _taken(self, cycle: RequestResponseCycle, body: bytes, caller: object) -> object:
+        """Who asks, if the application answers without a task; else None."""
         assert self._at_once is not None
         try:
-            told = self._at_once(cycle.scope, cycle, body, caller)
+            return self._at_once(cycle.scope, cycle, body, caller)
         except Exception:
             log.exception("a request cannot be answered without a task")
             cycle.scope[CYCLE] = cycle  # type: ignore[literal-required]
-            return False
-        self._caller = told or self._caller
-        return told is not None
+            return None
 
     def _body_goes_on(self, came: int) -> None:
         """More of a body came, and that was not all."""
@@ -257,11 +255,13 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= MOST_AHEAD:
             raise ValueError(f"more than {MOST_AHEAD} requests without waiting for an answer")
+        self._between = False
         super().on_message_begin()
         self.scope[CONNECTION] = self  # type: ignore[literal-required]
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._repeated.forget()
         self._body_bytes = self._sent_bytes = 0
         self._head_ended()
         super().on_headers_complete()
@@ -284,9 +284,10 @@ class Connection(HttpToolsProtocol):
 
     def _begin(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """The request's body is here."""
-        self._caller = None
-        if self._taken(cycle, bytes(cycle.body), None):
+        caller = self._taken(cycle, bytes(cycle.body), None)
+        if caller is not None:
             cycle.body = bytearray()
+            self._begun = cycle, caller
         else:
             super()._start_asgi_task(cycle, app)
 
@@ -297,7 +298,7 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def on_message_complete(self) -> None:
-        self._in_head = True
+        self._in_head = self._between = True
         self._head_bytes = 0
         if self._body_timer is not None:
             self._body_timer.cancel()

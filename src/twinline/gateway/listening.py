@@ -21,7 +21,8 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from twinline.gateway.heads import MOST_CONNECTIONS, Connection, Crowd
+from twinline.gateway.crowd import MOST_CONNECTIONS, Crowd
+from twinline.gateway.heads import Connection
 
 DRAIN_SECONDS = 5  # how long open streams may go on after a signal
 LAST_WORDS_SECONDS = 1.0  # how long clients may take to read that the server ends

@@ -40,21 +40,22 @@ def head_of(data: bytes) -> tuple[bytes, bytes] | None:
 
 
 class Repeated:
-    """One connection's memory of its latest head. `held` is such a head that came again, without its body so far;
-    `alone` a new one that was read before its body."""
+    """One connection's memory of its latest head, which was its `caller`'s. `held` is such a head that came again,
+    without its body so far; `alone` is where a new request was cut, once and before its end."""
 
-    __slots__ = ("alone", "held", "known")
+    __slots__ = ("alone", "caller", "held", "known")
 
     def __init__(self) -> None:
         self.known: tuple[bytes, bytes] | None = None
+        self.caller: object = None
         self.held = self.alone = b""
 
     def forget(self) -> None:
-        self.known, self.alone = None, b""
+        self.known = self.caller = None
 
-    def keep(self, data: bytes) -> None:
-        """The request whose head came alone, or in `data`, ended with them and may come again."""
-        self.known, self.alone = head_of(self.alone + data), b""
+    def keep(self, data: bytes, caller: object) -> None:
+        """The request `data` may come again."""
+        self.known, self.caller = head_of(data), caller
 
     def body_in(self, data: bytes) -> bytes | None:
         """The body of a request with the same head: empty if it is still to come, and then the head is held; None if

@@ -18,8 +18,8 @@ from tests.lines.line_double import LineDouble, Script
 
 from twinline.gateway.access import Access
 from twinline.gateway.app import App
+from twinline.gateway.crowd import Crowd
 from twinline.gateway.door import Door
-from twinline.gateway.heads import Crowd
 from twinline.gateway.listening import Server, bound, url_of
 from twinline.gateway.meters import Meters, ModelMeter
 from twinline.gateway.routing import Policy
