@@ -177,10 +177,8 @@ class Connection(HttpToolsProtocol):
             if b"pgrade:" in data:
                 data, whole = without_upgrade(data), False
         super().data_received(data)
-        if whole:
-            self._remember(data)
-        elif alone and self._begun is not None:
-            self._remember(alone + data)
+        if whole or alone:
+            self._remember(alone + data, cut_once=whole)
         if self.transport.is_closing():
             return
         if not self._in_head:
@@ -193,13 +191,14 @@ class Connection(HttpToolsProtocol):
         elif self._head_timer is None:  # the next request of a connection that was kept
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
 
-    def _remember(self, data: bytes) -> None:
-        """`data` came since the parser was between two requests, and may be one that comes again, or its beginning."""
+    def _remember(self, data: bytes, cut_once: bool) -> None:
+        """`data` came since the parser was between two requests. They may be one that comes again, or the first of its
+        two pieces."""
         if self._begun is not None:
             cycle, caller = self._begun
             if cycle is self.cycle and self._between:
                 self._repeated.keep(data, caller)
-        elif self._waits is not None and self._waits[0] is self.cycle:
+        elif cut_once and self._waits is not None and self._waits[0] is self.cycle:
             self._repeated.alone = data
 
     def _again(self, data: bytes) -> bool:
