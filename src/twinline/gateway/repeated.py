@@ -1,6 +1,6 @@
-"""The head of a request that its client sends again, and what of a head has to be known before it is parsed.
+"""The head of a request that its client sends again, and what else of a head matters before an application sees it.
 
-Owns when two heads are the same. Must not know what a head says to an application. A client that keeps its connection
+Owns when two heads are the same. Must not know paths or models. A client that keeps its connection
 sends the same head with each request, but for the length of the body. What httptools and uvicorn found in it once is
 true of it again; that takes a fifth of all that a short request takes here. Only bytes that are one whole request, head
 and body, from the first to the last, are compared, in one piece or in the two that many clients write; all others go
