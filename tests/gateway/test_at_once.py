@@ -154,21 +154,33 @@ def test_a_prompt_that_is_wrong_is_told_as_ever(
     assert ask(temperature=0.25).status_code == 200 and len(taken) == 1
 
 
-def raw(made: Gateway, *parts: bytes) -> bytes:
-    """The answers on one connection to what is sent in these pieces."""
+def connected(made: Gateway) -> socket.socket:
     host, port = made.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as wire:
-        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        data = b""
-        for part in parts:
+    wire = socket.create_connection((host, int(port)), timeout=10)
+    wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return wire
+
+
+def raw(made: Gateway, *parts: bytes) -> bytes:
+    """The answers on one connection to what is sent in these pieces, each after a silence, so that they come apart. For
+    whole requests as many answers are waited for, unless the server closes."""
+    data, limit, asked = b"", time.monotonic() + 30, b"".join(parts).count(b" HTTP/1.")
+    with connected(made) as wire:
+        wire.settimeout(0.15)
+        for at, part in enumerate(parts, 1):
             wire.sendall(part)
-            wire.settimeout(0.15)
-            try:
-                while chunk := wire.recv(65536):
+            while True:
+                try:
+                    chunk = wire.recv(65536)
+                except TimeoutError:
+                    answered = data.count(b"HTTP/1.1 ") - data.count(b"HTTP/1.1 100 ") >= asked
+                    if at < len(parts) or answered or time.monotonic() > limit:
+                        break
+                else:
                     data += chunk
-            except TimeoutError:
-                wire.settimeout(10)
-        return data
+                    if not chunk:
+                        return data
+    return data
 
 
 def post(body: bytes, *headers: str, length: int | None = None) -> bytes:
@@ -484,14 +496,28 @@ def test_an_end_that_cannot_be_written_is_told(
 
 def test_a_client_that_leaves_before_its_body_or_its_answer(door: Gateway, taken: list[str], heard: Heard) -> None:
     raw(door, post(BODY))
-    door.double.script = lambda request: Script(tokens=[10] * 200, delay=0.05)
-    before = door.double.aborted[:]
-    raw(door, post(BODY))  # leaves after 0.15 s
-    door.until(lambda: len(door.double.aborted) == len(before) + 1)
-    raw(door, post(BODY)[:-3])
+    door.double.script = lambda request: Script(tokens=[10] * 3, delay=600)
+    with connected(door) as wire:
+        wire.sendall(post(BODY))
+        door.until(lambda: door.double.active)
+    door.until(lambda: len(door.double.aborted) == 1)
+    with connected(door) as wire:
+        wire.sendall(post(BODY)[:-3])
+        time.sleep(0.05)
     door.until(lambda: not door.line.calls)
     door.until(lambda: heard.begun == heard.over == 3)
     assert raw(door, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_client_that_leaves_at_any_moment_leaves_nothing(door: Gateway, taken: list[str], heard: Heard) -> None:
+    raw(door, post(BODY))
+    door.double.script = lambda request: Script(tokens=[10] * 3, delay=600)
+    for at in range(30):
+        with connected(door) as wire:
+            wire.sendall(post(BODY))
+            time.sleep(at / 10_000)
+    door.until(lambda: not door.line.calls and not door.double.active)
+    door.until(lambda: heard.begun == heard.over == 31)
 
 
 def test_an_answer_whose_line_breaks_goes_on_or_is_told(door: Gateway, taken: list[str]) -> None:
