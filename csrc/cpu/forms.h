@@ -6,6 +6,25 @@
 
 namespace weights {
 
+#if TWINLINE_EIGHT_LANES
+
+// A group of a part. Where rows meet several parts at once, these lie `part_bytes` from one another.
+struct Group {
+  const void *data, *scales;
+  int64_t steps, index, part_bytes;
+};
+
+// Vector `v` of what lies at `p` in as many parts as it takes.
+inline const char* vector_at(const void* p, int64_t part_bytes, int v, int vector_bytes) {
+  return static_cast<const char*>(p) + v / kVectors * part_bytes + v % kVectors * vector_bytes;
+}
+template <typename Scale>
+inline Lanes load_scales(const Group& group, int v) {
+  return load_lanes(reinterpret_cast<const Scale*>(vector_at(group.scales, group.part_bytes, v, kLanes * int(sizeof(Scale)))));
+}
+
+#else
+
 // A group of a block, and what of later weights to call for meanwhile.
 struct Group {
   const void *data, *scales;
@@ -13,12 +32,12 @@ struct Group {
   const char *ahead, *ahead_end;
 };
 
-// `kAheadBytes` lie between the weights in use and those called for.
-#if TWINLINE_EIGHT_LANES
-constexpr int64_t kAheadBytes = 1536;
-inline void call_for(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
-#else
-constexpr int64_t kAheadBytes = 3072;
+template <typename Scale>
+inline Lanes load_scales(const Group& group, int v) {
+  return load_lanes(static_cast<const Scale*>(group.scales) + kLanes * v);
+}
+
+constexpr int64_t kAheadBytes = 3072;  // between the weights in use and those called for
 inline void call_for(const char* p) {
 #ifdef TWINLINE_X86
   _mm_prefetch(p, _MM_HINT_T1);
@@ -26,6 +45,7 @@ inline void call_for(const char* p) {
   __builtin_prefetch(p);
 #endif
 }
+
 #endif
 
 #define TWINLINE_ALWAYS_INLINE inline __attribute__((always_inline))
@@ -124,15 +144,15 @@ TWINLINE_ALWAYS_INLINE void multiply(const typename Form::Value* x, int64_t stri
 
 #else  // AVX2: sixteen registers of eight lanes
 
-// A step comes in parts, one after the other, so that the weights of one are all that is held.
+// A step comes in halves, one after the other, so that the weights of one are all that is held.
 struct Floats {
   using Value = float;
   using Weights = Lanes;
   using Sum = Lanes;
-  static constexpr int kInputs = 1, kParts = 1;
-  template <int Part>
+  static constexpr int kInputs = 1, kHalves = 1;
+  template <int Half>
   static Weights load_weights(const char* p) { return load_lanes(reinterpret_cast<const float*>(p)); }
-  template <int Part>
+  template <int Half>
   static Lanes see(const float* x) { return spread(x); }
   static Sum meet(Sum sum, Weights w, Lanes x) { return fma(w, x, sum); }
 };
@@ -141,11 +161,11 @@ struct Widened {
   using Value = float;
   using Weights = Lanes;
   using Sum = Lanes;
-  static constexpr int kInputs = 2, kParts = 2;
-  template <int Part>
-  static Weights load_weights(const char* p) { return Part ? high_words(load_bytes(p)) : low_words(load_bytes(p)); }
-  template <int Part>
-  static Lanes see(const float* x) { return spread(x + Part); }
+  static constexpr int kInputs = 2, kHalves = 2;
+  template <int Half>
+  static Weights load_weights(const char* p) { return Half ? high_words(load_bytes(p)) : low_words(load_bytes(p)); }
+  template <int Half>
+  static Lanes see(const float* x) { return spread(x + Half); }
   static Sum meet(Sum sum, Weights w, Lanes x) { return fma(w, x, sum); }
 };
 struct Int8 {
@@ -153,11 +173,11 @@ struct Int8 {
   using Weights = SignedBytes;
   using Sum = I;
   using Scale = float;
-  static constexpr int kInputs = 4, kParts = 1;
+  static constexpr int kInputs = 4, kHalves = 1;
   static constexpr bool kOffset = false;
-  template <int Part>
+  template <int Half>
   static Weights load_weights(const char* p) { return load_signed(p); }
-  template <int Part>
+  template <int Half>
   static Four see(const int8_t* x) { return four(x); }
   static Sum meet(Sum sum, const Weights& w, Four x) { return dot4(sum, w, x); }
 };
@@ -165,68 +185,47 @@ struct Int4 {
   using Value = int8_t;
   using Sum = I;
   using Scale = bf16;
-  static constexpr int kInputs = 8, kParts = 0;
+  static constexpr int kInputs = 8;
   static constexpr bool kOffset = true;
 };
 
 // Rows at once, with two of a step's vectors: as many sums as the registers hold beside weights and a row.
 constexpr int kTile = 6, kInt8Tile = 4, kWidenedTile = 6, kNibblesTile = 4;
-constexpr int kAtOnce = 2, kPartBytes = kAtOnce * kVectorBytes;
+constexpr int kBlockVectors = kBlock / kLanes;  // which one row meets at once
 
-// A group on its way into parts of kAtOnce vectors of each step, a chunk at a time, from `chunk` on. To go through memory in its order,
-// once, and then through what lies together is much faster than to take a quarter of every step four times: two rows would take twice
-// as long as one. With a chunk to each step of another group's products the processor has the time to read ahead by itself.
-struct Parting {
-  const char* from;
-  char* to;
-  int64_t steps, chunk;
-};
-inline void part_chunk(const Parting& p, int64_t chunk) {
-  constexpr uint64_t kParts = kStepBytes / kPartBytes;
-  const uint64_t part = uint64_t(chunk) % kParts, step = uint64_t(chunk) / kParts;
-  char* to = p.to + (part * uint64_t(p.steps) + step) * kPartBytes;
-  for (int v = 0; v < kAtOnce; ++v) store_bytes(to + v * kVectorBytes, load_bytes(p.from + chunk * kPartBytes + v * kVectorBytes));
-}
-
-// A part of a group, and the group that comes into parts meanwhile.
-struct Parted : Group {
-  Parting next;
-};
-constexpr int kParting = -1;
-
-template <typename Form, int Rows, int Vectors, int Part>
-TWINLINE_ALWAYS_INLINE void multiply_part(const typename Form::Value* x, int64_t stride, const char* at,
+template <typename Form, int Rows, int Vectors, int Half>
+TWINLINE_ALWAYS_INLINE void multiply_half(const typename Form::Value* x, int64_t stride, const char* at, int64_t part_bytes,
                                           typename Form::Sum (&sums)[Rows][Vectors]) {
   if constexpr (Rows == 1) {
-    const auto seen = Form::template see<Part>(x);
+    const auto seen = Form::template see<Half>(x);
     for (int v = 0; v < Vectors; ++v)
-      sums[0][v] = Form::meet(sums[0][v], Form::template load_weights<Part>(at + kVectorBytes * v), seen);
+      sums[0][v] = Form::meet(sums[0][v], Form::template load_weights<Half>(vector_at(at, part_bytes, v, kVectorBytes)), seen);
   } else {
     typename Form::Weights weights[Vectors];
-    for (int v = 0; v < Vectors; ++v) weights[v] = Form::template load_weights<Part>(at + kVectorBytes * v);
+    for (int v = 0; v < Vectors; ++v) weights[v] = Form::template load_weights<Half>(vector_at(at, part_bytes, v, kVectorBytes));
     for (int r = 0; r < Rows; ++r) {
-      const auto seen = Form::template see<Part>(x + r * stride);
+      const auto seen = Form::template see<Half>(x + r * stride);
       for (int v = 0; v < Vectors; ++v) sums[r][v] = Form::meet(sums[r][v], weights[v], seen);
     }
   }
-  if constexpr (Part + 1 < Form::kParts) multiply_part<Form, Rows, Vectors, Part + 1>(x, stride, at, sums);
+  if constexpr (Half + 1 < Form::kHalves) multiply_half<Form, Rows, Vectors, Half + 1>(x, stride, at, part_bytes, sums);
 }
 
 // Steps of nibbles, their products added up as words before they are widened: four steps' are below 4 * 4 * 15 * 127.
 template <int Steps, int Rows, int Vectors>
-TWINLINE_ALWAYS_INLINE void multiply_nibbles(const int8_t* x, int64_t stride, const char* at, I (&sums)[Rows][Vectors]) {
-  constexpr int kBytes = Vectors * kVectorBytes;
+TWINLINE_ALWAYS_INLINE void multiply_nibbles(const int8_t* x, int64_t stride, const char* at, int64_t part_bytes,
+                                             I (&sums)[Rows][Vectors]) {
   I pairs[Rows][Vectors];
   for (int r = 0; r < Rows; ++r)
     for (int v = 0; v < Vectors; ++v) pairs[r][v] = _mm256_setzero_si256();
 #pragma GCC unroll 1  // unrolled it needs more registers than there are
-  for (int s = 0; s < Steps; ++s, at += kBytes, x += Int4::kInputs) {
+  for (int s = 0; s < Steps; ++s, at += kStepBytes, x += Int4::kInputs) {
     if constexpr (Rows == 1) {
       const Four low = four(x), high = four(x + 4);
-      for (int v = 0; v < Vectors; ++v) add_words_to(pairs[0][v], dot8(load_nibbles(at + kVectorBytes * v), low, high));
+      for (int v = 0; v < Vectors; ++v) add_words_to(pairs[0][v], dot8(load_nibbles(vector_at(at, part_bytes, v, kVectorBytes)), low, high));
     } else {
       Nibbles weights[Vectors];
-      for (int v = 0; v < Vectors; ++v) weights[v] = load_nibbles(at + kVectorBytes * v);
+      for (int v = 0; v < Vectors; ++v) weights[v] = load_nibbles(vector_at(at, part_bytes, v, kVectorBytes));
       for (int r = 0; r < Rows; ++r) {
         const Four low = four(x + r * stride), high = four(x + r * stride + 4);
         for (int v = 0; v < Vectors; ++v) add_words_to(pairs[r][v], dot8(weights[v], low, high));
@@ -237,35 +236,21 @@ TWINLINE_ALWAYS_INLINE void multiply_nibbles(const int8_t* x, int64_t stride, co
     for (int v = 0; v < Vectors; ++v) add_to(sums[r][v], widened(pairs[r][v]));
 }
 
-// What is done for later weights with some steps from `step` on.
-template <int Lines, int Steps>
-TWINLINE_ALWAYS_INLINE void meanwhile(const Group& group, int64_t step) {
-  for (int line = 0; line < Steps * Lines; ++line) call_for(group.ahead + 64 * (Lines * step + line));
-}
-template <int Lines, int Steps>
-TWINLINE_ALWAYS_INLINE void meanwhile(const Parted& group, int64_t step) {
-  if constexpr (Lines == kParting)
-    for (int s = 0; s < Steps; ++s) part_chunk(group.next, group.next.chunk + step + s);
-}
-
-// Adds the products of a group to the sums of Rows rows. Its steps hold Vectors vectors each: all of them, as they lie in memory, or a
-// part. `Lines` cache lines of later weights are called for in each step; or the next group comes into parts.
-template <typename Form, int Rows, int Vectors, int Lines, typename AnyGroup>
-TWINLINE_ALWAYS_INLINE void multiply(const typename Form::Value* x, int64_t stride, const AnyGroup& group,
+// Adds the products of a group, of one part or of several at once, to the sums of Rows rows.
+template <typename Form, int Rows, int Vectors, int Lines>
+TWINLINE_ALWAYS_INLINE void multiply(const typename Form::Value* x, int64_t stride, const Group& group,
                                      typename Form::Sum (&sums)[Rows][Vectors]) {
-  constexpr int kSteps = Form::kInputs == 8 ? 4 : 1, kBytes = Vectors * kVectorBytes;
+  constexpr int kSteps = Form::kInputs == 8 ? 4 : 1;
   const char* at = static_cast<const char*>(group.data);
+  const int64_t part_bytes = group.part_bytes;
   int64_t step = 0;
-  for (; step + kSteps <= group.steps; step += kSteps, at += kSteps * kBytes, x += kSteps * Form::kInputs) {
-    meanwhile<Lines, kSteps>(group, step);
-    if constexpr (Form::kInputs == 8) multiply_nibbles<kSteps>(x, stride, at, sums);
-    else multiply_part<Form, Rows, Vectors, 0>(x, stride, at, sums);
+  for (; step + kSteps <= group.steps; step += kSteps, at += kSteps * kStepBytes, x += kSteps * Form::kInputs) {
+    if constexpr (Form::kInputs == 8) multiply_nibbles<kSteps>(x, stride, at, part_bytes, sums);
+    else multiply_half<Form, Rows, Vectors, 0>(x, stride, at, part_bytes, sums);
   }
   if constexpr (Form::kInputs == 8)
-    for (; step < group.steps; ++step, at += kBytes, x += Form::kInputs) {
-      meanwhile<Lines, 1>(group, step);
-      multiply_nibbles<1>(x, stride, at, sums);
-    }
+    for (; step < group.steps; ++step, at += kStepBytes, x += Form::kInputs)
+      multiply_nibbles<1>(x, stride, at, part_bytes, sums);
 }
 
 #endif

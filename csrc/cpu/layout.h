@@ -1,28 +1,34 @@
 // The layout of packed weights, and rows of inputs prepared for them. Included inside a variant's namespace.
 //
-// A matrix is packed by blocks of 64 outputs (zeros behind the last), so that four vectors hold what one input meets. A block is one
-// stream of steps of 256 bytes: 4 bytes for each output, which are one float, two bfloat16, four bytes or eight nibbles along the
-// inputs. Bytes are unsigned, int8 + 128. A step of nibbles, int4 + 8, has its first four inputs in the low halves and the other
-// four in the high ones. Inputs come in groups; behind each group lie its scales: bfloat16 [64] for int4, float [64] for int8,
-// one float in 64 bytes for fp8 (e4m3). int8 with one scale to an output has its scales once, behind the last group.
+// A matrix is packed by blocks of 64 outputs (zeros behind the last), and these by parts, one after the other, of as many outputs as a
+// tile of rows has registers for. A part is one stream, which several rows go through in its order: of steps, 4 bytes for each output,
+// which are one float, two bfloat16, four bytes or eight nibbles along the inputs. Bytes are unsigned, int8 + 128. A step of nibbles,
+// int4 + 8, has its first four inputs in the low halves and the other four in the high ones. Inputs come in groups; behind each group
+// lie its scales, where they disturb no reading ahead: a bfloat16 to an output for int4, a float for int8, one float and what fills a
+// line for fp8 (e4m3). int8 with one scale to an output has its scales once, behind the last group.
 //
 // Integers meet rows that are themselves rounded to int8, by groups of inputs: sum (w + offset) x - offset sum x is exact, then scaled
 // and added up in float. So products of a row are one chain in the order of its inputs, whatever rows are beside it.
 
 namespace weights {
 
-
-constexpr int64_t kBlock = 64, kStepBytes = 256;
-constexpr int kVectors = kBlock / kLanes, kVectorBytes = 4 * kLanes;  // of a step
-constexpr int64_t kPlainSteps = 256;  // of plain weights at once: 64 KB
+constexpr int64_t kBlock = 64;
+#if TWINLINE_EIGHT_LANES
+constexpr int64_t kPartOutputs = 16, kPlainSteps = 64;  // of plain weights at once: 4 KB, beside rows in the first-level cache
+#else
+constexpr int64_t kPartOutputs = kBlock, kPlainSteps = 256;  // 64 KB
+#endif
+constexpr int64_t kParts = kBlock / kPartOutputs, kStepBytes = 4 * kPartOutputs;
+constexpr int kVectors = kPartOutputs / kLanes, kVectorBytes = 4 * kLanes;  // of a step
 constexpr int64_t kFewRows = 12;  // of nibbles, read as they are for every tile
+constexpr int64_t kFp8ScaleBytes = kParts > 1 ? 32 : 64;  // of a group: a float, and nothing that leaves later steps across lines
 constexpr int64_t kLoneGroup = 512;  // inputs that share a scale of the row, for int8 with one scale to an output
 
 inline int64_t up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
-// Where things lie in a block.
+// Where things lie in a block: groups and their scales are those of a part.
 struct Layout {
-  int64_t step_inputs, group_inputs, groups, group_bytes, scale_bytes, block_bytes;
+  int64_t step_inputs, group_inputs, groups, group_bytes, scale_bytes, part_bytes, block_bytes;
 };
 
 inline Layout layout(const Weight& w) {
@@ -31,10 +37,11 @@ inline Layout layout(const Weight& w) {
   l.step_inputs = form == kPlainFloat ? 1 : form == kPlainBfloat16 || form == kWidened ? 2 : form == kInt4 ? 8 : 4;
   l.group_inputs = form == kFp8 ? 128 : w.group ? w.group : form == kInt8 ? kLoneGroup : kPlainSteps * l.step_inputs;
   l.groups = (w.inputs + l.group_inputs - 1) / l.group_inputs;
-  l.scale_bytes = form == kInt4 ? kBlock * 2 : form == kInt8 ? (w.group ? kBlock * 4 : 0) : form == kFp8 ? 64 : 0;
+  l.scale_bytes = form == kInt4 ? kPartOutputs * 2 : form == kInt8 ? (w.group ? kPartOutputs * 4 : 0) : form == kFp8 ? kFp8ScaleBytes : 0;
   l.group_bytes = l.group_inputs / l.step_inputs * kStepBytes + l.scale_bytes;
-  l.block_bytes = up(w.inputs, l.step_inputs) / l.step_inputs * kStepBytes + l.groups * l.scale_bytes;
-  if (form == kInt8 && w.group == 0) l.block_bytes += kBlock * 4;
+  l.part_bytes = up(w.inputs, l.step_inputs) / l.step_inputs * kStepBytes + l.groups * l.scale_bytes;
+  if (form == kInt8 && w.group == 0) l.part_bytes += kPartOutputs * 4;
+  l.block_bytes = kParts * l.part_bytes;
   return l;
 }
 

@@ -71,7 +71,7 @@ inline uint8_t to_fp8(float x) {
 }
 
 // What a block's 64 rows are before they are interleaved: float values of one row, bytes [64, inputs] and scales [64, groups] of
-// all, and the steps of one group [64, steps].
+// all, and the steps of one group [64, steps], 256 of them or fewer.
 struct Staging {
   float *values, *scales;
   int8_t* bytes;
@@ -81,7 +81,7 @@ struct Staging {
   static Staging take(const Weight& w) {
     const int64_t inputs = weights::up(w.inputs, 64);
     const int64_t size = w.form == kFp8 ? kSquare : w.group ? w.group : w.inputs, groups = (w.inputs + size - 1) / size;
-    const int64_t floats = inputs + weights::up(kBlock * groups, 16), most_steps = weights::kPlainSteps;
+    const int64_t floats = inputs + weights::up(kBlock * groups, 16), most_steps = 256;
     char* at = static_cast<char*>(scratch(kTask, floats * 4 + kBlock * (inputs + most_steps * 4)));
     float* values = reinterpret_cast<float*>(at);
     int8_t* bytes = reinterpret_cast<int8_t*>(at + floats * 4);
@@ -192,26 +192,26 @@ inline void plain_steps(const PackWeight& a, int64_t row, int64_t begin, int64_t
   if (size % 2) values[size] = 0;
 }
 
-// Steps of four bytes, [64, steps], become steps of all outputs.
+// Steps of four bytes, [kPartOutputs, steps], become steps of all outputs.
 inline void interleave(const uint32_t* from, int64_t steps, uint32_t* to) {
   for (int64_t begin = 0; begin < steps; begin += 16) {
     const int64_t end = begin + 16 < steps ? begin + 16 : steps;
-    for (int64_t o = 0; o < kBlock; ++o)
-      for (int64_t s = begin; s < end; ++s) to[s * kBlock + o] = from[o * steps + s];
+    for (int64_t o = 0; o < weights::kPartOutputs; ++o)
+      for (int64_t s = begin; s < end; ++s) to[s * weights::kPartOutputs + o] = from[o * steps + s];
   }
 }
 
-// Scales of the group to their place behind it.
-inline void write_scales(const Weight& w, const Staging& s, int64_t group, void* to) {
+// Scales of the outputs from `first` on to their place behind the group.
+inline void write_scales(const Weight& w, const Staging& s, int64_t group, int64_t first, void* to) {
   float* floats = static_cast<float*>(to);
   if (w.form == kFp8) {
-    std::memset(to, 0, 64);
+    std::memset(to, 0, weights::kFp8ScaleBytes);
     floats[0] = s.scales[group];
     return;
   }
-  for (int64_t o = 0; o < kBlock; o += 16) {
+  for (int64_t o = 0; o < weights::kPartOutputs; o += 16) {
     float some[16];
-    for (int64_t i = 0; i < 16; ++i) some[i] = s.scales[(o + i) * s.groups + group];
+    for (int64_t i = 0; i < 16; ++i) some[i] = s.scales[(first + o + i) * s.groups + group];
     w.form == kInt4 ? store(static_cast<bf16*>(to) + o, load(some)) : store(floats + o, load(some));
   }
 }
@@ -222,7 +222,6 @@ inline void pack_block(const PackWeight& a, int64_t matrix, int64_t block) {
   const Staging s = Staging::take(w);
   const bool plain = w.form == kPlainFloat || w.form == kPlainBfloat16 || w.form == kWidened;
   char* to = static_cast<char*>(const_cast<void*>(w.data)) + (matrix * weights::blocks(w) + block) * l.block_bytes;
-  char* const end = to + l.block_bytes;
   if (!plain) quantize_block(a, matrix, block, s);
   for (int64_t g = 0; g < l.groups; ++g, to += l.group_bytes) {
     const int64_t begin = g * l.group_inputs, left = w.inputs - begin, size = left < l.group_inputs ? left : l.group_inputs;
@@ -234,10 +233,13 @@ inline void pack_block(const PackWeight& a, int64_t matrix, int64_t block) {
       else if (row < w.outputs) plain_steps(a, matrix * w.outputs + row, begin, size, row_steps);
       else std::memset(row_steps, 0, size_t(steps) * 4);
     }
-    interleave(s.steps, steps, reinterpret_cast<uint32_t*>(to));
-    if (l.scale_bytes) write_scales(w, s, g, to + steps * weights::kStepBytes);
+    for (int64_t first = 0; first < kBlock; first += weights::kPartOutputs) {
+      char* part = to + first / weights::kPartOutputs * l.part_bytes;
+      interleave(s.steps + first * steps, steps, reinterpret_cast<uint32_t*>(part));
+      part += steps * weights::kStepBytes;
+      if (l.scale_bytes || (w.form == kInt8 && g + 1 == l.groups)) write_scales(w, s, l.scale_bytes ? g : 0, first, part);
+    }
   }
-  if (w.form == kInt8 && w.group == 0) write_scales(w, s, 0, end - kBlock * int64_t(sizeof(float)));
 }
 
 }  // namespace packing

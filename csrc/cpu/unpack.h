@@ -26,8 +26,8 @@ inline float from_fp8(uint8_t byte) {
 inline void unpack_fp8(const void* from, int64_t steps, float* to) {
   const uint8_t* at = static_cast<const uint8_t*>(from);
   for (int64_t s = 0; s < steps; ++s, at += kStepBytes)
-    for (int j = 0; j < 4; ++j, to += kBlock)
-      for (int64_t o = 0; o < kBlock; ++o) to[o] = from_fp8(at[4 * o + j]);
+    for (int j = 0; j < 4; ++j, to += kPartOutputs)
+      for (int64_t o = 0; o < kPartOutputs; ++o) to[o] = from_fp8(at[4 * o + j]);
 }
 
 #if TWINLINE_HAS_AVX512
@@ -72,12 +72,12 @@ inline __m256i fp8_words(__m256i bytes) {
 inline void unpack_fp8(const void* from, int64_t steps, bf16* to) {
   const char* at = static_cast<const char*>(from);
   const __m256i low = _mm256_set1_epi32(255), high = _mm256_set1_epi32(255 << 8);
-  for (int64_t s = 0; s < steps; ++s, to += 4 * kBlock)
+  for (int64_t s = 0; s < steps; ++s, to += 4 * kPartOutputs)
     for (int v = 0; v < kVectors; ++v, at += kVectorBytes)
       for (int half = 0; half < 2; ++half) {
         const __m256i four = _mm256_srli_epi32(load_bytes(at), 16 * half);
         const __m256i pair = _mm256_or_si256(_mm256_and_si256(four, low), _mm256_slli_epi32(_mm256_and_si256(four, high), 8));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + half * 2 * kBlock + v * 2 * kLanes), fp8_words(pair));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + half * 2 * kPartOutputs + v * 2 * kLanes), fp8_words(pair));
       }
 }
 #else

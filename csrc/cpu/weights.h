@@ -6,9 +6,8 @@ namespace weights {
 template <typename Form>
 struct Plain {
   using Of = Form;
-  static constexpr int kScaleBytes = 0;  // of an output
-  template <int Rows, int Vectors, int Lines, typename AnyGroup>
-  static TWINLINE_ALWAYS_INLINE void run(const Inputs& x, const AnyGroup& group, float* totals) {
+  template <int Rows, int Vectors, int Lines>
+  static TWINLINE_ALWAYS_INLINE void run(const Inputs& x, const Group& group, float* totals) {
     Lanes sums[Rows][Vectors];
     for (int r = 0; r < Rows; ++r)
       for (int v = 0; v < Vectors; ++v) sums[r][v] = load_lanes(totals + r * kBlock + kLanes * v);
@@ -22,9 +21,8 @@ struct Plain {
 template <typename Form>
 struct Scaled {
   using Of = Form;
-  static constexpr int kScaleBytes = 0;
-  template <int Rows, int Vectors, int Lines, typename AnyGroup>
-  static TWINLINE_ALWAYS_INLINE void run(const Inputs& x, const AnyGroup& group, float* totals) {
+  template <int Rows, int Vectors, int Lines>
+  static TWINLINE_ALWAYS_INLINE void run(const Inputs& x, const Group& group, float* totals) {
     Lanes sums[Rows][Vectors];
     for (int r = 0; r < Rows; ++r)
       for (int v = 0; v < Vectors; ++v) sums[r][v] = all_lanes(0.0f);
@@ -42,9 +40,8 @@ struct Scaled {
 template <typename Form, typename Scale = typename Form::Scale>
 struct Integer {
   using Of = Form;
-  static constexpr int kScaleBytes = sizeof(Scale);
-  template <int Rows, int Vectors, int Lines, typename AnyGroup>
-  static TWINLINE_ALWAYS_INLINE void run(const Inputs& x, const AnyGroup& group, float* totals) {
+  template <int Rows, int Vectors, int Lines>
+  static TWINLINE_ALWAYS_INLINE void run(const Inputs& x, const Group& group, float* totals) {
     I sums[Rows][Vectors];
     for (int r = 0; r < Rows; ++r) {
       const I start = all_of(Form::kOffset ? x.starts[r * x.groups + group.index] : 0);
@@ -52,7 +49,7 @@ struct Integer {
     }
     multiply<Form, Rows, Vectors, Lines>(static_cast<const int8_t*>(x.values), x.stride, group, sums);
     Lanes scales[Vectors];
-    for (int v = 0; v < Vectors; ++v) scales[v] = load_lanes(static_cast<const Scale*>(group.scales) + kLanes * v);
+    for (int v = 0; v < Vectors; ++v) scales[v] = load_scales<Scale>(group, v);
     for (int r = 0; r < Rows; ++r) {
       const Lanes scale = all_lanes(x.scales[r * x.groups + group.index]);
       for (int v = 0; v < Vectors; ++v) {
@@ -63,12 +60,24 @@ struct Integer {
   }
 };
 
-// The groups of one block in turn.
+// The groups of one block in turn; where it has several parts, of the first of them.
 struct Walk {
   Layout l;
   const Weight& w;
-  const char *begin, *end, *following;  // `following`: the block that comes next, as far as is known
-  int64_t value_bytes;                  // of the rows
+  const char *begin, *following;  // `following`: the block that comes next, as far as is known
+  int64_t value_bytes;            // of the rows
+
+#if TWINLINE_EIGHT_LANES
+
+  Walk part(int64_t index) const {
+    Walk other = *this;
+    other.begin += index * l.part_bytes;
+    return other;
+  }
+  Group group(const char* at, const char* scales, int64_t steps, int64_t index) const { return {at, scales, steps, index, l.part_bytes}; }
+
+#else
+
   int64_t distance = kAheadBytes;
 
   // With a group gone through more than once, the next one comes meanwhile.
@@ -77,17 +86,21 @@ struct Walk {
     other.distance = distance > l.group_bytes ? distance : l.group_bytes;
     return other;
   }
+  Group group(const char* at, const char* scales, int64_t steps, int64_t index) const {
+    const char *ahead = at + distance, *end = begin + l.block_bytes;
+    if (ahead >= end) ahead = following + (ahead - end);
+    return {at, scales, steps, l.scale_bytes, index, ahead, ahead + l.group_bytes};
+  }
+
+#endif
 
   template <typename Body>
   void each(const Inputs& x, const Body& body) const {
-    const char *at = begin, *lone_scales = end - kBlock * 4;
+    const char *at = begin, *lone_scales = begin + l.part_bytes - kPartOutputs * 4;
     Inputs some = x;
     for (int64_t g = 0, left = w.inputs; g < l.groups; ++g, left -= l.group_inputs, at += l.group_bytes) {
       const int64_t steps = left < l.group_inputs ? (left + l.step_inputs - 1) / l.step_inputs : l.group_inputs / l.step_inputs;
-      const char* ahead = at + distance;
-      if (ahead >= end) ahead = following + (ahead - end);
-      const char* scales = w.form == kInt8 && w.group == 0 ? lone_scales : at + steps * kStepBytes;
-      body(some, Group{at, scales, steps, l.scale_bytes, g, ahead, ahead + l.group_bytes});
+      body(some, group(at, w.form == kInt8 && w.group == 0 ? lone_scales : at + steps * kStepBytes, steps, g));
       some.values = static_cast<const char*>(some.values) + l.group_inputs * value_bytes;
     }
   }
@@ -146,85 +159,66 @@ inline void walk_rows(const Walk& walk, const Inputs& x, float* totals) {
 
 #else
 
-// A row through a group as it lies in memory. Functions of their own, this and the next: inlined, GCC finds too few registers.
+// A row through a group of all parts at once, which come as streams of their own: faster than one. A function of its own, as the next:
+// inlined, GCC finds too few registers.
 template <typename Kind>
 __attribute__((noinline)) void run_row(const Inputs& x, const Group& group, float* totals) {
-  Kind::template run<1, kVectors, 4>(x, group, totals);
+  Kind::template run<1, kBlockVectors, 0>(x, group, totals);
 }
 
-// Whether a group comes into parts with the products of the one before. Of nibbles it is so short that it is there when it is asked for.
-template <typename Kind>
-constexpr bool parts_ahead = Kind::Of::kInputs < 8;
-
-// A tile of rows through all parts of a group.
-template <typename Kind, int Rows, int Lines>
-__attribute__((noinline)) void run_tile(const Inputs& x, Parted group, float* totals) {
-  for (int p = 0; p < kVectors / kAtOnce; ++p, totals += kLanes * kAtOnce) {
-    Kind::template run<Rows, kAtOnce, Lines>(x, group, totals);
-    group.data = static_cast<const char*>(group.data) + group.steps * kPartBytes;
-    group.scales = static_cast<const char*>(group.scales) + Kind::kScaleBytes * kLanes * kAtOnce;
-    group.next.chunk += group.steps;
-  }
+// Tiles of Rows rows, one after the other, through a group of a part.
+template <typename Kind, int Rows>
+__attribute__((noinline)) void run_tiles(Inputs x, int64_t tiles, const Group& group, float* totals) {
+  for (; tiles > 0; --tiles, x = x.from<typename Kind::Of::Value>(Rows, x.rows), totals += Rows * kBlock)
+    Kind::template run<Rows, kVectors, 0>(x, group, totals);
 }
 
-template <typename Kind, int Lines, int Rows>
-inline void run_rows(int64_t rows, const Inputs& x, const Parted& group, float* totals) {
-  if (rows == Rows) return run_tile<Kind, Rows, Lines>(x, group, totals);
-  if constexpr (Rows > 1) run_rows<Kind, Lines, Rows - 1>(rows, x, group, totals);
+template <typename Kind, int Rows>
+inline void run_rows(int64_t rows, const Inputs& x, int64_t tiles, const Group& group, float* totals) {
+  if (rows == Rows) return run_tiles<Kind, Rows>(x, tiles, group, totals);
+  if constexpr (Rows > 1) run_rows<Kind, Rows - 1>(rows, x, tiles, group, totals);
 }
 
-// All rows through a group's parts, by tiles alike in size. The next one comes into parts with the first tile, if there is one.
-template <typename Kind, int Tile>
-inline void run_parts(const Inputs& x, const Parted& group, float* totals) {
-  using Value = typename Kind::Of::Value;
-  const int64_t tiles = (x.rows + Tile - 1) / Tile;
-  for (int64_t t = 0, row = 0; t < tiles; ++t) {
-    const int64_t rows = x.rows / tiles + (t < x.rows % tiles);
-    const Inputs some = x.from<Value>(row, rows);
-    float* to = totals + row * kBlock;
-    row += rows;
-    if constexpr (parts_ahead<Kind>)
-      if (t == 0 && group.next.from) {
-        run_rows<Kind, kParting, Tile>(rows, some, group, to);
-        continue;
-      }
-    run_rows<Kind, 0, Tile>(rows, some, group, to);
-  }
-}
-
-inline void part(const Parting& p) {
-  for (int64_t chunk = 0; chunk < p.steps * (kStepBytes / kPartBytes); ++chunk) part_chunk(p, chunk);
-}
-
-// All rows through a group that stands alone.
+// All rows through a group of a part, by tiles alike in size.
 template <typename Kind, int Tile>
 inline void run_group(const Inputs& x, const Group& group, float* totals) {
-  if (x.rows == 1) return run_row<Kind>(x, group, totals);
-  alignas(64) char parts[kPlainSteps * kStepBytes];
-  part({static_cast<const char*>(group.data), parts, group.steps, 0});
-  Parted parted{group, {}};
-  parted.data = parts;
-  run_parts<Kind, Tile>(x, parted, totals);
+  const int64_t tiles = (x.rows + Tile - 1) / Tile, rows = x.rows / tiles, larger = x.rows % tiles, first = larger * (rows + 1);
+  if (larger) run_rows<Kind, Tile>(rows + 1, x, larger, group, totals);
+  run_rows<Kind, Tile>(rows, x.from<typename Kind::Of::Value>(first, x.rows - first), tiles - larger, group, totals + first * kBlock);
 }
 
 template <typename Kind, int Tile>
 inline void walk_rows(const Walk& walk, const Inputs& x, float* totals) {
   if (x.rows == 1) return walk.each(x, [&](const Inputs& some, const Group& group) { run_row<Kind>(some, group, totals); });
-  alignas(64) char parts[2][kPlainSteps * kStepBytes];
-  bool ready = false;  // this group came into parts with the one before
-  walk.each(x, [&](const Inputs& some, const Group& group) {
-    const char* data = static_cast<const char*>(group.data);
-    char* here = parts[group.index % 2];
-    if (!ready) part({data, here, group.steps, 0});
-    ready = parts_ahead<Kind> && (group.index + 2) * walk.l.group_inputs <= walk.w.inputs;  // another of as many steps follows
-    Parted parted{group, {}};
-    parted.data = here;
-    if (ready) parted.next = {data + walk.l.group_bytes, parts[(group.index + 1) % 2], group.steps, 0};
-    run_parts<Kind, Tile>(some, parted, totals);
-  });
+  for (int64_t p = 0; p < kParts; ++p, totals += kPartOutputs)
+    walk.part(p).each(x, [&](const Inputs& some, const Group& group) { run_group<Kind, Tile>(some, group, totals); });
 }
 
 #endif
+
+#if TWINLINE_EIGHT_LANES
+
+template <typename T>
+inline void walk_fp8(const Walk& walk, const Inputs& x, float* totals) {
+  using Form = typename FormOf<T>::type;
+  constexpr int64_t kMost = 128 * kPartOutputs;
+  alignas(64) T unpacked[kMost * kParts];
+  const auto unpack = [&](Group group, int64_t parts) {
+    for (int64_t p = 0; p < parts; ++p) unpack_fp8(static_cast<const char*>(group.data) + p * group.part_bytes, group.steps, unpacked + p * kMost);
+    group.data = unpacked;
+    group.steps *= 4 / Form::kInputs;
+    group.part_bytes = kMost * int64_t(sizeof(T));
+    return group;
+  };
+  if (x.rows == 1)
+    return walk.each(x, [&](const Inputs& some, const Group& group) { run_row<Scaled<Form>>(some, unpack(group, kParts), totals); });
+  for (int64_t p = 0; p < kParts; ++p, totals += kPartOutputs)
+    walk.part(p).each(x, [&](const Inputs& some, const Group& group) { run_group<Scaled<Form>, kTile>(some, unpack(group, 1), totals); });
+}
+
+inline void walk_int4(const Walk& walk, const Inputs& x, float* totals) { walk_rows<Integer<Int4>, kNibblesTile>(walk, x, totals); }
+
+#else
 
 template <typename T>
 inline void walk_fp8(const Walk& walk, const Inputs& x, float* totals) {
@@ -238,9 +232,6 @@ inline void walk_fp8(const Walk& walk, const Inputs& x, float* totals) {
   });
 }
 
-#if TWINLINE_EIGHT_LANES
-inline void walk_int4(const Walk& walk, const Inputs& x, float* totals) { walk_rows<Integer<Int4>, kNibblesTile>(walk, x, totals); }
-#else
 // Nibbles are unpacked once for all rows where these are many. Sums of small groups are scaled so often that tiles of six rows pay
 // sooner.
 inline void walk_int4(const Walk& walk, const Inputs& x, float* totals) {
@@ -264,7 +255,7 @@ inline void products(const Weight& w, int64_t block, const Inputs& x, float* sum
   const char* data = static_cast<const char*>(w.data);
   const char* begin = data + block * l.block_bytes;
   const char* following = data + (next < 0 || next >= blocks(w) ? block : next) * l.block_bytes;
-  const Walk walk{l, w, begin, begin + l.block_bytes, following, value_bytes<T>(w)};
+  const Walk walk{l, w, begin, following, value_bytes<T>(w)};
   std::memset(sums, 0, size_t(x.rows * kBlock) * sizeof(float));
   switch (w.form) {
     case kInt8: return walk_rows<Integer<Int8>, kInt8Tile>(walk, x, sums);
