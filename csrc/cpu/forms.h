@@ -8,10 +8,10 @@ namespace weights {
 
 #if TWINLINE_EIGHT_LANES
 
-// A group of a part. Where rows meet several parts at once, these lie `part_bytes` from one another.
+// A group of a part. Where rows meet several parts, these lie `part_bytes` from one another, and their scales `scales_bytes`.
 struct Group {
   const void *data, *scales;
-  int64_t steps, index, part_bytes;
+  int64_t steps, index, part_bytes, scales_bytes;
 };
 
 // Vector `v` of what lies at `p` in as many parts as it takes.
@@ -20,7 +20,7 @@ inline const char* vector_at(const void* p, int64_t part_bytes, int v, int vecto
 }
 template <typename Scale>
 inline Lanes load_scales(const Group& group, int v) {
-  return load_lanes(reinterpret_cast<const Scale*>(vector_at(group.scales, group.part_bytes, v, kLanes * int(sizeof(Scale)))));
+  return load_lanes(reinterpret_cast<const Scale*>(vector_at(group.scales, group.scales_bytes, v, kLanes * int(sizeof(Scale)))));
 }
 
 #else

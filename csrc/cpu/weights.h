@@ -74,7 +74,7 @@ struct Walk {
     other.begin += index * l.part_bytes;
     return other;
   }
-  Group group(const char* at, const char* scales, int64_t steps, int64_t index) const { return {at, scales, steps, index, l.part_bytes}; }
+  Group group(const char* at, const char* scales, int64_t steps, int64_t index) const { return {at, scales, steps, index, l.part_bytes, l.part_bytes}; }
 
 #else
 
@@ -166,32 +166,49 @@ __attribute__((noinline)) void run_row(const Inputs& x, const Group& group, floa
   Kind::template run<1, kBlockVectors, 0>(x, group, totals);
 }
 
-// Tiles of Rows rows, one after the other, through a group of a part.
+// Tiles of Rows rows, one after the other, through some parts of a group.
 template <typename Kind, int Rows>
-__attribute__((noinline)) void run_tiles(Inputs x, int64_t tiles, const Group& group, float* totals) {
-  for (; tiles > 0; --tiles, x = x.from<typename Kind::Of::Value>(Rows, x.rows), totals += Rows * kBlock)
-    Kind::template run<Rows, kVectors, 0>(x, group, totals);
+__attribute__((noinline)) void run_tiles(Inputs x, int64_t tiles, const Group& group, int64_t parts, float* totals) {
+  for (; tiles > 0; --tiles, x = x.from<typename Kind::Of::Value>(Rows, x.rows), totals += Rows * kBlock) {
+    Group part = group;
+    for (int64_t p = 0; p < parts; ++p) {
+      Kind::template run<Rows, kVectors, 0>(x, part, totals + p * kPartOutputs);
+      part.data = static_cast<const char*>(part.data) + group.part_bytes;
+      part.scales = static_cast<const char*>(part.scales) + group.scales_bytes;
+    }
+  }
 }
 
 template <typename Kind, int Rows>
-inline void run_rows(int64_t rows, const Inputs& x, int64_t tiles, const Group& group, float* totals) {
-  if (rows == Rows) return run_tiles<Kind, Rows>(x, tiles, group, totals);
-  if constexpr (Rows > 1) run_rows<Kind, Rows - 1>(rows, x, tiles, group, totals);
+inline void run_rows(int64_t rows, const Inputs& x, int64_t tiles, const Group& group, int64_t parts, float* totals) {
+  if (rows == Rows) return run_tiles<Kind, Rows>(x, tiles, group, parts, totals);
+  if constexpr (Rows > 1) run_rows<Kind, Rows - 1>(rows, x, tiles, group, parts, totals);
 }
 
-// All rows through a group of a part, by tiles alike in size.
+// All rows through some parts of a group, by tiles alike in size.
 template <typename Kind, int Tile>
-inline void run_group(const Inputs& x, const Group& group, float* totals) {
+inline void run_group(const Inputs& x, const Group& group, int64_t parts, float* totals) {
   const int64_t tiles = (x.rows + Tile - 1) / Tile, rows = x.rows / tiles, larger = x.rows % tiles, first = larger * (rows + 1);
-  if (larger) run_rows<Kind, Tile>(rows + 1, x, larger, group, totals);
-  run_rows<Kind, Tile>(rows, x.from<typename Kind::Of::Value>(first, x.rows - first), tiles - larger, group, totals + first * kBlock);
+  if (larger) run_rows<Kind, Tile>(rows + 1, x, larger, group, parts, totals);
+  const Inputs others = x.from<typename Kind::Of::Value>(first, x.rows - first);
+  run_rows<Kind, Tile>(rows, others, tiles - larger, group, parts, totals + first * kBlock);
+}
+
+// body(rows, group, parts, totals) for all groups. Few rows go through a part to its end, as it lies in memory, before the next; many
+// rows, which take longer to read than weights, and short groups through all parts of a group.
+template <typename Body>
+inline void walk_parts(const Walk& walk, const Inputs& x, float* totals, const Body& body) {
+  const int64_t parts = x.rows > kFewRows || walk.l.group_inputs < 16 * walk.l.step_inputs ? kParts : 1;
+  for (int64_t p = 0; p < kParts; p += parts, totals += parts * kPartOutputs)
+    walk.part(p).each(x, [&](const Inputs& some, const Group& group) { body(some, group, parts, totals); });
 }
 
 template <typename Kind, int Tile>
 inline void walk_rows(const Walk& walk, const Inputs& x, float* totals) {
   if (x.rows == 1) return walk.each(x, [&](const Inputs& some, const Group& group) { run_row<Kind>(some, group, totals); });
-  for (int64_t p = 0; p < kParts; ++p, totals += kPartOutputs)
-    walk.part(p).each(x, [&](const Inputs& some, const Group& group) { run_group<Kind, Tile>(some, group, totals); });
+  walk_parts(walk, x, totals, [](const Inputs& some, const Group& group, int64_t parts, float* to) {
+    run_group<Kind, Tile>(some, group, parts, to);
+  });
 }
 
 #endif
@@ -204,16 +221,19 @@ inline void walk_fp8(const Walk& walk, const Inputs& x, float* totals) {
   constexpr int64_t kMost = 128 * kPartOutputs;
   alignas(64) T unpacked[kMost * kParts];
   const auto unpack = [&](Group group, int64_t parts) {
-    for (int64_t p = 0; p < parts; ++p) unpack_fp8(static_cast<const char*>(group.data) + p * group.part_bytes, group.steps, unpacked + p * kMost);
+    const char* from = static_cast<const char*>(group.data);
+    for (int64_t p = 0; p < parts; ++p) unpack_fp8(from + p * group.part_bytes, group.steps, unpacked + p * kMost);
     group.data = unpacked;
     group.steps *= 4 / Form::kInputs;
     group.part_bytes = kMost * int64_t(sizeof(T));
+    group.scales_bytes = 0;  // all parts have the same
     return group;
   };
   if (x.rows == 1)
     return walk.each(x, [&](const Inputs& some, const Group& group) { run_row<Scaled<Form>>(some, unpack(group, kParts), totals); });
-  for (int64_t p = 0; p < kParts; ++p, totals += kPartOutputs)
-    walk.part(p).each(x, [&](const Inputs& some, const Group& group) { run_group<Scaled<Form>, kTile>(some, unpack(group, 1), totals); });
+  walk_parts(walk, x, totals, [&](const Inputs& some, const Group& group, int64_t parts, float* to) {
+    run_group<Scaled<Form>, kTile>(some, unpack(group, parts), parts, to);
+  });
 }
 
 inline void walk_int4(const Walk& walk, const Inputs& x, float* totals) { walk_rows<Integer<Int4>, kNibblesTile>(walk, x, totals); }
