@@ -41,7 +41,7 @@ static void pin(int number) {
         }
 }
 
-enum { RUN = 528, WHOLE = 4 * RUN }; /* of a stream, 33 KiB; and what four of them read: no multiple of a page apart */
+enum { RUN = 4112, WHOLE = 4 * RUN }; /* of a stream, 257 KiB; and what four of them read: no multiple of a page apart */
 
 /* `streams` runs side by side, with eight sums in all, then what lies behind them. Known when this is compiled. */
 static inline __attribute__((always_inline)) void read_as(const lanes *from, size_t part, const int streams, lanes *sums) {

@@ -196,10 +196,13 @@ constexpr int kBlockVectors = kBlock / kLanes;  // which one row meets at once
 template <typename Form, int Rows, int Vectors, int Half>
 TWINLINE_ALWAYS_INLINE void multiply_half(const typename Form::Value* x, int64_t stride, const char* at, int64_t part_bytes,
                                           typename Form::Sum (&sums)[Rows][Vectors]) {
-  if constexpr (Rows == 1) {
-    const auto seen = Form::template see<Half>(x);
-    for (int v = 0; v < Vectors; ++v)
-      sums[0][v] = Form::meet(sums[0][v], Form::template load_weights<Half>(vector_at(at, part_bytes, v, kVectorBytes)), seen);
+  if constexpr (Rows < Vectors) {  // what there is less of is held
+    decltype(Form::template see<Half>(x)) seen[Rows];
+    for (int r = 0; r < Rows; ++r) seen[r] = Form::template see<Half>(x + r * stride);
+    for (int v = 0; v < Vectors; ++v) {
+      const typename Form::Weights weights = Form::template load_weights<Half>(vector_at(at, part_bytes, v, kVectorBytes));
+      for (int r = 0; r < Rows; ++r) sums[r][v] = Form::meet(sums[r][v], weights, seen[r]);
+    }
   } else {
     typename Form::Weights weights[Vectors];
     for (int v = 0; v < Vectors; ++v) weights[v] = Form::template load_weights<Half>(vector_at(at, part_bytes, v, kVectorBytes));

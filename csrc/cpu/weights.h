@@ -43,6 +43,7 @@ struct Integer {
   template <int Rows, int Vectors, int Lines>
   static TWINLINE_ALWAYS_INLINE void run(const Inputs& x, const Group& group, float* totals) {
     I sums[Rows][Vectors];
+#pragma GCC unroll 8  // or sums stay in memory
     for (int r = 0; r < Rows; ++r) {
       const I start = all_of(Form::kOffset ? x.starts[r * x.groups + group.index] : 0);
       for (int v = 0; v < Vectors; ++v) sums[r][v] = start;
@@ -50,6 +51,7 @@ struct Integer {
     multiply<Form, Rows, Vectors, Lines>(static_cast<const int8_t*>(x.values), x.stride, group, sums);
     Lanes scales[Vectors];
     for (int v = 0; v < Vectors; ++v) scales[v] = load_scales<Scale>(group, v);
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const Lanes scale = all_lanes(x.scales[r * x.groups + group.index]);
       for (int v = 0; v < Vectors; ++v) {
@@ -159,11 +161,18 @@ inline void walk_rows(const Walk& walk, const Inputs& x, float* totals) {
 
 #else
 
-// A row through a group of all parts at once, which come as streams of their own: faster than one. A function of its own, as the next:
-// inlined, GCC finds too few registers.
-template <typename Kind>
-__attribute__((noinline)) void run_row(const Inputs& x, const Group& group, float* totals) {
-  Kind::template run<1, kBlockVectors, 0>(x, group, totals);
+// Few rows through a group of several parts at once, which come as streams of their own: faster than one, and more sums under way. A
+// function of its own, as the next: inlined, GCC finds too few registers.
+template <typename Kind, int Rows, int Vectors>
+__attribute__((noinline)) void run_few(const Inputs& x, const Group& group, float* totals) {
+  Kind::template run<Rows, Vectors, 0>(x, group, totals);
+}
+template <typename Kind, int Rows, int Vectors>
+inline void walk_few(const Walk& walk, const Inputs& x, float* totals) {
+  for (int64_t p = 0; p < kParts; p += Vectors / kVectors)
+    walk.part(p).each(x, [&](const Inputs& some, const Group& group) {
+      run_few<Kind, Rows, Vectors>(some, group, totals + p * kPartOutputs);
+    });
 }
 
 // Tiles of Rows rows, one after the other, through some parts of a group.
@@ -205,7 +214,10 @@ inline void walk_parts(const Walk& walk, const Inputs& x, float* totals, const B
 
 template <typename Kind, int Tile>
 inline void walk_rows(const Walk& walk, const Inputs& x, float* totals) {
-  if (x.rows == 1) return walk.each(x, [&](const Inputs& some, const Group& group) { run_row<Kind>(some, group, totals); });
+  constexpr bool kNibbles = Kind::Of::kInputs == 8;  // take more registers
+  if (x.rows == 1) return walk_few<Kind, 1, kBlockVectors>(walk, x, totals);
+  if (x.rows == 2 && !kNibbles) return walk_few<Kind, 2, 2 * kVectors>(walk, x, totals);
+  if (x.rows == 3 && !kNibbles) return walk_few<Kind, 3, 2 * kVectors>(walk, x, totals);
   walk_parts(walk, x, totals, [](const Inputs& some, const Group& group, int64_t parts, float* to) {
     run_group<Kind, Tile>(some, group, parts, to);
   });
@@ -230,7 +242,9 @@ inline void walk_fp8(const Walk& walk, const Inputs& x, float* totals) {
     return group;
   };
   if (x.rows == 1)
-    return walk.each(x, [&](const Inputs& some, const Group& group) { run_row<Scaled<Form>>(some, unpack(group, kParts), totals); });
+    return walk.each(x, [&](const Inputs& some, const Group& group) {
+      run_few<Scaled<Form>, 1, kBlockVectors>(some, unpack(group, kParts), totals);
+    });
   walk_parts(walk, x, totals, [&](const Inputs& some, const Group& group, int64_t parts, float* to) {
     run_group<Scaled<Form>, kTile>(some, unpack(group, parts), parts, to);
   });
