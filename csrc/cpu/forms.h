@@ -225,7 +225,8 @@ TWINLINE_ALWAYS_INLINE void multiply_nibbles(const int8_t* x, int64_t stride, co
   for (int s = 0; s < Steps; ++s, at += kStepBytes, x += Int4::kInputs) {
     if constexpr (Rows == 1) {
       const Four low = four(x), high = four(x + 4);
-      for (int v = 0; v < Vectors; ++v) add_words_to(pairs[0][v], dot8(load_nibbles(vector_at(at, part_bytes, v, kVectorBytes)), low, high));
+      for (int v = 0; v < Vectors; ++v)
+        add_words_to(pairs[0][v], dot8(load_nibbles(vector_at(at, part_bytes, v, kVectorBytes)), low, high));
     } else {
       Nibbles weights[Vectors];
       for (int v = 0; v < Vectors; ++v) weights[v] = load_nibbles(vector_at(at, part_bytes, v, kVectorBytes));

@@ -76,7 +76,9 @@ struct Walk {
     other.begin += index * l.part_bytes;
     return other;
   }
-  Group group(const char* at, const char* scales, int64_t steps, int64_t index) const { return {at, scales, steps, index, l.part_bytes, l.part_bytes}; }
+  Group group(const char* at, const char* scales, int64_t steps, int64_t index) const {
+    return {at, scales, steps, index, l.part_bytes, l.part_bytes};
+  }
 
 #else
 
@@ -159,6 +161,31 @@ inline void walk_rows(const Walk& walk, const Inputs& x, float* totals) {
   walk.by_group().each(x, [&](const Inputs& some, const Group& group) { run_group<Kind, Tile>(some, group, totals); });
 }
 
+template <typename T>
+inline void walk_fp8(const Walk& walk, const Inputs& x, float* totals) {
+  using Form = typename FormOf<T>::type;
+  alignas(64) T unpacked[128 * kBlock];
+  walk.by_group().each(x, [&](const Inputs& some, Group group) {
+    unpack_fp8(group.data, group.steps, unpacked);
+    group.data = unpacked;
+    group.steps *= 4 / Form::kInputs;
+    run_group<Scaled<Form>, kTile>(some, group, totals);
+  });
+}
+
+// Nibbles are unpacked once for all rows where these are many. Sums of small groups are scaled so often that tiles of six rows pay
+// sooner.
+inline void walk_int4(const Walk& walk, const Inputs& x, float* totals) {
+  if (x.rows <= (walk.w.group < 64 ? kNibblesTile : kFewRows)) return walk_rows<Integer<Int4>, kNibblesTile>(walk, x, totals);
+  alignas(64) uint8_t unpacked[128 * kBlock];
+  walk.by_group().each(x, [&](const Inputs& some, Group group) {
+    unpack_nibbles(group.data, group.steps, unpacked);
+    group.data = unpacked;
+    group.steps *= 2;
+    run_group<Integer<Int8, bf16>, kTile>(some, group, totals);
+  });
+}
+
 #else
 
 // Few rows through a group of several parts at once, which come as streams of their own: faster than one, and more sums under way. A
@@ -214,18 +241,15 @@ inline void walk_parts(const Walk& walk, const Inputs& x, float* totals, const B
 
 template <typename Kind, int Tile>
 inline void walk_rows(const Walk& walk, const Inputs& x, float* totals) {
-  constexpr bool kNibbles = Kind::Of::kInputs == 8;  // take more registers
   if (x.rows == 1) return walk_few<Kind, 1, kBlockVectors>(walk, x, totals);
-  if (x.rows == 2 && !kNibbles) return walk_few<Kind, 2, 2 * kVectors>(walk, x, totals);
-  if (x.rows == 3 && !kNibbles) return walk_few<Kind, 3, 2 * kVectors>(walk, x, totals);
+  if constexpr (Kind::Of::kInputs < 8) {  // nibbles take more registers
+    if (x.rows == 2) return walk_few<Kind, 2, 2 * kVectors>(walk, x, totals);
+    if (x.rows == 3) return walk_few<Kind, 3, 2 * kVectors>(walk, x, totals);
+  }
   walk_parts(walk, x, totals, [](const Inputs& some, const Group& group, int64_t parts, float* to) {
     run_group<Kind, Tile>(some, group, parts, to);
   });
 }
-
-#endif
-
-#if TWINLINE_EIGHT_LANES
 
 template <typename T>
 inline void walk_fp8(const Walk& walk, const Inputs& x, float* totals) {
@@ -252,32 +276,6 @@ inline void walk_fp8(const Walk& walk, const Inputs& x, float* totals) {
 
 inline void walk_int4(const Walk& walk, const Inputs& x, float* totals) { walk_rows<Integer<Int4>, kNibblesTile>(walk, x, totals); }
 
-#else
-
-template <typename T>
-inline void walk_fp8(const Walk& walk, const Inputs& x, float* totals) {
-  using Form = typename FormOf<T>::type;
-  alignas(64) T unpacked[128 * kBlock];
-  walk.by_group().each(x, [&](const Inputs& some, Group group) {
-    unpack_fp8(group.data, group.steps, unpacked);
-    group.data = unpacked;
-    group.steps *= 4 / Form::kInputs;
-    run_group<Scaled<Form>, kTile>(some, group, totals);
-  });
-}
-
-// Nibbles are unpacked once for all rows where these are many. Sums of small groups are scaled so often that tiles of six rows pay
-// sooner.
-inline void walk_int4(const Walk& walk, const Inputs& x, float* totals) {
-  if (x.rows <= (walk.w.group < 64 ? kNibblesTile : kFewRows)) return walk_rows<Integer<Int4>, kNibblesTile>(walk, x, totals);
-  alignas(64) uint8_t unpacked[128 * kBlock];
-  walk.by_group().each(x, [&](const Inputs& some, Group group) {
-    unpack_nibbles(group.data, group.steps, unpacked);
-    group.data = unpacked;
-    group.steps *= 2;
-    run_group<Integer<Int8, bf16>, kTile>(some, group, totals);
-  });
-}
 #endif
 
 // Sums of one block of a matrix for every row: sums[row * 64 + output], outputs behind the last being 0. T is the model's type.
