@@ -139,7 +139,7 @@ def main() -> int:
     planned = [t for t in planned if (t.contender, t.model, t.precision) not in missing]
     if options.prepare:
         return 1 if missing else 0
-    probe = Probe.built(folder, mebibytes=64 if options.quick else 1024)
+    probe = Probe.built(folder, mebibytes=max(64, 2 * (os.cpu_count() or 1)) if options.quick else 1024)
     if options.priority:
         raise_priority(os.getpid())
     file = options.resume or folder / "runs" / time.strftime("%Y%m%d-%H%M%S.jsonl")

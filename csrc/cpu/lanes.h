@@ -60,7 +60,6 @@ using Four = __m256i;
 inline I all_of(int32_t x) { return _mm256_set1_epi32(x); }
 inline Lanes to_float(I a) { return _mm256_cvtepi32_ps(a); }
 inline Bytes load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-inline void store_bytes(void* p, Bytes a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a); }
 inline void store_signed(int8_t* p, F a) {  // packs by halves of registers
   const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(a.low), _mm256_cvtps_epi32(a.high));
   const __m256i bytes = _mm256_packs_epi16(words, words);

@@ -280,7 +280,8 @@ inline void walk_int4(const Walk& walk, const Inputs& x, float* totals) { walk_r
 
 // Sums of one block of a matrix for every row: sums[row * 64 + output], outputs behind the last being 0. T is the model's type.
 //
-// `next` is the block that the calling thread takes up next, if known: its first weights will be on their way.
+// `next` is the block that the calling thread takes up next, if known: its first weights will be on their way, but on AVX2, where the
+// processor reads ahead better by itself.
 template <typename T>
 inline void products(const Weight& w, int64_t block, const Inputs& x, float* sums, int64_t next = -1) {
   const Layout l = layout(w);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -57,6 +58,13 @@ class Gateway:
 
     def complete(self, **fields: Any) -> httpx.Response:
         return self.client.post("/v1/completions", json={"model": MODEL, "prompt": "Hi", **fields})
+
+    def connected(self) -> socket.socket:
+        """For bytes as a client might write them; each piece is sent at once."""
+        host, port = self.url.removeprefix("http://").split(":")
+        wire = socket.create_connection((host, int(port)), timeout=10)
+        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return wire
 
     def asked(self) -> dict[str, Any]:
         """What the line was asked last."""

@@ -154,18 +154,11 @@ def test_a_prompt_that_is_wrong_is_told_as_ever(
     assert ask(temperature=0.25).status_code == 200 and len(taken) == 1
 
 
-def connected(made: Gateway) -> socket.socket:
-    host, port = made.url.removeprefix("http://").split(":")
-    wire = socket.create_connection((host, int(port)), timeout=10)
-    wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return wire
-
-
 def raw(made: Gateway, *parts: bytes) -> bytes:
     """The answers on one connection to what is sent in these pieces, each after a silence, so that they come apart. For
     whole requests as many answers are waited for, unless the server closes."""
     data, limit, asked = b"", time.monotonic() + 30, b"".join(parts).count(b" HTTP/1.")
-    with connected(made) as wire:
+    with made.connected() as wire:
         wire.settimeout(0.15)
         for at, part in enumerate(parts, 1):
             wire.sendall(part)
@@ -318,8 +311,7 @@ def test_no_long_body_is_remembered(door: Gateway, taken: list[str]) -> None:
     raw(door, post(BODY))
     long = post(b"{" + b" " * 300_000)
     timed(door, (long[:250_000], 0.3))
-    host, port = door.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as wire:
+    with door.connected() as wire:
         wire.sendall(long[:250_000])
         time.sleep(0.2)
         assert all(len(each._repeated.alone) < 70_000 for each in connections())
@@ -331,8 +323,7 @@ def test_no_long_body_is_remembered(door: Gateway, taken: list[str]) -> None:
 def test_a_server_that_stops_still_takes_the_body_of_a_known_head(door: Gateway, taken: list[str]) -> None:
     raw(door, post(BODY))
     head, body = apart(BODY)
-    host, port = door.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as wire:
+    with door.connected() as wire:
         wire.sendall(post(BODY))
         assert wire.recv(65536).startswith(b"HTTP/1.1 200 OK")
         wire.sendall(head)
@@ -356,8 +347,7 @@ def test_a_known_head_whose_body_does_not_come(
     head, _ = apart(BODY)
     monkeypatch.setattr(heads, "BODY_SILENCE_SECONDS", 0.4)
     monkeypatch.setattr(heads.Connection, "_look_again", soon)
-    host, port = door.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as wire:
+    with door.connected() as wire:
         wire.sendall(post(BODY))
         assert wire.recv(65536).startswith(b"HTTP/1.1 200 OK")
         wire.sendall(head)
@@ -497,11 +487,11 @@ def test_an_end_that_cannot_be_written_is_told(
 def test_a_client_that_leaves_before_its_body_or_its_answer(door: Gateway, taken: list[str], heard: Heard) -> None:
     raw(door, post(BODY))
     door.double.script = lambda request: Script(tokens=[10] * 3, delay=600)
-    with connected(door) as wire:
+    with door.connected() as wire:
         wire.sendall(post(BODY))
         door.until(lambda: door.double.active)
     door.until(lambda: len(door.double.aborted) == 1)
-    with connected(door) as wire:
+    with door.connected() as wire:
         wire.sendall(post(BODY)[:-3])
         time.sleep(0.05)
     door.until(lambda: not door.line.calls)
@@ -513,7 +503,7 @@ def test_a_client_that_leaves_at_any_moment_leaves_nothing(door: Gateway, taken:
     raw(door, post(BODY))
     door.double.script = lambda request: Script(tokens=[10] * 3, delay=600)
     for at in range(30):
-        with connected(door) as wire:
+        with door.connected() as wire:
             wire.sendall(post(BODY))
             time.sleep(at / 10_000)
     door.until(lambda: not door.line.calls and not door.double.active)

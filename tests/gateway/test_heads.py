@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from tests.gateway.harness import Gateway
@@ -13,13 +11,6 @@ from tests.gateway.harness import Gateway
 from twinline.gateway import heads
 
 HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
-
-
-@contextmanager
-def connected(door: Gateway) -> Iterator[socket.socket]:
-    host, port = door.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as client:
-        yield client
 
 
 def rest(client: socket.socket) -> bytes:
@@ -42,12 +33,12 @@ def refusal(data: bytes) -> tuple[int, str]:
 
 
 def test_an_endless_header_is_cut_off(door: Gateway) -> None:
-    with connected(door) as client:
+    with door.connected() as client:
         client.sendall(b"GET /health HTTP/1.1\r\nx: ")
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
             for _ in range(1000):
                 client.sendall(b"a" * (1 << 16))
-    with connected(door) as client:
+    with door.connected() as client:
         client.sendall(HEALTH[:-2].ljust(heads.MAX_HEAD_BYTES + 1, b"x"))
         assert refusal(rest(client))[0] == 431
     assert door.client.get("/health", headers={"x": "a" * 30_000}).status_code == 200
@@ -55,17 +46,17 @@ def test_an_endless_header_is_cut_off(door: Gateway) -> None:
 
 def test_a_head_that_drips_is_given_up(door: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "HEAD_SECONDS", 0.1)
-    with connected(door) as client:
+    with door.connected() as client:
         assert rest(client) == b""  # nothing was said, nothing is answered
     for before in (b"", HEALTH):  # the first request of a connection, and a later one
-        with connected(door) as client:
+        with door.connected() as client:
             client.sendall(before)
             if before:
                 assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
             client.sendall(HEALTH[:20])
             status, message = refusal(rest(client))
             assert status == 408 and "longer than 0.1 s" in message
-    with connected(door) as client:  # a connection that is kept is another thing
+    with door.connected() as client:  # a connection that is kept is another thing
         for _ in range(2):
             client.settimeout(10)
             client.sendall(HEALTH)
@@ -77,7 +68,7 @@ def test_a_head_that_drips_is_given_up(door: Gateway, monkeypatch: pytest.Monkey
 
 def test_a_body_that_stalls_is_given_up(door: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "BODY_SILENCE_SECONDS", 0.1)
-    with connected(door) as client:
+    with door.connected() as client:
         client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
         status, message = refusal(rest(client))
         assert status == 408 and "0.1 s" in message
@@ -92,7 +83,7 @@ def test_a_body_that_stalls_is_given_up(door: Gateway, monkeypatch: pytest.Monke
     ],
 )
 def test_what_is_not_http_gets_an_error_in_openais_shape(door: Gateway, data: bytes) -> None:
-    with connected(door) as client:
+    with door.connected() as client:
         client.sendall(data)
         assert refusal(rest(client))[0] == 400
     assert door.client.get("/health").status_code == 200
