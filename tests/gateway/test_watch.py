@@ -201,19 +201,47 @@ async def test_a_silent_stream_stays_where_there_is_no_other_line(tokenizer: Tok
 
 
 @looped
-async def test_a_gateway_that_was_stopped_itself_blames_no_line(tokenizer: Tokenizer) -> None:
-    """Its own loop stood still: all lines look silent at once, and none is."""
-    patience = Patience(tick=0.02, quiet=0.4, longest=0.4, stream=1.0, first=0.4, ask=2)
+async def test_a_gateway_that_was_stopped_itself_blames_no_line(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its own loop stood still: all lines look silent at once, and none is, though none sends at once thereafter."""
+    patience = Patience(tick=0.02, quiet=1.0, longest=1.0, stream=1.0, first=0.4, ask=2)
     async with place(tokenizer, lines=3, patience=patience) as at:
+        go = asyncio.Event()
         for double in at.doubles:
-            double.script = lambda request: Script(TOKENS, delay=0.05)
+            steps = count()
+            double.health = lambda steps=steps: {"status": "ok", "steps": next(steps)}
+            double.script = lambda request: Script(TOKENS, hold=go, hold_after=4)
         asked = [at.ask(name) for name in "aabbcc"]
-        await until(lambda: all(heard.tokens for _, heard in asked))
-        time.sleep(1.5)  # the doubles stand still with it, as behind a stopped machine
+        await until(lambda: all(len(heard.tokens) == 4 for _, heard in asked))
+        time.sleep(2.5)  # the doubles stand still with it, as behind a stopped machine
+        await asyncio.sleep(0.2)  # ten looks
+        go.set()
         for choice, heard in asked:
             await heard.done.wait()
             assert heard.tokens == TOKENS and len(choice.segments) == 1
         assert at.closed("a", "b", "c")
+    assert [each.message for each in caplog.records if "stood still for 2." in each.message]
+
+
+@looped
+async def test_a_question_that_ran_out_while_the_gateway_was_stopped_is_asked_again(tokenizer: Tokenizer) -> None:
+    patience = replace(SHORT, ask=0.5)
+    async with place(tokenizer, patience=patience) as at:
+        go, asked = asyncio.Event(), count()
+
+        def health() -> dict[str, Any] | None:
+            go.set()
+            steps = next(asked)
+            return {"status": "ok", "steps": steps} if steps else None  # to the first one there is no answer
+
+        at.doubles[0].health = health
+        at.doubles[0].script = lambda request: Script(TOKENS[:4], delay=0.6)
+        choice, heard = at.ask("a", 4)
+        await go.wait()
+        time.sleep(1.0)
+        await heard.done.wait()
+        assert heard.tokens == TOKENS[:4] and names(choice) == ["a"] and at.closed("a", "b")
 
 
 @looped

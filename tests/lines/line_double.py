@@ -22,6 +22,8 @@ class Script:
     per_chunk: int = 1
     finish: str | None = None  # None: "stop" if the last token is a stop id, else "length"
     delay: float = 0.0
+    hold: asyncio.Event | None = None  # what comes after `hold_after` tokens waits for it
+    hold_after: int = 0
     fault: str | None = None
     fault_after: int = 0
     status: int = 429
@@ -128,6 +130,8 @@ class LineDouble:
             if script.fault and script.fault != "mute_end" and at >= script.fault_after:
                 return await self._strike(writer, script.fault)
             await asyncio.sleep(script.delay)
+            if script.hold is not None and at >= script.hold_after:
+                await script.hold.wait()
             some = tokens[at : at + script.per_chunk]
             last = at + script.per_chunk >= len(tokens)
             stopped = last and bool(some) and some[-1] in stops and script.finish in (None, "stop")

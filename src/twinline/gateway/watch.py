@@ -1,7 +1,8 @@
 """Looks after the lines of one model while they serve: silence, drains, and whether one that was out may come back.
 
 Owns when silence is a hang: busy is told from dead by tokens and by the engine's own count of progress, never by an
-open port. Must not know how a line is started, nor how a choice goes on.
+open port, and no line is blamed for time in which we ourselves stood still. Must not know how a line is started, nor how
+a choice goes on.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Watch:
         self._supply = supply
         self._patience = patience or Patience()
         self._seen: dict[Line, _Seen] = {}
+        self._looked = self._awake = time.monotonic()  # `_awake`: since when we hear; silence before it is our own
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -80,6 +82,10 @@ class Watch:
 
     def look(self, now: float) -> None:
         """One round over the lines."""
+        if self._stood(now):
+            log.warning("the gateway stood still for %.1f s: no line is blamed for them", now - self._looked)
+            self._awake = now
+        self._looked = now
         supply = self._supply
         lines = list(supply.lines.values())
         for line in lines:
@@ -94,6 +100,10 @@ class Watch:
             del self._seen[line]
         supply.pump()
 
+    def _stood(self, now: float) -> bool:
+        """Whether the loop stood still since the last look, as when the process or its whole machine was stopped."""
+        return now - self._looked > self._patience.tick + self._patience.quiet
+
     def _watch(self, line: Line, now: float) -> None:
         patience = self._patience
         station = self._supply.router.station(line.name)
@@ -107,8 +117,7 @@ class Watch:
         waited = {call: choice for call, choice in line.calls.items() if not choice.paused}
         last = max((call.last for call in (*waited, *seen.calls)), default=now)
         seen.calls = tuple(waited)
-        if last > seen.moved:
-            seen.moved = last
+        seen.moved = max(seen.moved, last, self._awake)
         if now - seen.told > PROGRESS_SECONDS:
             seen.told = now
             for call, choice in line.calls.items():
@@ -119,7 +128,7 @@ class Watch:
                 self._later(self._ask(line, seen))
             return
         for call, choice in waited.items():
-            silence = now - call.last
+            silence = now - max(call.last, self._awake)
             if call.tokens:
                 if silence > patience.stream * limit and self._elsewhere(line, choice):
                     self._break(line, call, silence)
@@ -147,10 +156,12 @@ class Watch:
 
     async def _ask(self, line: Line, seen: _Seen) -> None:
         """Nothing came from the line for long: is it busy, or dead?"""
+        asked = time.monotonic()
         try:
             progress = await self._progress(line)
         except LineError as error:
-            if line.calls:
+            # The limit of a question passes while we stand still, too: then it is asked once more.
+            if line.calls and self._awake <= asked and not self._stood(time.monotonic()):
                 self._dead(line, f"no token for {time.monotonic() - seen.moved:.1f} s, and it does not answer: {error}")
             return
         finally:
