@@ -1,8 +1,8 @@
 """Looks after the lines of one model while they serve: silence, drains, and whether one that was out may come back.
 
 Owns when silence is a hang: busy is told from dead by tokens and by the engine's own count of progress, never by an
-open port, and no line is blamed for time in which we ourselves stood still. Must not know how a line is started, nor how
-a choice goes on.
+open port, and no line is blamed for time in which we stood still ourselves. Must not know how a line is started, nor
+how a choice goes on.
 """
 
 from __future__ import annotations
