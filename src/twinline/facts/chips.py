@@ -160,6 +160,13 @@ class Catalog(msgspec.Struct, frozen=True):
         hint = f"did you mean {', '.join(few)}?" if few else "`twinline chips` lists them all"
         raise UnknownChip(f"no chip is called {name!r}; {hint}")
 
+    def vendor(self, chip: str) -> Vendor | None:
+        """Whose software a chip of this id, name or alias needs; None if no chip is called so."""
+        try:
+            return self.vendors[self.find(chip).vendor]
+        except UnknownChip:
+            return None
+
     def of(self, vendor: str) -> tuple[Chip, ...]:
         """All chips of a vendor, in the order of its file."""
         return tuple(chip for chip in self.chips.values() if chip.vendor == vendor)

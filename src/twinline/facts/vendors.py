@@ -73,10 +73,15 @@ class Collective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class Visible(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How devices are shown to a container and to a process; `order` is the trap in their numbering."""
+    """How devices are shown to a container and to a process; `order` is the trap in their numbering.
+
+    `set` is the environment that shows a process some cards and no others, `{cards}` standing for their numbers; empty
+    where no variable takes those.
+    """
 
     container: str
     process: str
+    set: dict[str, str] = {}
     order: str = ""
     evidence: How
     source: str
@@ -168,6 +173,7 @@ class Vendor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             Told("collectives", f"{collective.backend} ({collective.library})", collective.evidence, collective.source),
             Told("  variables", joined(", ".join(collective.env), collective.note)),
             Told("visible devices", shown, visible.evidence, visible.source),
+            Told("  set for a line", ", ".join(f"{name}={value}" for name, value in visible.set.items())),
             Told("  order", visible.order),
             *(Told(f"tool {t.name}", joined("; ".join(t.commands), t.note), t.evidence, t.source) for t in self.tools),
             Told("Triton", self.triton),

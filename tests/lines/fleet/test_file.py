@@ -264,5 +264,21 @@ def test_anchors_and_merges(read) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_what_may_run_twice_at_once(read) -> None:  # type: ignore[no-untyped-def]
-    fleet = read("lines:\n  a: {engine: native, cards: [0]}\n  b: {engine: native, chip: other}\n  c: {engine: native}")
+    fleet = read(
+        """
+        lines:
+          a: {engine: native, chip: nvidia-h800, cards: [0]}
+          b: {engine: native, chip: other}
+          c: {engine: native}
+        """
+    )
     assert [surges(spec) for spec in fleet.lines] == [False, False, True]
+
+
+def test_the_example_of_the_documentation_is_right_but_for_what_is_not_here(read) -> None:  # type: ignore[no-untyped-def]
+    page = (Path(__file__).parents[3] / "docs/fleets.md").read_text("utf-8")
+    example = page.split("```yaml\n")[1].split("```")[0].replace("options: {...}", "options: {}")
+    with pytest.raises(FileFaults) as refused:
+        read(example.replace("container: IMAGE", "").replace("env: {NAME: value}", ""))
+    here = ("/models/r1", "EXAMPLE_KEY", "admin_key_env", "cert.pem", "key.pem")
+    assert [str(fault) for fault in refused.value.faults if not any(word in str(fault) for word in here)] == []

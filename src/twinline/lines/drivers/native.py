@@ -15,6 +15,7 @@ import msgspec
 
 from twinline.facts.pooling import MODULES, read_pooling
 from twinline.facts.weight_form import PLAIN, read_weight_form, read_weights
+from twinline.lines.cards import device, shown
 from twinline.lines.drivers.driver import Command, EngineMetrics, Reader
 from twinline.lines.drivers.vectors import IdVectors
 from twinline.lines.protocol import LineBroken, TextSource, TokenRequest
@@ -115,6 +116,15 @@ def _weights(spec: LineSpec) -> dict[str, Any]:
     return options
 
 
+def _check_card(spec: LineSpec) -> None:
+    """Raises ValueError for cards that one worker cannot compute on."""
+    if len(spec.cards) > 1:
+        raise ValueError("cards: a native line computes on one card; write a line for each")
+    named = str(spec.options.get("device", ""))
+    if shown(spec) and named.partition(":")[2] not in ("", "0"):
+        raise ValueError(f"options.device: the engine sees card {spec.cards[0]} alone, as number 0; leave numbers out")
+
+
 class Native:
     """Our own engine's worker."""
 
@@ -136,6 +146,7 @@ class Native:
                     f"options: the native engine has no option {name!r}; it has {', '.join(sorted(OPTIONS))}"
                 )
         _weights(spec)
+        _check_card(spec)
         if spec.url is None and spec.folder is not None:
             self._check_pooling(spec, spec.folder)
 
@@ -159,6 +170,8 @@ class Native:
             options.setdefault("max_model_len", spec.context)
         if spec.slots is not None:
             options.setdefault("max_running", spec.slots)
+        if (named := device(spec)) is not None:
+            options.setdefault("device", named)  # it shall not fall back to the CPU
         for name, value in options.items():
             flag = "--" + name.replace("_", "-")
             if value is True:

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from twinline.facts.pooling import MODULES
+from twinline.lines.cards import check_cards
 from twinline.lines.drivers import DRIVERS, driver
 from twinline.lines.drivers.driver import FEATURES
 from twinline.lines.drivers.gguf import metadata
@@ -223,6 +224,7 @@ class LineReader:
         try:
             drives = driver(spec.engine)
             drives.check(spec)
+            check_cards(spec)
             if spec.embeds and drives.vectors(spec) is None:
                 return f"embeds: the {spec.engine} engine gives no vectors"
             drives.headers(spec, self._environ)

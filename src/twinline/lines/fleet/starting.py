@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from twinline.lines.cards import shown
 from twinline.lines.drivers import driver
 from twinline.lines.drivers.launch import container_name
 from twinline.lines.fleet.diff import engine_fields
@@ -49,7 +50,7 @@ def start(name: str, spec: LineSpec, directory: Path, port: int, environ: Mappin
         directory,
         name,
         command.argv,
-        {**command.env, **full.env},
+        {**shown(full), **command.env, **full.env},
         port=port,
         spec_hash=spec_hash(spec),
         clean_up=_clean_up(full, port),

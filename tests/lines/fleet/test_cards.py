@@ -1,0 +1,104 @@
+"""Which environment shows an engine its cards, up to the process that is started."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.lines.fleet.harness import until
+
+from twinline.facts.chips import load
+from twinline.lines.cards import check_cards, device, shown
+from twinline.lines.drivers.native import Native
+from twinline.lines.fleet import home, starting
+from twinline.lines.fleet.file import embedded
+from twinline.lines.spec import LineSpec
+
+# All that its vendors have said of each, one chip a vendor.
+SHOWN = {
+    "nvidia-h800": {"CUDA_VISIBLE_DEVICES": "2,3", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+    "ascend-910b3": {"ASCEND_RT_VISIBLE_DEVICES": "2,3"},
+    "kunlun-p800": {"XPU_VISIBLE_DEVICES": "2,3", "CUDA_VISIBLE_DEVICES": "2,3"},
+    "hygon-k100ai": {"HIP_VISIBLE_DEVICES": "2,3"},
+    "mlu590": {"MLU_VISIBLE_DEVICES": "2,3"},
+    "mtt-s4000": {"MUSA_VISIBLE_DEVICES": "2,3"},
+    "metax-c500": {"CUDA_VISIBLE_DEVICES": "2,3"},
+}
+
+
+def line(**values: Any) -> LineSpec:
+    return LineSpec(**{"name": "a", "model": "m", "engine": "vllm", "cards": (2, 3), "chip": "nvidia-h800", **values})
+
+
+@pytest.mark.parametrize("chip", SHOWN)
+def test_cards_are_shown_by_the_variables_of_the_vendor(chip: str) -> None:
+    assert shown(line(chip=chip)) == SHOWN[chip]
+    assert shown(line(chip=chip, cards=())) == {}
+    check_cards(line(chip=chip))
+
+
+def test_every_vendor_has_variables_or_is_known_to_have_none() -> None:
+    without = {name for name, vendor in load().vendors.items() if not vendor.visible.set}
+    assert without == {"cpu", "intel-gaudi"}
+    for vendor in load().vendors.values():
+        assert all(name in vendor.visible.process + vendor.visible.order for name in vendor.visible.set), vendor.id
+        assert "{cards}" in "".join(vendor.visible.set.values()) or not vendor.visible.set
+
+
+def test_what_the_line_says_itself_and_a_container_are_left_alone() -> None:
+    assert shown(line(env={"CUDA_VISIBLE_DEVICES": "GPU-1234"})) == {}
+    assert shown(line(container="image")) == {}
+    check_cards(line(container="image", chip="nobody's"))
+
+
+def test_cards_that_nobody_could_show_are_a_mistake() -> None:
+    with pytest.raises(ValueError, match=r"no chip is called 'cpu', so nothing would keep .* name the chip, or say it"):
+        check_cards(line(chip="cpu"))
+    with pytest.raises(ValueError, match=r"Intel Gaudi has no variable of card numbers, .* other cards: say it in env"):
+        check_cards(line(chip="gaudi 3"))
+    check_cards(line(chip="cpu", env={"CUDA_VISIBLE_DEVICES": "1"}))
+    check_cards(line(chip="cpu", cards=()))
+    check_cards(line(chip="cpu", engine="simulated"))
+
+
+def test_a_native_line_computes_on_its_one_card() -> None:
+    def native(**values: Any) -> LineSpec:
+        return line(**{"engine": "native", "weights": str(embedded()), "cards": (3,), **values})
+
+    def flag(spec: LineSpec) -> str:
+        argv = Native().command(spec, 1).argv
+        return argv[argv.index("--device") + 1] if "--device" in argv else ""
+
+    assert flag(native()) == "cuda" and flag(native(chip="ascend-910b3")) == "npu"
+    assert flag(native(options={"device": "cuda:0"})) == "cuda:0" and flag(native(cards=())) == ""
+    assert device(native(chip="nobody's")) is None
+    Native().check(native())
+    with pytest.raises(ValueError, match="on one card"):
+        Native().check(native(cards=(2, 3)))
+    with pytest.raises(ValueError, match="sees card 3 alone, as number 0"):
+        Native().check(native(options={"device": "cuda:3"}))
+    Native().check(native(options={"device": "cuda:3"}, env={"CUDA_VISIBLE_DEVICES": "0,1,2,3"}))
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [({}, "2,3 PCI_BUS_ID"), ({"CUDA_VISIBLE_DEVICES": "${MINE}"}, "7 none"), ({"CUDA_DEVICE_ORDER": "X"}, "none X")],
+)
+def test_the_engine_that_is_started_sees_them(
+    env: dict[str, str], said: str, twinline_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    directory = home.run_directory("f")
+    home.prepare(directory)
+    tell = "import os; print(*(os.environ.get(f'CUDA_{name}', 'none') for name in ('VISIBLE_DEVICES', 'DEVICE_ORDER')))"
+    spec = line(weights="org/model", env=env, options={"executable": [sys.executable, "-c", tell]})
+
+    async def test() -> None:
+        engine = starting.start("a", spec, directory, 1, {"MINE": "7"})
+        await engine.ended()
+        await until(lambda: engine.last_words() == said)
+
+    asyncio.run(test())
