@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import signal
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -177,3 +180,43 @@ def test_only_what_is_not_known_is_asked(tmp_path: Path) -> None:
     _, script = seen(tmp_path, {FULL: text("npu-smi-info-910a-22.0.3")})
     assert "npu-smi info -t board -i 3 -c 0" in script.asked
     assert "npu-smi info -t common -i 3" not in script.asked
+
+
+class Hanging(Script):
+    """A tool that runs until it is ended."""
+
+    def __init__(self) -> None:
+        super().__init__({FULL: ""})
+        self.begun, self.ended = threading.Event(), threading.Event()
+
+    def run(self, command: Sequence[str], timeout: float) -> Ran:
+        self.begun.set()
+        self.early = self.ended.wait(60)
+        return Ran(trouble="failed")
+
+    def stop(self) -> None:
+        self.ended.set()
+
+
+def test_a_signal_that_does_not_end_a_wait_ends_the_look_all_the_same(tmp_path: Path) -> None:
+    """As one that comes between the last look at signals and the wait: it is given to another thread here."""
+    hanging = Hanging()
+
+    def strike() -> None:
+        hanging.begun.wait(20)
+        time.sleep(0.1)  # so that all wait
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGUSR1, leave)
+    thread = threading.Thread(target=strike)
+    try:
+        thread.start()
+        with pytest.raises(SystemExit):
+            look(hanging, pci=bus(tmp_path / "bus"), software=software())
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert hanging.early

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from twinline.facts.chips import load
 
 PATIENCE = 10.0  # seconds for one command; npu-smi takes 2 to 4 on a busy node
 AT_ONCE = 8
+HEEDED_SECONDS = 0.2  # a signal may come just before a wait, which does not end for it: none is longer
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,10 +61,10 @@ def look(
     with ThreadPoolExecutor(AT_ONCE) as pool, _ended_early(runner, pool):
         first = [(vendor, ask, ask.command) for vendor, ask in asked if ask.each == "node"]
         questions = _Questions(runner, patience)
-        answers = [answer for found in pool.map(questions.put, first) for answer in found]
+        answers = _all(pool, questions, first)
         answers = _one_owner(answers)
         second = list(_following(asked, answers))
-        answers += [answer for found in pool.map(questions.put, second) for answer in found]
+        answers += _all(pool, questions, second)
     cards, contradictions = joined(answer.reading.cards for answer in answers)
     findings = [finding for answer in answers for finding in answer.reading.findings]
     spoken = {card.vendor for card in cards}
@@ -135,6 +136,14 @@ class _Questions:
         if ask.each != "node" and ran.trouble in ("", "failed"):
             return []  # many chips do not know every question about a single device
         return [_Answer(vendor, ask, Reading(findings=(_failure(vendor, ask.tool, ran, command),)), text)]
+
+
+def _all(pool: ThreadPoolExecutor, questions: _Questions, asked: Sequence[tuple[str, Ask, str]]) -> list[_Answer]:
+    """The answers, in the order of the questions."""
+    putting = [pool.submit(questions.put, one) for one in asked]
+    while wait(putting, HEEDED_SECONDS).not_done:
+        pass
+    return [answer for put in putting for answer in put.result()]
 
 
 def _safely(vendor: str, ask: Ask, text: str, command: str) -> Reading:
