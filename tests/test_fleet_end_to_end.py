@@ -63,9 +63,11 @@ def test_the_readmes_trick(fleet: Fleet, tmp_path: Path) -> None:
     (trick,) = re.findall(
         r"^```sh\n(for i in [^`]*?twinline ps.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.M | re.S
     )
-    trick = trick.replace("127.0.0.1:8000", f"127.0.0.1:{fleet.port}").replace("kill -9", "sleep 0.3; kill -9", 1)
+    trick = trick.replace("127.0.0.1:8000", f"127.0.0.1:{fleet.port}")
+    under_way = """for i in $(seq 100); do twinline ps --json | grep -qE '"in_flight": *[1-9]' && break; done"""
+    trick = trick.replace("kill -9", f"{under_way}\nkill -9", 1)
     done = subprocess.run(
-        ["bash", "-c", trick], cwd=tmp_path, env=fleet.env, capture_output=True, text=True, timeout=60
+        ["bash", "-c", trick], cwd=tmp_path, env=fleet.env, capture_output=True, text=True, timeout=150
     )
     assert done.returncode == 0, done.stderr
     answers = sorted(tmp_path.glob("answer*.txt"))

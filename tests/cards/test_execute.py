@@ -31,7 +31,7 @@ def test_output_locale_arguments_and_files(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_tool_that_hangs_is_ended_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool(tmp_path, monkeypatch, f"echo begun; sleep 300 & echo $! > {tmp_path}/child; wait")
-    ran = Processes().run(["some-smi"], 0.5)
+    ran = Processes().run(["some-smi"], 3.0)
     assert (ran.trouble, ran.out) == ("timeout", "begun\n")
     child = int((tmp_path / "child").read_text())
     until = time.monotonic() + 10

@@ -17,6 +17,7 @@ from aiohttp import web
 class Script:
     """How one answer goes. Delays are seconds; `pieces` are `(kind, text)`, kind `text` or `thinking`."""
 
+    together: int = 0  # none is answered before so many have asked
     first: float = 0.0
     gap: float = 0.0
     pieces: tuple[tuple[str, str], ...] = (("text", "a"), ("text", "b"), ("text", "c"))
@@ -61,6 +62,8 @@ class Server:
 
         if chat:
             await send({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        while len(self.bodies) < script.together:
+            await asyncio.sleep(0.005)
         await asyncio.sleep(script.first)
         for i, (kind, text) in enumerate(script.pieces):
             await asyncio.sleep(script.gap if i else 0)

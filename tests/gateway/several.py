@@ -32,7 +32,7 @@ from twinline.lines.spec import LineSpec
 from twinline.lines.state import LineState
 
 MODEL = "tiny-r1"
-PATIENCE = Patience(tick=0.02, quiet=0.3, longest=0.5, first=1.0, ask=0.3)
+PATIENCE = Patience(tick=0.02, quiet=0.3, longest=0.5, first=1.0, ask=2.0)
 
 
 @dataclass

@@ -13,14 +13,14 @@ from twinline.gateway.text.tokenizer import Tokenizer
 
 def test_other_threads_go_on_while_a_long_text_is_tokenized(tiny_folder: Path) -> None:
     tokenizer = Tokenizer.load(tiny_folder)
-    text = "hello world " * 20_000
+    text = "hello world " * 100_000
     thread = threading.Thread(target=lambda: tokenizer.encode(text, special=False))
     thread.start()
     turns = 0
     while thread.is_alive():
         time.sleep(0.002)
         turns += 1
-    assert turns > 10
+    assert turns > 3  # one, were the interpreter held
 
 
 def test_few_are_worked_on_at_a_time_and_short_ones_at_once() -> None:

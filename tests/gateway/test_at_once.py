@@ -6,11 +6,13 @@ import asyncio
 import gc
 import json
 import re
-import socket
+import threading
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest import mock
 
 import httpx
 import pytest
@@ -154,26 +156,87 @@ def test_a_prompt_that_is_wrong_is_told_as_ever(
     assert ask(temperature=0.25).status_code == 200 and len(taken) == 1
 
 
+class Wire:
+    """One connection whose server has read each piece before the next is sent, so that they come apart."""
+
+    def __init__(self, made: Gateway) -> None:
+        self.sent = self.answers = b""
+        self.read = 0
+        self._made, self._context = made, ExitStack()
+
+    def __enter__(self) -> Wire:
+        true = heads.Connection.data_received
+
+        def counted(connection: heads.Connection, data: bytes) -> None:
+            self.read += len(data)
+            true(connection, data)
+
+        self._context.enter_context(mock.patch.object(heads.Connection, "data_received", counted))
+        self.socket = self._context.enter_context(self._made.connected())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._context.close()
+
+    def send(self, piece: bytes) -> None:
+        self.socket.sendall(piece)
+        self.sent += piece
+
+    def taken(self) -> bool:
+        return self.read >= len(self.sent)
+
+    def get(self, seconds: float) -> bool:
+        """Whether something came within so long. Raises EOFError where the server closed."""
+        self.socket.settimeout(seconds)
+        try:
+            chunk = self.socket.recv(65536)
+        except TimeoutError:
+            return False
+        if not chunk:
+            raise EOFError
+        self.answers += chunk
+        return True
+
+    def answered(self, count: int) -> bytes:
+        """What came since, once so many answers are there in all."""
+        before, limit = len(self.answers), time.monotonic() + 60
+        while finals(self.answers) < count:
+            assert time.monotonic() < limit
+            self.get(1.0)
+        return self.answers[before:]
+
+
+def finals(answers: bytes) -> int:
+    return answers.count(b"HTTP/1.1 ") - answers.count(b"HTTP/1.1 100 ")
+
+
 def raw(made: Gateway, *parts: bytes) -> bytes:
-    """The answers on one connection to what is sent in these pieces, each after a silence, so that they come apart. For
-    whole requests as many answers are waited for, unless the server closes."""
-    data, limit, asked = b"", time.monotonic() + 30, b"".join(parts).count(b" HTTP/1.")
-    with made.connected() as wire:
-        wire.settimeout(0.15)
+    """The answers on one connection to what is sent in these pieces. The next is sent once the one before was read and
+    whole requests are answered; at the end it is waited for more, which should not come, unless the server closes."""
+    limit = time.monotonic() + 60
+    with Wire(made) as wire, suppress(EOFError):
         for at, part in enumerate(parts, 1):
-            wire.sendall(part)
-            while True:
-                try:
-                    chunk = wire.recv(65536)
-                except TimeoutError:
-                    answered = data.count(b"HTTP/1.1 ") - data.count(b"HTTP/1.1 100 ") >= asked
-                    if at < len(parts) or answered or time.monotonic() > limit:
-                        break
-                else:
-                    data += chunk
-                    if not chunk:
-                        return data
-    return data
+            wire.send(part)
+            while wire.get(0.15 if at == len(parts) else 0.005) or not (
+                wire.taken() and finals(wire.answers) >= requests(wire.sent)
+            ):
+                assert time.monotonic() < limit
+    return wire.answers
+
+
+def requests(sent: bytes) -> int:
+    """How many are whole, or have a head that is none."""
+    count = 0
+    while (end := sent.find(b"\r\n\r\n") + 4) >= 4:
+        head = sent[:end].lower()
+        length = re.search(rb"content-length: *(\d+)", head)
+        if b"chunked" in head:
+            end = sent.index(b"\r\n0\r\n\r\n") + 7
+        end += int(length[1]) if length else 0
+        if len(sent) < end:
+            break
+        sent, count = sent[end:], count + 1
+    return count
 
 
 def post(body: bytes, *headers: str, length: int | None = None) -> bytes:
@@ -270,37 +333,31 @@ def test_nobody_is_taken_for_who_asked_before(door: Gateway, taken: list[str], o
     """A request of a known form waits behind one that has a task, and begins while another's body is under way."""
     raw(door, post(BODY))
     taken.clear()
-    door.double.script = lambda request: Script(tokens=[10, 11, 12], delay=0.15)
+    gates = [threading.Event(), threading.Event()]
+    waiting = iter(gates)
+    begun = len(door.double.requests)
+    door.double.script = lambda request: Script(tokens=[10, 11, 12], hold=next(waiting, None))
     unknown = json.dumps({"model": MODEL, "prompt": [5], "max_tokens": 3, "temperature": 0.25}).encode()
-    both = post(unknown, "x-request-id: carol") + post(BODY, "x-request-id: alice")
     third = post(BODY, "x-request-id: bob", "Expect: 100-continue")
     if other == "GET":
         third = third.replace(b"POST /v1/completions", b"GET /health").replace(b"Expect: 100-continue\r\n", b"")
-    head = third[: -len(BODY)]
-    pieces = [(both, 0.1), (head, 0.55), (BODY, 1.2), (third, 1.0), (post(BODY, "x-request-id: dora"), 1.0)]
-    answers = timed(door, *pieces)
-    *_, fourth, fifth = answers
+    with Wire(door) as wire:
+        wire.send(post(unknown, "x-request-id: carol") + post(BODY, "x-request-id: alice"))
+        door.until(lambda: wire.taken() and len(door.double.requests) == begun + 1)
+        wire.send(third[: -len(BODY)])
+        door.until(wire.taken)
+        gates[0].set()  # carol's answer ends, and alice's begins
+        door.until(lambda: len(door.double.requests) == begun + 2)
+        wire.send(BODY)
+        gates[1].set()
+        wire.answered(3)
+        wire.send(third)
+        fourth = wire.answered(4)
+        wire.send(post(BODY, "x-request-id: dora"))
+        fifth = wire.answered(5)
     assert taken.count("first") == len(taken) and b"x-request-id: alice" not in fourth + fifth
     assert (word in fourth if other == "POST" else b"completion" not in fourth) and fourth.startswith(b"HTTP/1.1 200 ")
     assert b"x-request-id: dora" in fifth
-
-
-def timed(made: Gateway, *pieces: tuple[bytes, float]) -> list[bytes]:
-    """What came within so many seconds after each piece, on one connection."""
-    host, port = made.url.removeprefix("http://").split(":")
-    answers = []
-    with socket.create_connection((host, int(port)), timeout=10) as wire:
-        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for piece, seconds in pieces:
-            wire.sendall(piece)
-            time.sleep(seconds)
-            wire.setblocking(False)
-            try:
-                answers.append(wire.recv(1 << 20))
-            except BlockingIOError:
-                answers.append(b"")
-            wire.settimeout(10)
-    return answers
 
 
 def connections() -> list[heads.Connection]:
@@ -310,13 +367,15 @@ def connections() -> list[heads.Connection]:
 def test_no_long_body_is_remembered(door: Gateway, taken: list[str]) -> None:
     raw(door, post(BODY))
     long = post(b"{" + b" " * 300_000)
-    timed(door, (long[:250_000], 0.3))
-    with door.connected() as wire:
-        wire.sendall(long[:250_000])
-        time.sleep(0.2)
+    with Wire(door) as left:
+        left.send(long[:250_000])
+        door.until(lambda: left.read > 70_000)
+    with Wire(door) as made:
+        made.send(long[:250_000])
+        door.until(lambda: made.read > 70_000)
         assert all(len(each._repeated.alone) < 70_000 for each in connections())
-        wire.sendall(long[250_000:])
-        assert wire.recv(65536).startswith(b"HTTP/1.1 400 ")
+        made.send(long[250_000:])
+        assert made.answered(1).startswith(b"HTTP/1.1 400 ")
         assert not any(each._repeated.alone or each._repeated.held for each in connections())
 
 

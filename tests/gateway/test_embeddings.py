@@ -205,7 +205,7 @@ def test_more_values_than_one_answer_has_of_a_size_that_only_the_line_knows(
 
 # Engines that show nothing while they compute.
 
-IMPATIENT = Patience(tick=0.02, quiet=0.1, longest=0.1, first=0.1, ask=0.3, idle=1.0, slowest=100.0)
+IMPATIENT = Patience(tick=0.02, quiet=0.1, longest=0.1, first=0.1, ask=2.0, idle=1.0, slowest=100.0)
 UNSEEN = pytest.mark.parametrize("engine", ["openai", "ollama", "llamacpp", "sglang"])
 
 
@@ -230,7 +230,7 @@ def test_an_engine_that_works_unseen_is_given_time_by_its_work(engine: str, tiny
 def test_an_engine_whose_count_stands_still_is_given_no_more(tiny_folder: Path) -> None:
     async def test(at: At) -> None:
         at.doubles["a"].count = b'{"steps": 5}'
-        at.doubles["a"].script = lambda request: Reply(delay=3.0)
+        at.doubles["a"].script = lambda request: Reply(delay=60)
         answer = await at.embed(["hello " * 40] * 8)
         assert answer.status_code == 502 and "computed nothing" in answer.text
 

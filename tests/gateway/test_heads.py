@@ -45,7 +45,7 @@ def test_an_endless_header_is_cut_off(door: Gateway) -> None:
 
 
 def test_a_head_that_drips_is_given_up(door: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads, "HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(heads, "HEAD_SECONDS", 1.0)
     with door.connected() as client:
         assert rest(client) == b""  # nothing was said, nothing is answered
     for before in (b"", HEALTH):  # the first request of a connection, and a later one
@@ -55,13 +55,13 @@ def test_a_head_that_drips_is_given_up(door: Gateway, monkeypatch: pytest.Monkey
                 assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
             client.sendall(HEALTH[:20])
             status, message = refusal(rest(client))
-            assert status == 408 and "longer than 0.1 s" in message
+            assert status == 408 and "longer than 1 s" in message
     with door.connected() as client:  # a connection that is kept is another thing
         for _ in range(2):
             client.settimeout(10)
             client.sendall(HEALTH)
             assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
-            client.settimeout(0.2)
+            client.settimeout(1.2)
             with pytest.raises(TimeoutError):
                 client.recv(1)
 

@@ -87,7 +87,10 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tiny_folder: Path) -> Iterator[Place]:
     env = {"TEST_ADMIN": ADMIN}
-    with Doubles(3) as doubles, fleet(tiny_folder, env, keys="required", admin_key_env="TEST_ADMIN") as made:
+    with (
+        Doubles(3) as doubles,
+        fleet(tiny_folder, env, keys="required", admin_key_env="TEST_ADMIN", queue_seconds=15.0) as made,
+    ):
         database = Database(f"sqlite:///{made.directory / 'twinline.db'}")
         store = Keys(database)
         keys = {"plain": store.create("plain")[1], "chief": store.create("chief", admin=True)[1]}
@@ -183,7 +186,9 @@ def test_a_line_without_room_is_up(place: Place) -> None:
     metrics = place.gateway.ask("/api/metrics").text
     assert f'twinline_gateway_line_up{{line="a",model="{MODEL}"}} 1.0' in metrics
     assert f'twinline_gateway_queued_requests{{model="{MODEL}"}} 1.0' in metrics
-    waiting.join(20)  # it is told that it waited too long
+    place.doubles.lines[0].script = lambda request: Script(list(range(10, 22)))
+    waiting.join(20)  # it is served when the line is asked again
+    assert not waiting.is_alive()
     place.fleet.entries = entries
     place.fleet.followed()
 
@@ -201,8 +206,8 @@ def test_a_fault_is_told_here_and_to_the_control_side(place: Place) -> None:
 
         assert until(told)[0] == {"line": "a", "reason": "a card fell off"}
         (line,) = [line for line in place.gateway.ask("/api/lines").json()["lines"] if line["name"] == "a"]
-        assert (line["state"], line["ready"], line["circuit"]) == ("serving", False, "open")
-        assert line["circuit_reason"] == "a card fell off"
+        assert (line["state"], line["ready"]) == ("serving", False) and line["circuit"] != "closed"
+        assert "a card fell off" in line["circuit_reason"]
         place.doubles.lines[0].script = lambda request: Script(list(range(10, 22)))
         until(lambda: all(line["ready"] for line in place.gateway.ask("/api/lines").json()["lines"]))
 

@@ -78,7 +78,7 @@ def test_serves_and_ends_with_its_line(tiny_folder: Path, number: signal.Signals
             answer = client.post("/v1/completions", json={"model": MODEL, "prompt": [1023], "max_tokens": 3})
             assert answer.status_code == 200
         process.send_signal(number)
-        out, err = process.communicate(timeout=15)
+        out, err = process.communicate(timeout=60)
         assert (process.returncode, out) == (0, "ended\n"), err
         assert "loading weights" in err and "Traceback" not in err
         assert gone(int(pid))
@@ -94,7 +94,7 @@ def test_streams_that_outlast_the_end_are_told(tiny_folder: Path, signals: int, 
 
         def ask(stream: bool) -> str:
             body = {"model": MODEL, "prompt": [1023], "stream": stream}
-            with httpx.stream("POST", f"{url}/v1/completions", json=body, trust_env=False, timeout=15) as response:
+            with httpx.stream("POST", f"{url}/v1/completions", json=body, trust_env=False, timeout=60) as response:
                 assert response.status_code == (200 if stream else 503)
                 parts = []
                 for part in response.iter_text():
@@ -108,13 +108,17 @@ def test_streams_that_outlast_the_end_are_told(tiny_folder: Path, signals: int, 
         running = 'twinline_gateway_requests_running{endpoint="completions"} 3.0'
         while running not in httpx.get(f"{url}/metrics", trust_env=False).text:
             time.sleep(0.01)
-        for _ in range(signals):
+        process.send_signal(signal.SIGTERM)
+        if signals == 2:
+            refused = time.monotonic() + 60
+            with pytest.raises(httpx.ConnectError):  # so that the first was heeded
+                while time.monotonic() < refused:
+                    httpx.get(f"{url}/health", trust_env=False)
             process.send_signal(signal.SIGTERM)
-            time.sleep(0.3)
         for answer in answers:
             told = answer.result(60).removesuffix("\n\n").split("\n\n")[-1].removeprefix("data: ")
             assert json.loads(told)["error"]["code"] == "server_stopping"
-        out, err = process.communicate(timeout=15)
+        out, err = process.communicate(timeout=60)
         assert (process.returncode, out) == (0, "ended\n")
         assert "Traceback" not in err
 
@@ -126,25 +130,26 @@ def test_a_signal_while_the_line_starts(tiny_folder: Path) -> None:
             if "loading weights" in line:
                 break
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=15)
+        out, _ = process.communicate(timeout=60)
         assert (process.returncode, out) == (0, "ended\n")
 
 
 def test_a_line_that_does_not_start_says_why(tiny_folder: Path) -> None:
     with serving(tiny_folder, "error") as process:
-        out, err = process.communicate(timeout=15)
+        out, err = process.communicate(timeout=60)
         assert process.returncode == 1 and not out
         assert err.splitlines()[-1].endswith("cannot start: the folder has no config.json")
 
 
 def test_a_dead_line_is_told_and_started_again(tiny_folder: Path) -> None:
-    with serving(tiny_folder) as process:
+    with serving(tiny_folder, FIRST_DELAY_SECONDS="6") as process:
         assert process.stdout is not None
         url, pid = process.stdout.readline().split()
         os.kill(int(pid), signal.SIGKILL)
         with httpx.Client(base_url=url, trust_env=False) as client:
+            limit = time.monotonic() + 60
             while (health := client.get("/health")).status_code == 200:
-                pass
+                assert time.monotonic() < limit
             assert "its process ended with code -9" in health.text
             response = client.post("/v1/completions", json={"model": MODEL, "prompt": "x"})
             assert (response.status_code, response.headers["retry-after"]) == (503, "1")
@@ -165,7 +170,7 @@ def test_a_line_that_cannot_be_started_again_ends_the_server(tiny_folder: Path, 
         pid = process.stdout.readline().split()[1]
         faults.write_text("error")
         os.kill(int(pid), signal.SIGKILL)
-        out, err = process.communicate(timeout=15)
+        out, err = process.communicate(timeout=60)
         assert process.returncode == 1 and not out
         assert "gave up on line native:tiny-r1 after 3 failed starts in a row" in err.splitlines()[-1]
         assert err.splitlines()[-1].endswith("the folder has no config.json")
@@ -173,9 +178,9 @@ def test_a_line_that_cannot_be_started_again_ends_the_server(tiny_folder: Path, 
 
 def test_a_taken_port_and_a_folder_that_is_none(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, serving(tmp_path, port=taken.getsockname()[1]) as process:
-        assert "in use" in process.communicate(timeout=15)[1]
+        assert "in use" in process.communicate(timeout=60)[1]
     with serving(tmp_path) as process:
-        assert "tokenizer_config.json" in process.communicate(timeout=15)[1]
+        assert "tokenizer_config.json" in process.communicate(timeout=60)[1]
         assert process.returncode == 1
 
 

@@ -205,7 +205,7 @@ async def test_a_gateway_that_was_stopped_itself_blames_no_line(
     tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its own loop stood still: all lines look silent at once, and none is, though none sends at once thereafter."""
-    patience = Patience(tick=0.02, quiet=1.0, longest=1.0, stream=1.0, first=0.4, ask=2)
+    patience = Patience(tick=0.02, quiet=1.0, longest=1.0, stream=2.0, first=NEVER, ask=2)
     async with place(tokenizer, lines=3, patience=patience) as at:
         go = asyncio.Event()
         for double in at.doubles:
@@ -221,7 +221,8 @@ async def test_a_gateway_that_was_stopped_itself_blames_no_line(
             await heard.done.wait()
             assert heard.tokens == TOKENS and len(choice.segments) == 1
         assert at.closed("a", "b", "c")
-    assert [each.message for each in caplog.records if "stood still for 2." in each.message]
+    stood = [each.args for each in caplog.records if "stood still for" in each.message]
+    assert any(float(seconds) >= 2.4 for (seconds,) in stood)  # type: ignore[arg-type, misc]
 
 
 @looped

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ class Script:
     per_chunk: int = 1
     finish: str | None = None  # None: "stop" if the last token is a stop id, else "length"
     delay: float = 0.0
-    hold: asyncio.Event | None = None  # what comes after `hold_after` tokens waits for it
+    hold: asyncio.Event | threading.Event | None = None  # what comes after `hold_after` tokens waits for it
     hold_after: int = 0
     fault: str | None = None
     fault_after: int = 0
@@ -130,8 +131,8 @@ class LineDouble:
             if script.fault and script.fault != "mute_end" and at >= script.fault_after:
                 return await self._strike(writer, script.fault)
             await asyncio.sleep(script.delay)
-            if script.hold is not None and at >= script.hold_after:
-                await script.hold.wait()
+            while script.hold is not None and at >= script.hold_after and not script.hold.is_set():
+                await asyncio.sleep(0.005)
             some = tokens[at : at + script.per_chunk]
             last = at + script.per_chunk >= len(tokens)
             stopped = last and bool(some) and some[-1] in stops and script.finish in (None, "stop")

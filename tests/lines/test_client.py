@@ -179,11 +179,11 @@ def test_done_ends_an_answer_whose_body_does_not(monkeypatch: pytest.MonkeyPatch
     async def test(peer: Peer, client: LineClient) -> None:
         began = asyncio.get_running_loop().time()
         assert await tokens(client, "first") == [1, 2]
-        assert asyncio.get_running_loop().time() - began < 1
+        assert asyncio.get_running_loop().time() - began < 8  # it would never end
         # That connection cannot be used: its body has no end. It is closed, and the next request gets another.
         assert await tokens(client, "second") == [1, 2]
         assert [connection for connection, _ in peer.requests] == [1, 2]
-        await asyncio.wait_for(peer.closed.wait(), 2)
+        await asyncio.wait_for(peer.closed.wait(), 8)
 
     run(no_end, test)
 

@@ -77,7 +77,8 @@ def test_a_killed_worker_is_started_again_and_serves(tmp_path: Path) -> None:
 def test_a_worker_that_hangs_counts_as_dead(
     tmp_path: Path, fault: str, why: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("twinline.lines.client.QUESTION_SECONDS", 0.1)
+    if fault == "mute":
+        monkeypatch.setattr("twinline.lines.client.QUESTION_SECONDS", 0.5)
     faults = tmp_path / "fault"
     faults.write_text(fault)
 

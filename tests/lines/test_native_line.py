@@ -108,7 +108,7 @@ def test_a_line_that_has_begun_is_stopped_before_it_starts() -> None:
     [
         ("error", "cannot start: the folder has no config.json"),
         ("crash", "(?s)ended with code 3.*out of memory"),
-        ("slow", "(?s)not ready within 1 s.*loading weights"),
+        ("slow", "(?s)not ready within 5 s.*loading weights"),
         ("chatter", "hello.*where its ready line belongs"),
     ],
 )
@@ -119,7 +119,7 @@ def test_a_failed_start_says_why_and_leaves_no_process(fault: str, said: str, be
         if begun:
             await line.begin()
         with pytest.raises(LineStartFailed, match=said):
-            await line.start(timeout=1 if fault == "slow" else 10)
+            await line.start(timeout=5 if fault == "slow" else 30)
         assert line.state is LineState.STOPPED
         assert not line.alive and line.pid is not None and gone(line.pid)
 

@@ -12,7 +12,7 @@ from tests.cli.scripted_server import Script, serving
 from twinline.verify.load import Answer, Closed, Open, Target, offer, warm_up
 from twinline.verify.load_report import Limits, percentile, summarise
 
-SLACK_MS = 500  # how much later than scripted a loaded machine may be
+SLACK_MS = 10_000  # how much later than scripted a loaded machine may be; a wrong unit is further off
 
 
 def offer_to(
@@ -64,7 +64,7 @@ def test_a_closed_loop_keeps_to_its_concurrency() -> None:
 
 def test_an_open_loop_keeps_its_schedule_whatever_the_server_does() -> None:
     shape = Open(rate=50, seed=3)
-    with serving(Script(first=1.0)) as server:
+    with serving(Script(together=10)) as server:  # none is answered before all have asked
         answers = offer_to(server.url, 10, shape)
     assert [a.due for a in answers] == shape.due(10) == Open(50, 3).due(10)
     assert all(0 <= a.sent - a.due < SLACK_MS / 1e3 for a in answers)
@@ -107,9 +107,9 @@ def test_failures_are_counted_by_kind() -> None:
 
 def test_a_run_is_bounded_in_time() -> None:
     with serving(Script(first=30)) as server:
-        report = summarise(offer_to(server.url, 3, Closed(1), timeout=0.3), Limits())
+        report = summarise(offer_to(server.url, 3, Closed(1), timeout=2.0), Limits())
     assert {kind: failure.count for kind, failure in report.errors.items()} == {"not sent": 2, "timeout": 1}
-    assert report.seconds < 5
+    assert report.seconds < 15
 
 
 def test_without_usage_pieces_are_counted_and_it_is_said() -> None:

@@ -94,7 +94,7 @@ class Running:
             self.script.attempts.pop(case.seed + index, None)
         del self.script.cases[case.number]
 
-    async def closed(self, seconds: float = 5.0) -> int:
+    async def closed(self, seconds: float = 30.0) -> int:
         """Exchanges that upstreams still hold open after some time to end them: a gateway must abort what it leaves."""
         end = asyncio.get_running_loop().time() + seconds
         while (busy := sum(upstream.busy for upstream in self.upstreams)) and asyncio.get_running_loop().time() < end:

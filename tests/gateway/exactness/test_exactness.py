@@ -18,9 +18,18 @@ ROOT = 20_260_101
 STALL_SECONDS = 1.0
 
 
-def run(folder: Path, first: int, count: int, breaks: tuple[int, ...], *, at_once: int = 75, **how: int) -> Outcome:
+def run(
+    folder: Path,
+    first: int,
+    count: int,
+    breaks: tuple[int, ...],
+    *,
+    at_once: int = 75,
+    stall: float = STALL_SECONDS,
+    **how: int,
+) -> Outcome:
     async def main() -> Outcome:
-        async with running(folder, STALL_SECONDS, **how) as gateway:
+        async with running(folder, stall, **how) as gateway:
             cases = (gateway.oracle.draw(ROOT, number, breaks=breaks) for number in range(first, first + count))
             outcome = await gateway.all(cases, at_once)
             assert await gateway.closed() == 0, "upstreams were left to answer nobody"
@@ -30,7 +39,7 @@ def run(folder: Path, first: int, count: int, breaks: tuple[int, ...], *, at_onc
 
 
 def test_undisturbed_streams_are_what_the_teacher_says(tiny_folder: Path) -> None:
-    outcome = run(tiny_folder, 1, 150, ())
+    outcome = run(tiny_folder, 1, 150, (), stall=60.0)
     assert not outcome.wrong and not outcome.upstream_wrong, outcome.told()
     assert outcome.forms.keys() == set(FORMS) and outcome.corpora.keys() == set(CORPORA)
     assert outcome.retries == 0 and not outcome.struck

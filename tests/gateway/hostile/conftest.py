@@ -31,7 +31,7 @@ from twinline.lines.state import LineState
 
 SPEC_LONG = replace(SPEC, context=1_000_000)
 ADMIN = "the-management-key"
-PATIENCE = Patience(tick=0.05, quiet=0.5, longest=0.6, stream=2.0, first=0.5, ask=0.3, idle=1.0, probe=0.3)
+PATIENCE = Patience(tick=0.05, quiet=0.5, longest=0.6, stream=2.0, first=0.5, ask=2.0, idle=1.0, probe=0.3)
 
 
 @dataclass

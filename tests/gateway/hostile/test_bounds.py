@@ -173,7 +173,7 @@ def test_a_closed_connection_whose_client_does_not_read_is_let_go(
     with connected(attacked.address, receive_buffer=4096) as client:
         client.setblocking(False)
         ask = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n" * 8
-        end = time.monotonic() + 3
+        end = time.monotonic() + 30
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             while time.monotonic() < end:
                 with contextlib.suppress(BlockingIOError):
@@ -201,7 +201,7 @@ def test_bodies_together_are_bounded(attacked: Attacked, monkeypatch: pytest.Mon
         assert small.status == 200  # it is not refused for the sake of the others
         for client in clients:
             client.sendall(body[-10:])
-        statuses = [answers(rest(client, 2.0, 1)[0])[0].status for client in clients]
+        statuses = [answers(rest(client, 20.0, 1)[0])[0].status for client in clients]
     assert sorted(set(statuses)) == [200, 503] and statuses.count(200) >= 2
     until(lambda: held.bytes == 0)
 
@@ -213,7 +213,7 @@ def test_what_is_held_is_given_back_however_it_ends(attacked: Attacked) -> None:
         until(lambda: held.bytes >= 500_000)
     until(lambda: held.bytes == 0)
     got, _ = said(
-        attacked.address, post(b"content-length: %d\r\n\r\n" % (2 * MAX_BODY)), b"a" * (2 * MAX_BODY), quiet=2
+        attacked.address, post(b"content-length: %d\r\n\r\n" % (2 * MAX_BODY)), b"a" * (2 * MAX_BODY), quiet=20
     )
     assert got[0].status == 413 and held.bytes == 0
 
