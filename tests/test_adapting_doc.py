@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from tests.serving import serving
 
+pytestmark = pytest.mark.timeout(600)
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "adapting-a-chip.md"
 BLOCKS = [block.strip() for block in re.findall(r"^```\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)]

@@ -375,16 +375,20 @@ def idle(server: Served) -> bool:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_pages(server: Served, stream: bool) -> None:
-    until(lambda: idle(server))
-    aborted = server.metric("vllm:request_success_total")
     body = json.dumps(TEXT | ENDLESS | {"stream": stream}).encode()
-    with socket.create_connection(server.address) as left:
-        head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-        left.sendall(head.encode() + body)
-        until(lambda: server.metric("vllm:kv_cache_usage_perc") > 0)
-    until(lambda: idle(server))
-    assert server.metric("vllm:request_success_total") == aborted + 1
-    assert server.answers()
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    for _ in range(5):  # where the machine is busy the answer may be over before anybody looks
+        until(lambda: idle(server))
+        ended = server.metric("vllm:request_success_total")
+        with socket.create_connection(server.address) as left:
+            left.sendall(head.encode() + body)
+            until(lambda ended=ended: not idle(server) or server.metric("vllm:request_success_total") > ended)
+            under_way = server.metric("vllm:kv_cache_usage_perc") > 0
+        until(lambda: idle(server))
+        assert server.metric("vllm:request_success_total") == ended + 1
+        if under_way:
+            break
+    assert under_way and server.answers()
 
 
 def test_streams_go_on_when_a_killed_engine_is_back() -> None:

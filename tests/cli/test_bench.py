@@ -17,7 +17,7 @@ def bench(url: str, *options: str) -> int:
 
 def test_json_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "run.json"
-    limits = ["--ttft-limit-ms", "5000", "--itl-limit-ms", "5000"]
+    limits = ["--ttft-limit-ms", "60000", "--itl-limit-ms", "60000"]
     with serving(Script(gap=0.01)) as server:
         assert bench(server.url, "--json", "--output", str(file), "--concurrency", "2", "--warmup", "2", *limits) == 0
     data = json.loads(capsys.readouterr().out)
@@ -33,7 +33,7 @@ def test_json_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     with serving(Script(usage=False)) as server:
-        assert bench(server.url, "--rate", "200", "--ttft-limit-ms", "5000") == 0
+        assert bench(server.url, "--rate", "200", "--ttft-limit-ms", "60000") == 0
     out = capsys.readouterr().out
     for words in ("open loop, 200 requests/s", "time to first token", "p99", "4 of 4", "sent late by", "100.0% of all"):
         assert words in out

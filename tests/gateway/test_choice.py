@@ -106,7 +106,7 @@ def test_a_drain_moves_every_stream_and_costs_no_move(tiny_folder: Path) -> None
         streams = [asyncio.create_task(made.chat(stream=True)) for _ in range(12)]
         await made.until(lambda: len(made.asked("a")) == 12)
         for name in ("a", "b", "a", "b", "a"):
-            await asyncio.sleep(0.06)
+            await made.given(12, "a", "b")
             made.to(name, LineState.DRAINING)
             await made.until(lambda name=name: not made.line(name).calls)  # type: ignore[misc]
             made.to(name, LineState.SERVING)

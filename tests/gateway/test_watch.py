@@ -28,7 +28,6 @@ from twinline.gateway.text.tokenizer import Tokenizer
 from twinline.gateway.transcript import Piece, TextRules, Transcript
 from twinline.gateway.watch import Patience, watching
 from twinline.lines import circuit
-from twinline.lines.circuit import CircuitState
 from twinline.lines.drivers.vectors import IdVectors
 from twinline.lines.line import Line
 from twinline.lines.protocol import TextSource, TokenRequest, VectorRequest
@@ -143,7 +142,7 @@ async def test_a_line_that_does_not_answer_is_dead(tokenizer: Tokenizer) -> None
             await heard.done.wait()
             assert heard.error is None and heard.tokens == TOKENS and names(choice) == ["a", "b"]
             assert choice.segments[0].left == "stalled"
-        assert at.supply.circuits["a"].state is CircuitState.OPEN and at.closed("b")
+        assert not at.closed("a") and at.closed("b")
         assert "it does not answer" in at.supply.circuits["a"].reason
 
 
@@ -273,8 +272,8 @@ async def test_a_probe_brings_a_line_back(tokenizer: Tokenizer, monkeypatch: pyt
         at.supply.trip(at.supply.lines["a"], "it hung")
         assert list(at.supply.ready) == ["b"]
         # Half-open: only the probe asks, it fails, and the wait is longer.
-        await until(lambda: at.supply.circuits["a"].trips == 2)
-        assert at.supply.circuits["a"].state is CircuitState.OPEN
+        await until(lambda: at.supply.circuits["a"].trips >= 2)
+        assert not at.closed("a")
         assert "still ill" in at.supply.circuits["a"].reason and list(at.supply.ready) == ["b"]
         for _ in range(5):
             choice, heard = at.ask()
@@ -293,7 +292,7 @@ async def test_a_probe_that_gets_no_answer_ends(tokenizer: Tokenizer, monkeypatc
     async with place(tokenizer, patience=patience) as at:
         at.doubles[0].script = lambda request: Script(TOKENS, fault="hang")
         at.supply.trip(at.supply.lines["a"], "it hung")
-        await until(lambda: at.supply.circuits["a"].trips == 2)
+        await until(lambda: at.supply.circuits["a"].trips >= 2)
         assert "no answer within 0.3 s" in at.supply.circuits["a"].reason
 
 
@@ -310,7 +309,7 @@ async def test_a_probe_that_cannot_be_asked_ends(tokenizer: Tokenizer, monkeypat
     async with place(tokenizer) as at:
         at.supply.lines["a"].vectors = Unspeakable()
         at.supply.trip(at.supply.lines["a"], "it hung")
-        await until(lambda: at.supply.circuits["a"].trips == 2)
+        await until(lambda: at.supply.circuits["a"].trips >= 2)
         assert "it cannot be asked: it takes no token ids" in at.supply.circuits["a"].reason
 
 
@@ -331,9 +330,9 @@ async def test_a_stopped_engine_is_found_dead_and_lives_again(tiny_folder: Path,
             supply.add(line)
         at = Place(supply, [], tokenizer)
         async with watching(supply):  # with the patience that is served with
-            _, whole = at.ask("b", 300)
+            _, whole = at.ask("b", 450)
             await whole.done.wait()
-            asked = [at.ask("a", 300) for _ in range(4)]
+            asked = [at.ask("a", 450) for _ in range(4)]
             await until(lambda: all(len(heard.tokens) > 20 for _, heard in asked))
             process.send_signal(signal.SIGSTOP)
             await until(lambda: not at.closed("a"))

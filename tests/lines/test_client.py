@@ -188,7 +188,9 @@ def test_done_ends_an_answer_whose_body_does_not(monkeypatch: pytest.MonkeyPatch
     run(no_end, test)
 
 
-def test_the_end_of_a_body_that_comes_soon_after_done_keeps_the_connection() -> None:
+def test_the_end_of_a_body_that_comes_soon_after_done_keeps_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "LEFT_SECONDS", 60.0)
+
     async def late_end(writer: asyncio.StreamWriter, connection: int, number: int) -> bool:
         writer.write(HEAD + WHOLE)
         await asyncio.sleep(0.02)
