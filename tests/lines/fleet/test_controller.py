@@ -437,6 +437,30 @@ def test_gateways_are_started_again_and_counted() -> None:
     asyncio.run(test())
 
 
+def test_a_gateway_that_hangs_is_started_again_and_one_that_only_paused_is_not() -> None:
+    async def test() -> None:
+        pace = replace(PACE, question=0.5)
+        async with controlled(fleet(line(), gateway=GatewaySpec(port=1)), pace=pace) as controller:
+            assert await controller.doors() == []
+            door = controller.gateways[0]
+            first = door.engine
+            assert first is not None
+            os.kill(first.pid, signal.SIGSTOP)
+            await until(lambda: door.state == "degraded")
+            assert "health checks went unanswered" in door.reason and door.restarts == 0
+            os.kill(first.pid, signal.SIGCONT)
+            await until(lambda: door.state == "serving")
+            assert door.engine is first and door.reason == "it answers again"
+            os.kill(first.pid, signal.SIGSTOP)
+            await until(lambda: door.restarts == 1)
+            await until(lambda: door.state == "serving")
+            assert door.engine is not None and door.engine.pid != first.pid and not lives(first.pid)
+            reasons = [event.reason for event in controller.events.after(0) if event.name == "gateway-0"]
+            assert any(reason.startswith("it left 5 health checks unanswered") for reason in reasons)
+
+    asyncio.run(test())
+
+
 def test_a_changed_gateway_is_tried_before_the_old_one_ends() -> None:
     async def test() -> None:
         def wanted(log_format: str) -> Fleet:

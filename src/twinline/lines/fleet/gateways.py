@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ class Gateway:
                 await self._answers(self.engine)
                 self._to("serving", "it answers")
                 self._judge(None)
-                reason = await self.engine.ended()
+                reason = await self._lost(self.engine)
             except LineError as error:
                 reason = str(error)
             self._to("stopped", reason)
@@ -136,23 +136,54 @@ class Gateway:
 
     async def _answers(self, engine: Engine) -> None:
         """Waits for its health. Raises EngineFailed when it ends before, or takes too long."""
-        ended = asyncio.ensure_future(engine.ended())
-        client = LineClient(f"unix://{gateway_socket(self._directory, self.index)}")
         end = time.monotonic() + self._pace.gateway_ready
-        try:
+        async with self._watched(engine) as (ended, client):
             while time.monotonic() < end:
-                with contextlib.suppress(LineError):
-                    status, _ = await client.ask("GET", "/health", seconds=self._pace.question)
-                    if status in (200, 503):  # 503: it is there, and no line is up yet
-                        return
+                if await self._wrong(client) is None:
+                    return
                 await asyncio.wait((ended,), timeout=self._pace.ready_poll)
                 if ended.done():
                     raise EngineFailed(f"{ended.result()} before it was ready")
             raise EngineFailed(f"it did not answer within {self._pace.gateway_ready:g} s")
+
+    async def _lost(self, engine: Engine) -> str:
+        """Waits until it ended, or hangs: why it is lost. Its port goes on taking connections that nobody answers."""
+        mute = 0
+        async with self._watched(engine) as (ended, client):
+            while True:
+                await asyncio.wait((ended,), timeout=self._pace.poll)
+                if ended.done():
+                    return ended.result()
+                wrong = await self._wrong(client)
+                if wrong is None:
+                    if self.state == "degraded":
+                        self._to("serving", "it answers again")
+                    mute = 0
+                    continue
+                mute += 1
+                if mute >= self._pace.gateway_mute_polls:
+                    return f"it left {mute} health checks unanswered ({wrong})"
+                if mute > 1 and not ended.done():
+                    self._to("degraded", f"{mute} health checks went unanswered ({wrong})")
+
+    @contextlib.asynccontextmanager
+    async def _watched(self, engine: Engine) -> AsyncIterator[tuple[asyncio.Future[str], LineClient]]:
+        ended = asyncio.ensure_future(engine.ended())
+        client = LineClient(f"unix://{gateway_socket(self._directory, self.index)}")
+        try:
+            yield ended, client
         finally:
             client.close()
             ended.cancel()
             await asyncio.gather(ended, return_exceptions=True)
+
+    async def _wrong(self, client: LineClient) -> str | None:
+        """None if it answers; else what is wrong."""
+        try:
+            status, _ = await client.ask("GET", "/health", seconds=self._pace.question)
+        except LineError as error:
+            return str(error)
+        return None if status in (200, 503) else f"/health answers {status}"  # 503: it is there, and no line is up
 
     def _judge(self, verdict: str | None) -> None:
         if not self._verdict.done():

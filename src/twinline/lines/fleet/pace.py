@@ -27,4 +27,5 @@ class Pace:
     grace: float = 10.0  # from SIGTERM to SIGKILL
     hang_grace: float = 2.0  # the same for an engine that hangs
     gateway_ready: float = 60.0
+    gateway_mute_polls: int = 5  # as `mute_polls`, of a gateway: its clients are cut off when it is ended
     drain_look: float = 0.1  # between two questions to the gateways
