@@ -166,6 +166,25 @@ async def test_a_line_that_answers_but_computes_nothing_is_dead_in_the_end(token
 
 
 @looped
+async def test_a_gateway_that_keeps_standing_still_finds_a_dead_line_all_the_same(tokenizer: Tokenizer) -> None:
+    patience = Patience(tick=0.02, quiet=0.1, longest=0.1, stream=NEVER, first=NEVER, ask=2, idle=0.5)
+    async with place(tokenizer, patience=patience) as at:
+
+        async def stand() -> None:
+            while True:
+                time.sleep(0.3)
+                await asyncio.sleep(0.1)
+
+        at.doubles[0].script = lambda request: Script(TOKENS, fault="hang", fault_after=6)
+        standing = asyncio.create_task(stand())
+        choice, heard = at.ask("a")
+        await asyncio.wait_for(heard.done.wait(), 60)
+        standing.cancel()
+        assert heard.tokens == TOKENS and names(choice) == ["a", "b"]
+        assert "computed nothing" in at.supply.circuits["a"].reason
+
+
+@looped
 async def test_one_silent_stream_moves_from_a_lively_line(tokenizer: Tokenizer) -> None:
     patience = Patience(tick=0.02, quiet=0.2, longest=0.2, stream=2.0, first=NEVER, ask=1)
     async with place(tokenizer, patience=patience) as at:

@@ -76,15 +76,22 @@ class Visible(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """How devices are shown to a container and to a process; `order` is the trap in their numbering.
 
     `set` is the environment that shows a process some cards and no others, `{cards}` standing for their numbers; empty
-    where no variable takes those.
+    where no variable takes those. `also` are further variables by which a process may choose devices: beside those of
+    `set` they would choose among what is left.
     """
 
     container: str
     process: str
     set: dict[str, str] = {}
+    also: tuple[str, ...] = ()
     order: str = ""
     evidence: How
     source: str
+
+    @property
+    def choosing(self) -> frozenset[str]:
+        """All variables that choose devices."""
+        return frozenset(self.also) | {name for name, value in self.set.items() if "{cards}" in value}
 
 
 class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from twinline.gateway.choice import Choice
@@ -55,7 +55,9 @@ class _Seen:
     progress: float | None = None
     asking: bool = False
     told: float = 0.0  # when routing last heard how far the streams are
-    calls: tuple[Call, ...] = ()  # at the last look: what ended since then moved it, too
+    # At the last look, each with when it last gave something and how long we had stood still by then. What ended since
+    # then moved it, too.
+    calls: dict[Call, tuple[float, float]] = field(default_factory=dict)
 
 
 class Watch:
@@ -65,7 +67,8 @@ class Watch:
         self._supply = supply
         self._patience = patience or Patience()
         self._seen: dict[Line, _Seen] = {}
-        self._looked = self._awake = time.monotonic()  # `_awake`: since when we hear; silence before it is our own
+        self._looked = time.monotonic()
+        self._stood = 0.0  # how many seconds the loop stood still in all, beyond its ticks: in them nobody was silent
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -82,15 +85,15 @@ class Watch:
 
     def look(self, now: float) -> None:
         """One round over the lines."""
-        if self._stood(now):
-            log.warning("the gateway stood still for %.1f s: no line is blamed for them", now - self._looked)
-            self._awake = now
-        self._looked = now
+        before, late = self._looked, self._late(now)
+        self._looked, self._stood = now, self._stood + late
+        if late > self._patience.quiet:
+            log.warning("the gateway stood still for %.1f s: no line is blamed for them", late)
         supply = self._supply
         lines = list(supply.lines.values())
         for line in lines:
             if line.calls:
-                self._watch(line, now)
+                self._watch(line, now, before, late)
             else:
                 self._seen.pop(line, None)
             circuit = supply.circuits[line.name]
@@ -100,11 +103,12 @@ class Watch:
             del self._seen[line]
         supply.pump()
 
-    def _stood(self, now: float) -> bool:
-        """Whether the loop stood still since the last look, as when the process or its whole machine was stopped."""
-        return now - self._looked > self._patience.tick + self._patience.quiet
+    def _late(self, now: float) -> float:
+        """How long the loop has stood still since the last look: it is slow, or its process or machine was stopped."""
+        return max(0.0, now - self._looked - self._patience.tick)
 
-    def _watch(self, line: Line, now: float) -> None:
+    def _watch(self, line: Line, now: float, before: float, late: float) -> None:
+        """`before` was the last look; since then we stood still for `late` seconds."""
         patience = self._patience
         station = self._supply.router.station(line.name)
         gap = station.p99_gap_seconds
@@ -116,8 +120,13 @@ class Watch:
         # One whose client does not read is held by us: its silence says nothing of the line.
         waited = {call: choice for call, choice in line.calls.items() if not choice.paused}
         last = max((call.last for call in (*waited, *seen.calls)), default=now)
-        seen.calls = tuple(waited)
-        seen.moved = max(seen.moved, last, self._awake)
+        seen.moved = max(min(now, seen.moved + late), last)
+        earlier, seen.calls = seen.calls, {}
+        for call in waited:
+            known = earlier.get(call)
+            if known is None or known[0] != call.last:
+                known = call.last, self._stood - (late if call.last <= before + patience.tick else 0.0)
+            seen.calls[call] = known
         if now - seen.told > PROGRESS_SECONDS:
             seen.told = now
             for call, choice in line.calls.items():
@@ -128,7 +137,7 @@ class Watch:
                 self._later(self._ask(line, seen))
             return
         for call, choice in waited.items():
-            silence = now - max(call.last, self._awake)
+            silence = now - call.last - (self._stood - seen.calls[call][1])
             if call.tokens:
                 if silence > patience.stream * limit and self._elsewhere(line, choice):
                     self._break(line, call, silence)
@@ -154,14 +163,18 @@ class Watch:
         log.warning("a stream of line %s is silent for %.1f s while others are not: it moves", line.name, silence)
         call.give_up(LineBroken(f"no token for {silence:.1f} s", "stalled"))
 
+    def _standing(self) -> float:
+        """Seconds for which we have stood still so far."""
+        return self._stood + self._late(time.monotonic())
+
     async def _ask(self, line: Line, seen: _Seen) -> None:
         """Nothing came from the line for long: is it busy, or dead?"""
-        asked = time.monotonic()
+        stood = self._standing()
         try:
             progress = await self._progress(line)
         except LineError as error:
             # The limit of a question passes while we stand still, too: then it is asked once more.
-            if line.calls and self._awake <= asked and not self._stood(time.monotonic()):
+            if line.calls and self._standing() - stood < self._patience.ask / 4:
                 self._dead(line, f"no token for {time.monotonic() - seen.moved:.1f} s, and it does not answer: {error}")
             return
         finally:
@@ -194,6 +207,7 @@ class Watch:
         """Half-open: one greedy token decides."""
         circuit = self._supply.circuits.get(line.name)
         fault: str | None
+        stood = self._standing()
         try:
             async with asyncio.timeout(self._patience.probe):
                 fault = await fault_of(line)
@@ -202,9 +216,11 @@ class Watch:
         except ValueError as error:
             fault = f"it cannot be asked: {error}"
         except TimeoutError:
+            if self._standing() - stood > self._patience.probe / 4:
+                return await self._probe(line)
             fault = f"no answer within {self._patience.probe:g} s"
         if circuit is None or self._supply.circuits.get(line.name) is not circuit:
-            return
+            return None
         if fault is None:
             log.info("line %s answers again", line.name)
             self._supply.heal(line)

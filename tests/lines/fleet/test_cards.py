@@ -11,13 +11,13 @@ import pytest
 from tests.lines.fleet.harness import until
 
 from twinline.facts.chips import load
-from twinline.lines.cards import check_cards, device, shown
+from twinline.lines.cards import check_cards, device, hidden, shown
 from twinline.lines.drivers.native import Native
 from twinline.lines.fleet import home, starting
 from twinline.lines.fleet.file import embedded
 from twinline.lines.spec import LineSpec
 
-# All that its vendors have said of each, one chip a vendor.
+# One chip of each vendor.
 SHOWN = {
     "nvidia-h800": {"CUDA_VISIBLE_DEVICES": "2,3", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
     "ascend-910b3": {"ASCEND_RT_VISIBLE_DEVICES": "2,3"},
@@ -26,6 +26,12 @@ SHOWN = {
     "mlu590": {"MLU_VISIBLE_DEVICES": "2,3"},
     "mtt-s4000": {"MUSA_VISIBLE_DEVICES": "2,3"},
     "metax-c500": {"CUDA_VISIBLE_DEVICES": "2,3"},
+    "mi300x": {"HIP_VISIBLE_DEVICES": "2,3"},
+    "biren-106": {"SUPA_VISIBLE_DEVICES": "2,3"},
+    "enflame-s60": {"TOPS_VISIBLE_DEVICES": "2,3"},
+    "bi-v100": {"CUDA_VISIBLE_DEVICES": "2,3"},
+    "max-1100": {"ZE_AFFINITY_MASK": "2,3"},
+    "ppu-zw810e": {"CUDA_VISIBLE_DEVICES": "2,3"},
 }
 
 
@@ -41,15 +47,20 @@ def test_cards_are_shown_by_the_variables_of_the_vendor(chip: str) -> None:
 
 
 def test_every_vendor_has_variables_or_is_known_to_have_none() -> None:
+    assert {load().find(chip).vendor for chip in SHOWN} == load().vendors.keys() - {"cpu", "intel-gaudi"}
     without = {name for name, vendor in load().vendors.items() if not vendor.visible.set}
     assert without == {"cpu", "intel-gaudi"}
     for vendor in load().vendors.values():
         assert all(name in vendor.visible.process + vendor.visible.order for name in vendor.visible.set), vendor.id
-        assert "{cards}" in "".join(vendor.visible.set.values()) or not vendor.visible.set
+        assert vendor.visible.choosing or vendor.id == "cpu"
 
 
 def test_what_the_line_says_itself_and_a_container_are_left_alone() -> None:
     assert shown(line(env={"CUDA_VISIBLE_DEVICES": "GPU-1234"})) == {}
+    assert shown(line(env={"CUDA_DEVICE_ORDER": "FASTEST_FIRST"})) == SHOWN["nvidia-h800"]  # it chooses nothing
+    assert shown(line(chip="mi300x", env={"ROCR_VISIBLE_DEVICES": "2,3"})) == {}  # HIP would choose among these two
+    assert hidden(line(chip="mi300x")) >= {"ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"}
+    assert not hidden(line(cards=())) and not hidden(line(chip="mi300x", env={"ROCR_VISIBLE_DEVICES": "2,3"}))
     assert shown(line(container="image")) == {}
     check_cards(line(container="image", chip="nobody's"))
 
@@ -57,9 +68,14 @@ def test_what_the_line_says_itself_and_a_container_are_left_alone() -> None:
 def test_cards_that_nobody_could_show_are_a_mistake() -> None:
     with pytest.raises(ValueError, match=r"no chip is called 'cpu', so nothing would keep .* name the chip, or say it"):
         check_cards(line(chip="cpu"))
-    with pytest.raises(ValueError, match=r"Intel Gaudi has no variable of card numbers, .* other cards: say it in env"):
+    with pytest.raises(
+        ValueError, match=r"Intel Gaudi has no variable of card numbers, .* other cards: say it in env \(HABANA"
+    ):
         check_cards(line(chip="gaudi 3"))
+    check_cards(line(chip="gaudi 3", env={"HABANA_VISIBLE_MODULES": "2,3"}))
     check_cards(line(chip="cpu", env={"CUDA_VISIBLE_DEVICES": "1"}))
+    with pytest.raises(ValueError, match="no chip"):
+        check_cards(line(chip="cpu", env={"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}))
     check_cards(line(chip="cpu", cards=()))
     check_cards(line(chip="cpu", engine="simulated"))
 
@@ -77,7 +93,9 @@ def test_a_native_line_computes_on_its_one_card() -> None:
     assert device(native(chip="nobody's")) is None
     Native().check(native())
     with pytest.raises(ValueError, match="on one card"):
-        Native().check(native(cards=(2, 3)))
+        check_cards(native(cards=(2, 3)))
+    for other in ("cuda:${N}", "simchip:clean"):
+        Native().check(native(options={"device": other}))
     with pytest.raises(ValueError, match="sees card 3 alone, as number 0"):
         Native().check(native(options={"device": "cuda:3"}))
     Native().check(native(options={"device": "cuda:3"}, env={"CUDA_VISIBLE_DEVICES": "0,1,2,3"}))
@@ -85,12 +103,12 @@ def test_a_native_line_computes_on_its_one_card() -> None:
 
 @pytest.mark.parametrize(
     ("env", "said"),
-    [({}, "2,3 PCI_BUS_ID"), ({"CUDA_VISIBLE_DEVICES": "${MINE}"}, "7 none"), ({"CUDA_DEVICE_ORDER": "X"}, "none X")],
+    [({}, "2,3 PCI_BUS_ID"), ({"CUDA_VISIBLE_DEVICES": "${MINE}"}, "7 none"), ({"CUDA_DEVICE_ORDER": "X"}, "2,3 X")],
 )
 def test_the_engine_that_is_started_sees_them(
     env: dict[str, str], said: str, twinline_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")  # what `up` was shown
     directory = home.run_directory("f")
     home.prepare(directory)
     tell = "import os; print(*(os.environ.get(f'CUDA_{name}', 'none') for name in ('VISIBLE_DEVICES', 'DEVICE_ORDER')))"

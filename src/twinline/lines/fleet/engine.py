@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +94,15 @@ class Engine:
         spec_hash: str,
         clean_up: Sequence[str] = (),
         ours: bool = False,
+        without: Collection[str] = (),
     ) -> Engine:
-        """Starts it; `env` is added to our environment, of which only what is `ours` gets the variables that begin with
-        TWINLINE_: they hold secrets of the control side and the gateways. Raises EngineFailed.
+        """Starts it; `env` is added to our environment less `without`. Only what is `ours` gets the variables that
+        begin with TWINLINE_: they hold secrets of the control side and the gateways. Raises EngineFailed.
         """
         log = home.log_file(directory, name)
         offset = _rotated(log)
         inherited = {key: value for key, value in os.environ.items() if ours or not key.startswith("TWINLINE_")}
+        inherited = {key: value for key, value in inherited.items() if key not in without}
         try:
             with log.open("ab") as out:
                 child = subprocess.Popen(

@@ -139,8 +139,10 @@ class Gateway:
         end = time.monotonic() + self._pace.gateway_ready
         async with self._watched(engine) as (ended, client):
             while time.monotonic() < end:
-                if await self._wrong(client) is None:
-                    return
+                with contextlib.suppress(LineError):
+                    status, _ = await client.ask("GET", "/health", seconds=self._pace.question)
+                    if status in (200, 503):  # 503: it is there, and no line is up yet
+                        return
                 await asyncio.wait((ended,), timeout=self._pace.ready_poll)
                 if ended.done():
                     raise EngineFailed(f"{ended.result()} before it was ready")
@@ -154,7 +156,7 @@ class Gateway:
                 await asyncio.wait((ended,), timeout=self._pace.poll)
                 if ended.done():
                     return ended.result()
-                wrong = await self._wrong(client)
+                wrong = await self._mute(client)
                 if wrong is None:
                     if self.state == "degraded":
                         self._to("serving", "it answers again")
@@ -177,13 +179,13 @@ class Gateway:
             ended.cancel()
             await asyncio.gather(ended, return_exceptions=True)
 
-    async def _wrong(self, client: LineClient) -> str | None:
-        """None if it answers; else what is wrong."""
+    async def _mute(self, client: LineClient) -> str | None:
+        """None if it answers, whatever; else why not. One that answers ill may still serve: it is left alone."""
         try:
-            status, _ = await client.ask("GET", "/health", seconds=self._pace.question)
+            await client.ask("GET", "/health", seconds=self._pace.question)
         except LineError as error:
             return str(error)
-        return None if status in (200, 503) else f"/health answers {status}"  # 503: it is there, and no line is up
+        return None
 
     def _judge(self, verdict: str | None) -> None:
         if not self._verdict.done():

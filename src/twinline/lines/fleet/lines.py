@@ -216,6 +216,10 @@ class LineReader:
                     section.fault(name, "the engine at a url is started by somebody else: this would be ignored")
         if spec.replicas > 1 and spec.cards:
             section.fault("replicas", "replicas on the same cards: write one line for each set of cards")
+        try:
+            check_cards(spec)
+        except ValueError as error:
+            section.blame(str(error))
 
     def _cannot(self, spec: LineSpec) -> str | None:
         """Why this machine cannot run it, or None."""
@@ -224,7 +228,6 @@ class LineReader:
         try:
             drives = driver(spec.engine)
             drives.check(spec)
-            check_cards(spec)
             if spec.embeds and drives.vectors(spec) is None:
                 return f"embeds: the {spec.engine} engine gives no vectors"
             drives.headers(spec, self._environ)

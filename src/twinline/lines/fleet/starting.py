@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from twinline.lines.cards import shown
+from twinline.lines.cards import hidden, shown
 from twinline.lines.drivers import driver
 from twinline.lines.drivers.launch import container_name
 from twinline.lines.fleet.diff import engine_fields
@@ -38,8 +38,8 @@ class NotReady(LineError):
 
 
 def spec_hash(spec: LineSpec) -> str:
-    """Equal for specs that one engine serves."""
-    return hash_of(engine_fields(spec))
+    """Equal for specs that one engine serves, and that show it the same cards."""
+    return hash_of(engine_fields(spec), *filter(None, [shown(spec)]))
 
 
 def start(name: str, spec: LineSpec, directory: Path, port: int, environ: Mapping[str, str]) -> Engine:
@@ -54,6 +54,7 @@ def start(name: str, spec: LineSpec, directory: Path, port: int, environ: Mappin
         port=port,
         spec_hash=spec_hash(spec),
         clean_up=_clean_up(full, port),
+        without=hidden(full),
     )
 
 
