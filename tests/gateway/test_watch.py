@@ -264,6 +264,25 @@ async def test_a_question_that_ran_out_while_the_gateway_was_stopped_is_asked_ag
 
 
 @looped
+async def test_a_probe_that_ran_out_while_the_gateway_stood_still_is_sent_again(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(circuit, "FIRST_WAIT_SECONDS", 0.1)
+    async with place(tokenizer) as at:
+        probes = count()
+
+        def script(request: dict[str, Any]) -> Script:
+            if next(probes) == 0:
+                time.sleep(1.5)  # the gateway's loop, too; half as long again as a probe may take
+            return Script(TOKENS)
+
+        at.doubles[0].script = script
+        at.supply.trip(at.supply.lines["a"], "it hung")
+        await until(lambda: at.closed("a"))
+        assert at.supply.circuits["a"].trips == 1 and next(probes) >= 2
+
+
+@looped
 async def test_slow_lines_are_never_ejected_together(tokenizer: Tokenizer) -> None:
     """What all lines have is not theirs: at most half of them is taken out, by faults that they answer with."""
     async with place(tokenizer, lines=4) as at:

@@ -27,7 +27,7 @@ from twinline.facts.chips import load
 
 PATIENCE = 10.0  # seconds for one command; npu-smi takes 2 to 4 on a busy node
 AT_ONCE = 8
-HEEDED_SECONDS = 0.2  # a signal may come just before a wait, which does not end for it: none is longer
+HEEDED_SECONDS = 0.2  # a signal may come just before a wait, which does not end for it: each is this long
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):

@@ -167,14 +167,17 @@ class Watch:
         """Seconds for which we have stood still so far."""
         return self._stood + self._late(time.monotonic())
 
+    def _ours(self, stood: float, limit: float) -> bool:
+        """Whether so much of a limit passed while we stood still, since it was `stood`, that its end says nothing."""
+        return self._standing() - stood > limit / 4
+
     async def _ask(self, line: Line, seen: _Seen) -> None:
         """Nothing came from the line for long: is it busy, or dead?"""
         stood = self._standing()
         try:
             progress = await self._progress(line)
         except LineError as error:
-            # The limit of a question passes while we stand still, too: then it is asked once more.
-            if line.calls and self._standing() - stood < self._patience.ask / 4:
+            if line.calls and not self._ours(stood, self._patience.ask):  # else it is asked once more
                 self._dead(line, f"no token for {time.monotonic() - seen.moved:.1f} s, and it does not answer: {error}")
             return
         finally:
@@ -206,26 +209,29 @@ class Watch:
     async def _probe(self, line: Line) -> None:
         """Half-open: one greedy token decides."""
         circuit = self._supply.circuits.get(line.name)
-        fault: str | None
-        stood = self._standing()
-        try:
-            async with asyncio.timeout(self._patience.probe):
-                fault = await fault_of(line)
-        except LineError as error:
-            fault = str(error)
-        except ValueError as error:
-            fault = f"it cannot be asked: {error}"
-        except TimeoutError:
-            if self._standing() - stood > self._patience.probe / 4:
-                return await self._probe(line)
-            fault = f"no answer within {self._patience.probe:g} s"
+        fault = await self._fault(line)
         if circuit is None or self._supply.circuits.get(line.name) is not circuit:
-            return None
+            return
         if fault is None:
             log.info("line %s answers again", line.name)
             self._supply.heal(line)
         else:
             circuit.open(time.monotonic(), fault)
+
+    async def _fault(self, line: Line) -> str | None:
+        """What is wrong with its answer to a test request."""
+        while True:
+            stood = self._standing()
+            try:
+                async with asyncio.timeout(self._patience.probe):
+                    return await fault_of(line)
+            except LineError as error:
+                return str(error)
+            except ValueError as error:
+                return f"it cannot be asked: {error}"
+            except TimeoutError:
+                if not self._ours(stood, self._patience.probe):
+                    return f"no answer within {self._patience.probe:g} s"
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -101,8 +101,11 @@ class Engine:
         """
         log = home.log_file(directory, name)
         offset = _rotated(log)
-        inherited = {key: value for key, value in os.environ.items() if ours or not key.startswith("TWINLINE_")}
-        inherited = {key: value for key, value in inherited.items() if key not in without}
+        inherited = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in without and (ours or not key.startswith("TWINLINE_"))
+        }
         try:
             with log.open("ab") as out:
                 child = subprocess.Popen(

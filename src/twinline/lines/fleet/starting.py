@@ -38,7 +38,7 @@ class NotReady(LineError):
 
 
 def spec_hash(spec: LineSpec) -> str:
-    """Equal for specs that one engine serves, and that show it the same cards."""
+    """Equal for specs that one engine serves, and that show it the same cards, if any."""
     return hash_of(engine_fields(spec), *filter(None, [shown(spec)]))
 
 
