@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,41 @@ def test_a_device_type_with_a_file_gets_its_own(
     monkeypatch.setattr(torch, "cuda", chip)
     opened = open_device("cuda")
     assert type(opened) is Cuda and opened.providers[0] == first and opened.providers[-1] == "reference"
+
+
+def test_a_vendors_package_is_imported_where_pytorch_has_not_done_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its import gives PyTorch the module of its device type."""
+    package = tmp_path / "habana_frameworks"
+    package.mkdir()
+    (package / "torch.py").write_text("import torch\nfrom tests.engine.test_devices import Chip\ntorch.hpu = Chip()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for names in (vars(torch), sys.modules):
+        for name in ("hpu", "habana_frameworks", "habana_frameworks.torch"):
+            monkeypatch.setitem(names, name, None)  # so that it is gone afterwards
+            monkeypatch.delitem(names, name)
+    opened = open_device("hpu:2")
+    assert (opened.name, opened.torch_device, opened.free_memory()) == ("hpu", torch.device("hpu", 2), 1002)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (None, "No module named 'torch_mlu'"),
+        ("raise OSError('libcnrt.so: cannot open\\nmore')", "libcnrt.so: cannot open"),
+        ("assert False", "AssertionError"),
+    ],
+)
+def test_a_vendors_package_that_cannot_be_imported_is_named(
+    source: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if source is not None:
+        (tmp_path / "torch_mlu.py").write_text(source)
+        monkeypatch.syspath_prepend(str(tmp_path))
+    words = "a device 'mlu' is Cambricon's and needs torch + torch_mlu (with CNNL and Neuware); import torch_mlu: "
+    with pytest.raises(ValueError, match=f"^{re.escape(words + said)}$"):
+        open_device("mlu")
 
 
 # What they do

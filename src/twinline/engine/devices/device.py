@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import torch
 
+from twinline.facts import chips
+
 
 class Device(Protocol):
     """Sixteen members. `providers` is the order in which op providers are tried; `cache_share` is the part of the
@@ -58,8 +60,8 @@ GENERIC = "twinline.engine.devices.accelerator:Accelerator"
 def open_device(name: str = "auto") -> Device:
     """The device called `name`: `cpu`, or a PyTorch device type, with an index if wanted, or a simulated chip.
 
-    `auto` takes the accelerator that PyTorch reports, else the CPU; never a simulated one. Raises ValueError if it is
-    not there.
+    `auto` takes the accelerator that PyTorch reports, else the CPU; never a simulated one. A vendor's package that
+    makes a type known is imported where PyTorch does not load it by itself. Raises ValueError if it is not there.
     """
     if name == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -67,6 +69,7 @@ def open_device(name: str = "auto") -> Device:
     kind = name.partition(":")[0]
     if hasattr(_class(kind), "named"):  # it has names of its own, and PyTorch knows it only once it is opened
         return _class(kind).named(name)
+    _import_package(kind)
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -78,6 +81,23 @@ def open_device(name: str = "auto") -> Device:
         if device.index is not None and device.index >= module.device_count():
             raise ValueError(f"device {name!r} is not there: this machine has {module.device_count()} of them")
     return _class(kind)(device)
+
+
+def _import_package(kind: str) -> None:
+    """Raises ValueError if a vendor's package would make this device type known and cannot be imported."""
+    if kind in DEVICES or hasattr(torch, kind):
+        return
+    for vendor in chips.load().vendors.values():
+        needed = vendor.pytorch
+        if needed.device == kind and needed.import_name != "torch":
+            try:
+                importlib.import_module(needed.import_name)
+            except Exception as error:  # libraries and drivers that are missing say so in many ways
+                why = str(error).strip() or type(error).__name__
+                raise ValueError(
+                    f"a device {kind!r} is {vendor.name}'s and needs {needed.package}; "
+                    f"import {needed.import_name}: {why.splitlines()[0]}"
+                ) from None
 
 
 def _class(kind: str) -> Any:
