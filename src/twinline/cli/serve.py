@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from twinline.cli.folder import embedded, read_config
+from twinline.cli.log_writer import LogWriter
 from twinline.cli.parser import CliError, integer
 from twinline.facts.models import spec_from_config
 from twinline.facts.pooling import read_pooling
@@ -26,6 +27,7 @@ from twinline.facts.profiles import read_profile
 from twinline.facts.quantization import quantization
 from twinline.facts.weight_form import read_weights
 
+STDERR = 2
 DEMONSTRATION = "demonstration model"
 # options that are the engine's own, handed on when given
 WORKER = {
@@ -94,7 +96,11 @@ def run(args: argparse.Namespace) -> int:
         read_profile(args.profile)
     check_port(args.host, args.port)
     keys = keys_needed(args.host, args.keys)
-    logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=args.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        handlers=[LogWriter(STDERR)],
+    )
 
     import uvloop
 
