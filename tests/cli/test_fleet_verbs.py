@@ -266,10 +266,22 @@ def test_what_cannot_be_asked_is_said_in_one_line(file: Path, capsys: pytest.Cap
         assert words in err and err.count("\n") == 1
 
 
+def test_a_fleet_can_be_ended_and_seen_whatever_else_is_in_its_file(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(file, "replicas: 2", "replica: 2, url: 'http://${NOBODY_SET_THIS}'")
+    for verb in ("down", "ps"):
+        assert main([verb, str(file)]) == 1
+        assert "fleet" in capsys.readouterr().err
+    edit(file, "name: f", "name: 'f g'")
+    assert main(["down", str(file)]) == 2
+    assert f"{file}:2: name: expected letters" in capsys.readouterr().err
+
+
 def test_a_port_in_use_is_refused_before_anything_starts(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", port_of(file))):
         assert main(["up", "--detach", str(file)]) == 1
-    assert "is in use" in capsys.readouterr().err
+    assert f"is in use: choose another with `port` under `gateway` in {file}" in capsys.readouterr().err
     assert not home.control_socket(home.run_directory("f")).exists()
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from twinline.cli import main
 from twinline.store.database import Database
+from twinline.store.fold import own
 from twinline.store.journal import Journal
 from twinline.store.keys import Keys
 from twinline.store.usage import Segment, Usage
@@ -46,6 +47,23 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert (total["cost"], total["currency"], total["unfinished"]) == (1.0, "CNY", 1)
     assert main(["usage", "--json"]) == 0  # folded again
     assert json.loads(capsys.readouterr().out) == data
+
+
+def test_records_are_left_to_the_database_that_the_gateways_have(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = Database(f"sqlite:///{home / 'theirs.db'}")  # in life it is PostgreSQL, known to the service alone
+    own(theirs, home / "journal")
+    (journal,) = (home / "journal").glob("*.jsonl")
+    assert main(["usage"]) == 1
+    said = capsys.readouterr().err
+    assert f"record in {theirs.shown}, not in " in said and "set TWINLINE_DATABASE_URL" in said
+    assert journal.exists(), "it would have been folded where nobody looks for it, and deleted"
+    monkeypatch.setenv("TWINLINE_DATABASE_URL", theirs.shown)
+    theirs.close()
+    assert main(["usage", "--by", "total", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["totals"][0]["requests"] == 2
+    assert not journal.exists()
 
 
 def test_csv(capsys: pytest.CaptureFixture[str]) -> None:

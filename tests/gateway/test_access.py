@@ -155,6 +155,27 @@ def test_a_budget_counts_what_was_used_and_not_what_was_set_aside(tiny_folder: P
     run(tiny_folder, tmp_path, test)
 
 
+def test_a_budget_in_other_money_than_the_fleets_is_refused_where_there_are_prices(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    async def test(made: Several, store: Store) -> None:
+        made.says("words")
+        here, there = (store.key(name, money_budget=500.0, currency=name) for name in ("USD", "CNY"))
+        for _ in range(3):  # the second and third are of a known form
+            assert (await made.complete(here)).status_code == 200
+            refused = await made.complete(there)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (403, "budget_currency")
+            assert "in CNY, and costs are counted in USD" in refused.json()["error"]["message"]
+
+    run(tiny_folder, tmp_path, test)
+
+    async def free(made: Several, store: Store) -> None:
+        made.says("words")
+        assert (await made.complete(store.key("a", money_budget=5.0, currency="CNY"))).status_code == 200
+
+    run(tiny_folder, tmp_path / "free", free, lines=("a", "b"))
+
+
 def test_what_no_line_took_is_given_back(tiny_folder: Path, tmp_path: Path) -> None:
     async def test(made: Several, store: Store) -> None:
         key = store.key("one", token_budget=150, budget_period="total")

@@ -16,7 +16,7 @@ from typing import Any
 
 from twinline.cli.parser import CliError
 from twinline.lines.fleet import home
-from twinline.lines.fleet.file import Fleet, load
+from twinline.lines.fleet.file import Fleet, load, name_of
 from twinline.lines.fleet.marked import FileFaults
 from twinline.lines.fleet.status import asked
 from twinline.lines.protocol import LineError, LineRefused
@@ -42,6 +42,14 @@ def read_fleet(path: Path) -> Fleet:
         raise refused(path, error.lines()) from None
 
 
+def _name_in(path: Path) -> str:
+    """What else is in the file does not matter to who ends a fleet, or looks at it: it may lack variables here."""
+    try:
+        return name_of(path)
+    except FileFaults as error:
+        raise refused(path, error.lines()) from None
+
+
 def refused(path: Path, mistakes: list[str]) -> CliError:
     if len(mistakes) == 1:
         return CliError(mistakes[0], code=2)
@@ -55,7 +63,7 @@ def meant(name: str | None) -> Path:
     if name is not None:
         path = Path(name)
         if path.suffix in (".yaml", ".yml"):
-            return home.run_directory(read_fleet(path).name if path.is_file() else path.stem)
+            return home.run_directory(_name_in(path) if path.is_file() else path.stem)
         directory = home.run_directory(name)
         if not home.NAME.fullmatch(name) or not directory.is_dir():
             raise CliError(f"no fleet {name!r} has run here{_listed()}")

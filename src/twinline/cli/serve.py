@@ -132,14 +132,14 @@ def worker_flags(args: argparse.Namespace) -> list[str]:
     return [*flags, "--log-level", args.log_level]
 
 
-def check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int, chosen_by: str = "--port") -> None:
     """Raises CliError when nothing could listen there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
     except OSError as exc:
         if exc.errno == errno.EADDRINUSE:
-            raise CliError(f"port {port} on {host} is in use: choose another with --port") from None
+            raise CliError(f"port {port} on {host} is in use: choose another with {chosen_by}") from None
         raise CliError(f"cannot listen on {host} port {port}: {exc.strerror or exc}") from None
 
 

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     home.prepare(directory)
     with home.lock(directory):  # else the control side that holds it is named here
         if Engine.seen(directory, "gateway-0") is None:
-            check_port(fleet.gateway.host, fleet.gateway.port)
+            check_port(fleet.gateway.host, fleet.gateway.port, f"`port` under `gateway` in {path}")
     return _detached(path, fleet, directory) if args.detach else _foreground(path, fleet, args.leave_running)
 
 

@@ -17,8 +17,8 @@ from twinline.cli.keys import moment
 from twinline.cli.parser import CliError
 from twinline.cli.table import aligned
 from twinline.store.database import Database, StoreError
-from twinline.store.fold import fold
-from twinline.store.home import journal_directory
+from twinline.store.fold import fold, owner
+from twinline.store.home import DATABASE_VARIABLE, journal_directory
 from twinline.store.keys import Keys
 from twinline.store.report import BY, Sum, usage
 
@@ -45,7 +45,13 @@ def run(args: argparse.Namespace) -> int:
     try:
         database = Database()
         try:
-            folded = fold(database, journal_directory())
+            journals = journal_directory()
+            if (there := owner(journals)) not in (None, database.shown):
+                raise StoreError(
+                    f"the gateways of this machine record in {there}, not in {database.shown}: "
+                    f"set {DATABASE_VARIABLE} to what they have"
+                )
+            folded = fold(database, journals)
             if folded.torn:
                 print(
                     f"twinline: warning: {folded.torn} damaged lines in the journals are not counted", file=sys.stderr

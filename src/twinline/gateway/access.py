@@ -182,6 +182,9 @@ class Access:
         key = visit.key
         if key is None or self._limits is None:
             return
+        if not self._counts(key, cost):
+            told = f"The budget of key {key.name} is in {key.currency}, and costs are counted in {self._currency} here."
+            raise self._refused(visit, forbidden(told, "budget_currency"))
         now = time.time()
         verdict = self._limits.admit(key, tokens, now, cost)
         if verdict is NEEDS_LEASE:
@@ -197,11 +200,17 @@ class Access:
         key = visit.key
         if key is None or self._limits is None:
             return True
+        if not self._counts(key, cost):
+            return False
         now = time.time()
         if self._limits.admit(key, tokens, now, cost) is not None:
             return False
         visit.admitted, visit.tokens_estimate, visit.cost_estimate, visit.settled = now, tokens, cost, False
         return True
+
+    def _counts(self, key: Key, cost: float) -> bool:
+        """Whether the key's budget, if it has one, is in what costs are counted in: other money would be no limit."""
+        return not cost or key.money_budget is None or key.currency == self._currency
 
     def book(self, visit: Visit, exchange: Exchange, model: str, choices: Sequence[Choice], status: Status) -> None:
         """Records what was used, before the client has its last byte, and settles the limits. Once per request.

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 
 from twinline.gateway.access import Access
 from twinline.store.database import Database
+from twinline.store.fold import own
 from twinline.store.folder import keep_folding
 from twinline.store.home import journal_directory
 from twinline.store.journal import Journal
@@ -28,6 +29,7 @@ async def opened(
     Raises StoreError or OSError for a store that cannot be opened.
     """
     database = await asyncio.to_thread(Database)
+    own(database, journal_directory())
     journal = Journal(journal_directory())
     ring: KeyRing | None = None
     limits: Limits | None = None

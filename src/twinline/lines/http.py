@@ -66,6 +66,12 @@ class Target:
             return f"unix://{self.unix}"
         return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"  # some keep a secret in the path
 
+    @classmethod
+    def shown(cls, url: str) -> str:
+        """As people may see it: where it has a path, dots stand for it."""
+        target = cls.parse(url)
+        return f"{target}/..." if target.path else str(target)
+
 
 def cannot_read(data: bytes, /) -> tuple[Any, ...] | None:
     """Of an answer that is never plain."""

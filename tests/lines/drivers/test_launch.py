@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,6 +58,31 @@ def test_a_container_runs_the_same_command_with_the_fleets_own_device_flags() ->
     assert command.env == {"A": "1", "CARDS": "0,1", "SECRET": "s3cret"}
     assert {argv[i + 1] for i, word in enumerate(argv) if word == "--env"} == {"A", "CARDS", "SECRET"}
     assert "s3cret" not in " ".join(argv)
+
+
+def test_a_container_sees_all_that_the_weights_consist_of(tmp_path: Path) -> None:
+    """The other parts of a split file, and what the links of a model hub's cache lead to."""
+
+    def seen(weights: Path) -> list[str]:
+        argv = list(launched(spec(container="i", weights=str(weights)), 9000, ["run"], {}).argv)
+        return [argv[index + 1] for index, word in enumerate(argv) if word == "--volume"]
+
+    part = tmp_path / "r1-00001-of-00004.gguf"
+    part.touch()
+    assert seen(part) == [f"{tmp_path}:{tmp_path}:ro"]
+    assert seen(tmp_path / "r1.gguf") == [f"{tmp_path}/r1.gguf:{tmp_path}/r1.gguf:ro"]
+    hub = tmp_path / "hub" / "models--x"
+    blobs, revision = hub / "blobs", hub / "snapshots" / "abc"
+    (revision / "tokenizer").mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "1f").write_text("{}")
+    (revision / "config.json").symlink_to("../../blobs/1f")
+    (revision / "tokenizer" / "merges.txt").symlink_to("../../../blobs/1f")
+    (revision / "again.json").symlink_to("config.json")
+    assert seen(revision) == [f"{revision}:{revision}:ro", f"{blobs}:{blobs}:ro"]
+    short = tmp_path / "r1"  # the container has its contents in its place, and what they lead to beside them
+    short.symlink_to(revision)
+    assert seen(short) == [f"{short}:{short}:ro", f"{blobs}:{tmp_path.parent}/blobs:ro"]
 
 
 def test_every_engine_that_is_started_can_run_in_a_container() -> None:

@@ -86,9 +86,23 @@ def test_smaller_priorities_come_first_whatever_the_engine_means_by_them(options
 def test_metrics_and_facts() -> None:
     found = SGLANG.metrics(body("sglang/metrics.txt"))
     assert (found.running, found.waiting, found.kv_usage) == (16, 5, 0.28)
-    assert (found.prompt_tokens, found.generation_tokens, found.progress) == (8128, 7557, 8128.0 + 7557.0)
+    assert (found.prompt_tokens, found.generation_tokens) == (8128, 7557)
     assert SGLANG.facts(msgspec.json.decode(body("sglang/models.json"))) == {"max_model_len": 512}
     assert SGLANG.metrics(b"nothing of the kind").progress is None
+
+
+def test_progress_moves_in_the_midst_of_a_request() -> None:
+    """Its totals of prompt and generated tokens grow when a request ends: one long answer would count as a hang."""
+    counted = body("sglang/metrics.txt")
+    before = SGLANG.metrics(counted).progress
+    for earlier, later in ((b" 8600.0\n", b" 8640.0\n"), (b" 6100.0\n", b" 6164.0\n"), (b" 8570.0\n", b" 8571.0\n")):
+        assert earlier in counted
+        moved = SGLANG.metrics(counted.replace(earlier, later))
+        assert before is not None and moved.progress is not None and moved.progress > before
+    old = b"sglang:prompt_tokens_total 8128.0\nsglang:generation_tokens_total 7557.0\nsglang:num_running_reqs 1.0\n"
+    old += b"sglang:time_to_first_token_seconds_count 12\n"
+    assert SGLANG.metrics(old).progress is None  # nothing moves through a long answer, so nothing stands still
+    assert SGLANG.metrics(old + b"sglang:inter_token_latency_seconds_count 30\n").progress == 42.0
 
 
 def test_the_command_line_has_no_negated_flags() -> None:
@@ -96,7 +110,9 @@ def test_the_command_line_has_no_negated_flags() -> None:
         name="a", model="m", engine="sglang", weights="/w", context=4096, slots=8, cards=(0, 1, 2, 3),
         precision="bfloat16", options={"enable_deterministic_inference": True, "disable_radix_cache": False},
     )  # fmt: skip
-    line = " ".join(SGLANG.command(spec, 9003).argv)
+    command = SGLANG.command(spec, 9003)
+    assert command.env == {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}  # or a long prefill would look like death
+    line = " ".join(command.argv)
     assert "--model-path /w --served-model-name m --host 127.0.0.1 --port 9003" in line
     for flag in ("--dtype bfloat16", "--context-length 4096", "--max-running-requests 8", "--tp-size 4",
                  "--enable-metrics", "--enable-deterministic-inference"):  # fmt: skip

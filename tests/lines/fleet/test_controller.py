@@ -337,6 +337,51 @@ def test_a_changed_file_at_the_next_start_replaces_what_runs_one_by_one() -> Non
     asyncio.run(test())
 
 
+def test_a_changed_gateway_at_the_next_start_is_tried_before_the_old_one_ends() -> None:
+    async def test() -> None:
+        async with controlled(fleet(line(), gateway=GatewaySpec(port=1, workers=2))) as first:
+            assert await first.doors() == []
+            doors = {index: pid_of_gateway(first, index) for index in (0, 1)}
+            await first.end(leave_running=True)
+            second = Controller(first.directory, first._gateway_argv, pace=PACE)
+            try:
+                (failure,) = await second.begin(fleet(line(), gateway=GatewaySpec(port=1, log_format="broken")))
+                assert "the gateway stays as it was" in failure and "no such log format" in failure
+                assert {index: pid_of_gateway(second, index) for index in second.gateways} == doors
+                assert all(map(lives, doors.values()))
+                assert await second.apply(fleet(line(), gateway=GatewaySpec(port=1, log_format="json"))) == []
+                assert list(second.gateways) == [0] and not any(map(lives, doors.values()))
+            finally:
+                await second.end(leave_running=False)
+
+    asyncio.run(test())
+
+
+def pid_of_gateway(controller: Controller, index: int) -> int:
+    engine = controller.gateways[index].engine
+    assert engine is not None
+    return engine.pid
+
+
+def test_a_drain_that_waited_for_an_apply_drains_what_runs_then() -> None:
+    async def test() -> None:
+        async with controlled(fleet(line(), line("b"))) as controller:
+            old = pid_of(controller)
+            applying = asyncio.create_task(controller.apply(fleet(line(env={"X": "2"}), line("b"))))
+            await until(lambda: controller.fleet is not None and controller.fleet.line("a") == line(env={"X": "2"}))
+            await controller.drain("a")
+            assert applying.done() and applying.result() == []
+            assert controller.keepers["a"].state is LineState.STOPPED
+            assert controller.keepers["a"].engine is None and not lives(old)
+            removing = asyncio.create_task(controller.apply(fleet(line("b"))))
+            await until(lambda: controller.fleet is not None and controller.fleet.line("a") is None)
+            with pytest.raises(KeyError):
+                await controller.drain("a")
+            assert await removing == []
+
+    asyncio.run(test())
+
+
 def test_a_recycled_pid_is_neither_adopted_nor_touched() -> None:
     async def test() -> None:
         async with controlled(fleet(line())) as first:

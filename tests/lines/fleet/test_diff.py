@@ -54,6 +54,11 @@ def test_each_change_is_named_with_its_fields() -> None:
     assert told(other, old)[-1] == ("remove", "model", "n", ())
 
 
+def test_the_path_of_an_address_may_be_a_secret_and_is_not_told() -> None:
+    (change,) = diff(fleet(line(url="https://a:1/s3cret/v1")), fleet(line(url="https://b:2")))
+    assert change.plain()["fields"] == [{"field": "url", "old": "https://a:1/...", "new": "https://b:2"}]
+
+
 def test_every_field_of_a_line_is_either_the_engines_or_in_place() -> None:
     names = {field.name for field in fields(LineSpec)}
     assert names > IN_PLACE

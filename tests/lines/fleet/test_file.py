@@ -186,6 +186,12 @@ def test_all_mistakes_are_told_at_once_each_at_its_line(faults) -> None:  # type
         ("lines:\n  a:\n    engine: native\n    cards: [0, 0]", 4, "each once"),
         ("lines:\n  a:\n    engine: native\n    cards: [0]\n    replicas: 2", 5, "the same cards"),
         ("lines:\n  a b:\n    engine: native", 2, "as a line's name"),
+        (
+            "lines:\n  a:\n    engine: native\n  gateway-0:\n    engine: native",
+            4,
+            "is what a process of the fleet itself is",
+        ),
+        ("lines:\n  control:\n    engine: native", 2, "'control' is what a process of the fleet itself is called"),
         ("lines:\n  a:\n    precision: float32", 2, "engine: needed, one of"),
         ("lines:\n  a:\n    engine: native\n    precision: 16", 4, "put it in quotes"),
         ("models:\n  x:\n  y:\nlines:\n  a: {engine: native}", 5, "model: needed, one of x, y"),

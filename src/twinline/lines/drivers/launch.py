@@ -7,8 +7,10 @@ to see cards is in the fleet's own words (`container_args`).
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from twinline.lines.drivers.driver import Command
@@ -17,6 +19,7 @@ from twinline.lines.spec import LineSpec
 # Options that are ours and never the engine's.
 OURS = frozenset({"executable", "container_args", "container_runtime"})
 LOOPBACK = "127.0.0.1"
+SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
 def check_launch(spec: LineSpec) -> None:
@@ -74,9 +77,10 @@ def flags(
 def launched(spec: LineSpec, port: int, argv: Sequence[str], env: Mapping[str, str]) -> Command:
     """The command as it is run: as it stands, or in `spec.container`. The fleet's environment wins over `env`.
 
-    A container shares the host's network (the engine listens on loopback all the same) and sees the weights read-only
-    under their own path. Its name is `container_name`, for whoever has to remove it after the runtime's client was
-    killed. Environment values go by the client's environment, so that no secret stands in a command line.
+    A container shares the host's network (the engine listens on loopback all the same) and sees the weights, with what
+    belongs to them, read-only under their own paths. Its name is `container_name`, for whoever has to remove it after
+    the runtime's client was killed. Environment values go by the client's environment, so that no secret stands in a
+    command line.
     """
     together = {**env, **spec.env}
     if spec.container is None:
@@ -86,10 +90,26 @@ def launched(spec: LineSpec, port: int, argv: Sequence[str], env: Mapping[str, s
     for name in together:
         run += ["--env", name]
     if spec.folder is not None and spec.folder.is_absolute():
-        run += ["--volume", f"{spec.folder}:{spec.folder}:ro"]
+        for there, path in mounts(spec.folder).items():
+            run += ["--volume", f"{path}:{there}:ro"]
     run += spec.options.get("container_args", [])
     # Images differ in their entry point; naming it makes the command the same everywhere.
     return Command([*run, "--entrypoint", argv[0], spec.container, *argv[1:]], together)
+
+
+def mounts(weights: Path) -> dict[Path, Path]:
+    """What a container has to see, by its path there, to read `weights`: with the other parts of a split GGUF file, and
+    with what the links of a folder lead to, as in the cache of a model hub."""
+    if SPLIT.search(weights.name):
+        return {weights.parent: weights.parent}
+    seen = {weights: weights}
+    if weights.is_dir():
+        for file in sorted(weights.rglob("*")):
+            if file.is_symlink():
+                target = Path(os.path.normpath(file.parent / file.readlink()))
+                if not target.is_relative_to(weights):
+                    seen[target.parent] = file.resolve().parent
+    return seen
 
 
 def container_name(spec: LineSpec, port: int) -> str:

@@ -32,6 +32,13 @@ STRUCTURED = {"json_schema": "json_schema", "regex": "regex", "ebnf": "ebnf", "s
 IMPOSSIBLE = -9999.0  # what vLLM writes where JSON has no infinity
 OUTPUT_ONLY, WHOLE_PROMPT = -1, 0  # where log-probabilities start
 
+# Counters that move while a request is answered, of which no version before 2026 has both; its totals of tokens grow
+# when one ends.
+MOVING = ("sglang:realtime_tokens_total", "sglang:inter_token_latency_seconds_count")
+FIRST_TOKENS = "sglang:time_to_first_token_seconds_count"
+# Its `/health` would compute a token, in the queue behind a long prefill: whether it computes is seen by its counters.
+PLAIN_HEALTH = {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
+
 _encode = msgspec.json.Encoder().encode
 
 _Item = TypeVar("_Item")
@@ -220,7 +227,7 @@ class Sglang:
             "is-embedding": True if spec.embeds else None,
             "enable-metrics": True,  # without it there is no /metrics
         }
-        return launched(spec, port, argv + flags(spec, derived, negated=False), {})
+        return launched(spec, port, argv + flags(spec, derived, negated=False), PLAIN_HEALTH)
 
     def dialect(self, spec: LineSpec) -> SglangDialect:
         def on(name: str) -> bool:
@@ -239,16 +246,17 @@ class Sglang:
         return bearer(spec, env)
 
     def metrics(self, body: bytes) -> EngineMetrics:
-        """It counts no steps; its token counters are the progress, which stands still through a long prefill."""
+        """It counts no steps; the progress is what moves between a request's first token and its last, some of it only
+        every few dozen steps. Of a version that has nothing of the kind it is not known."""
         sums = totals(body)
-        prompt, generated = sums.get("sglang:prompt_tokens_total"), sums.get("sglang:generation_tokens_total")
+        moving = [sums[name] for name in MOVING if name in sums]
         return EngineMetrics(
             running=whole(sums, "sglang:num_running_reqs"),
             waiting=whole(sums, "sglang:num_queue_reqs"),
             kv_usage=sums.get("sglang:token_usage"),
             prompt_tokens=whole(sums, "sglang:prompt_tokens_total"),
             generation_tokens=whole(sums, "sglang:generation_tokens_total"),
-            progress=None if prompt is None and generated is None else (prompt or 0.0) + (generated or 0.0),
+            progress=sum(moving) + sums.get(FIRST_TOKENS, 0.0) if moving else None,
         )
 
     def facts(self, models: Mapping[str, Any]) -> Mapping[str, Any]:

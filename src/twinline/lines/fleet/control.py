@@ -34,6 +34,7 @@ from twinline.lines.fleet import home
 from twinline.lines.fleet.controller import Controller
 from twinline.lines.fleet.events import Event
 from twinline.lines.fleet.file import Fleet, load
+from twinline.lines.fleet.kinds import NOT_SET
 from twinline.lines.fleet.marked import FileFaults
 from twinline.lines.fleet.pace import Pace
 
@@ -141,7 +142,9 @@ class Control:
         try:
             fleet = load(path, os.environ)
         except FileFaults as error:
-            return _json({"error": f"{path} has mistakes", "mistakes": error.lines()}, 422)
+            whose = f" for the control side (process {os.getpid()}): it has what `twinline up` was started with"
+            mistakes = [line + whose * line.endswith(NOT_SET) for line in error.lines()]
+            return _json({"error": f"{path} has mistakes", "mistakes": mistakes}, 422)
         except OSError as error:
             return _json({"error": str(error)}, 422)
         if fleet.name != self.controller.directory.name:
@@ -156,7 +159,15 @@ class Control:
         line = (await _body(request, "line"))["line"]
         if not self._known(line):
             return _unknown(line, self.controller)
-        return _json({"operation": self.operate("drain", self.controller.drain(line)).id})
+
+        async def drained() -> list[str]:
+            try:
+                await self.controller.drain(line)
+            except KeyError:
+                return [f"{line} is not there any more"]
+            return []
+
+        return _json({"operation": self.operate("drain", drained()).id})
 
     async def _resume(self, request: Request) -> Response:
         line = (await _body(request, "line"))["line"]

@@ -27,7 +27,7 @@ from twinline.lines.fleet.file import Fleet
 from twinline.lines.fleet.gateways import Gateway
 from twinline.lines.fleet.keeper import Keeper
 from twinline.lines.fleet.pace import Pace
-from twinline.lines.roster import Roster
+from twinline.lines.roster import GatewaySpec, Roster
 from twinline.lines.spec import LineSpec
 from twinline.lines.state import LineState
 
@@ -103,8 +103,8 @@ class Controller:
 
     async def drain(self, name: str) -> None:
         """Moves everything away from a line, or from one replica, and ends it until it is resumed. Raises KeyError."""
-        keepers = self._named(name)
         async with self._lock:
+            keepers = self._named(name)  # not before: what held the lock may have replaced them
             for keeper in keepers:
                 keeper.held = True
             held.write(self.directory, held.read(self.directory) | {keeper.name for keeper in keepers})
@@ -157,6 +157,8 @@ class Controller:
                     del self.keepers[entry.name]
                 elif keeper.engine is not None:
                     self.events.add(entry.name, "adopted", f"process {keeper.engine.pid} has gone on")
+            for index in range(old.gateway.workers):  # by its own spec: another is tried before it is replaced
+                self._gateway(index, old.gateway, found=True)
         for name in sorted(by_hand):
             spec = fleet.line(name.partition("#")[0])
             if spec is not None:
@@ -295,7 +297,7 @@ class Controller:
         """
         replaced = [gateway for gateway in self.gateways.values() if gateway.spec != fleet.gateway]
         if replaced:
-            spare = self._gateway(max(self.gateways) + 1, fleet)
+            spare = self._gateway(max(self.gateways) + 1, fleet.gateway)
             if (why := await spare.verdict()) is not None:
                 await self.gateways.pop(spare.index).retire()
                 self.fleet = replace(fleet, gateway=replaced[0].spec)
@@ -303,19 +305,20 @@ class Controller:
         for gateway in replaced:
             await gateway.retire()
             if gateway.index < fleet.gateway.workers:
-                await self._gateway(gateway.index, fleet).verdict()
+                await self._gateway(gateway.index, fleet.gateway).verdict()
         for index in range(fleet.gateway.workers):
             if index not in self.gateways:
-                self._gateway(index, fleet)
+                self._gateway(index, fleet.gateway)
         for index in [index for index in self.gateways if index >= fleet.gateway.workers]:
             await self.gateways.pop(index).retire()
         return []
 
-    def _gateway(self, index: int, fleet: Fleet) -> Gateway:
-        gateway = Gateway(index, self._gateway_argv, fleet.gateway, self.directory, self._pace, self._gateway_changed)
-        self.gateways[index] = gateway
-        gateway.adopt()
-        gateway.start()
+    def _gateway(self, index: int, spec: GatewaySpec, *, found: bool = False) -> Gateway:
+        """`found`: one that runs, or none."""
+        gateway = Gateway(index, self._gateway_argv, spec, self.directory, self._pace, self._gateway_changed)
+        if gateway.adopt() or not found:
+            self.gateways[index] = gateway
+            gateway.start()
         return gateway
 
     async def doors(self) -> list[str]:
@@ -338,7 +341,7 @@ class Controller:
             asyncio.get_running_loop().call_soon(self._publish)
 
     def _publish(self) -> None:
-        """Writes the roster, if there is anything new in it."""
+        """Writes the roster, if there is anything new in it; where it cannot, it tries again after a while."""
         self._dirty = False
         if self._quiet or self.fleet is None:
             return
@@ -351,9 +354,15 @@ class Controller:
             entries=tuple(keeper.entry for keeper in self.keepers.values()),
         )
         if fresh != self._written:
-            self._written = fresh
             self.generation += 1
-            roster.write(self.directory, msgspec.structs.replace(fresh, generation=self.generation))
+            try:
+                roster.write(self.directory, msgspec.structs.replace(fresh, generation=self.generation))
+            except OSError as error:
+                log.error("the roster cannot be written, the gateways go on by the last one: %s", error)
+                self._dirty = True
+                asyncio.get_running_loop().call_later(self._pace.poll, self._publish)
+            else:
+                self._written = fresh
 
 
 async def end_processes(directory: Path, grace: float, but: Iterable[str] = ()) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from twinline.lines.fleet.file import Fleet
+from twinline.lines.http import Target
 from twinline.lines.roster import Roster
 from twinline.lines.spec import LineSpec
 
@@ -37,7 +38,7 @@ class Change:
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
-        told = [{"field": name, "old": _plain(old), "new": _plain(new)} for name, old, new in self.fields]
+        told = [{"field": name, "old": _shown(name, old), "new": _shown(name, new)} for name, old, new in self.fields]
         return {"change": self.kind, "what": self.what, "name": self.name, "fields": told}
 
 
@@ -98,6 +99,10 @@ def _fields(spec: LineSpec) -> dict[str, Any]:
 
 def _told(old: dict[str, Any], new: dict[str, Any]) -> tuple[tuple[str, Any, Any], ...]:
     return tuple((name, old[name], new[name]) for name in new if _plain(old[name]) != _plain(new[name]))
+
+
+def _shown(field: str, value: Any) -> Any:
+    return Target.shown(value) if field == "url" and value else _plain(value)
 
 
 def _plain(value: Any) -> Any:

@@ -100,13 +100,13 @@ class Engine:
         begin with TWINLINE_: they hold secrets of the control side and the gateways. Raises EngineFailed.
         """
         log = home.log_file(directory, name)
-        offset = _rotated(log)
         inherited = {
             key: value
             for key, value in os.environ.items()
             if key not in without and (ours or not key.startswith("TWINLINE_"))
         }
         try:
+            offset = _rotated(log)
             with log.open("ab") as out:
                 child = subprocess.Popen(
                     argv,
@@ -129,11 +129,13 @@ class Engine:
             log_offset=offset,
             clean_up=tuple(clean_up),
         )
-        path = home.state_file(directory, name)
-        fresh = path.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(standing))
-        fresh.chmod(0o600)
-        fresh.replace(path)
+        try:
+            _write(home.state_file(directory, name), standing)
+        except OSError as error:  # a process that no file names would be found by nobody
+            _end_group(child.pid, leader_lives=True)
+            child.wait()
+            _clean_up(standing)
+            raise EngineFailed(f"its state file cannot be written: {error}") from error
         return cls(directory, standing, child)
 
     @classmethod
@@ -217,6 +219,13 @@ class Engine:
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+
+def _write(path: Path, standing: Standing) -> None:
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(msgspec.json.encode(standing))
+    fresh.chmod(0o600)
+    fresh.replace(path)
 
 
 def _standing(path: Path) -> Standing | None:

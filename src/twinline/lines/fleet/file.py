@@ -49,17 +49,37 @@ def embedded() -> Path:
     return Path(str(resources.files("twinline"))) / "models" / EMBEDDED
 
 
+def name_of(path: Path) -> str:
+    """The name of the fleet in a file whose other fields may be wrong, or lack variables here. Raises OSError, or
+    FileFaults if it is no fleet file at all or its name is none."""
+    top = read(path, _text(path))
+    others = len(top.faults)
+    name = _name(top, path.stem)
+    if faults := top.faults[others:]:
+        raise FileFaults(path, faults)
+    return name
+
+
+def _name(top: Section, default: str) -> str:
+    name = top.get("name", kinds.text, default)
+    if not home.NAME.fullmatch(name):
+        top.fault("name", f"expected letters, digits, '.', '_' and '-', not {name!r}: it names a folder")
+    return name
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise FileFaults(path, [Fault(1, f"not text in UTF-8: {error}")]) from None
+
+
 def load(path: Path, environ: Mapping[str, str]) -> Fleet:
     """Reads the fleet file. Raises OSError, or FileFaults with every mistake in it."""
-    shown = path
-    try:
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise FileFaults(shown, [Fault(1, f"not text in UTF-8: {error}")]) from None
-    top = read(shown, text)
+    top = read(path, _text(path))
     fleet = _Reader(path, top, environ).fleet()
     if top.faults:
-        raise FileFaults(shown, top.faults)
+        raise FileFaults(path, top.faults)
     return fleet
 
 
@@ -74,9 +94,7 @@ class _Reader:
 
     def fleet(self) -> Fleet:
         top = self.top
-        name = top.get("name", kinds.text, self.default_name)
-        if not home.NAME.fullmatch(name):
-            top.fault("name", f"expected letters, digits, '.', '_' and '-', not {name!r}: it names a folder")
+        name = _name(top, self.default_name)
         drain = top.get("drain_seconds", kinds.number(0), DRAIN_SECONDS)
         currency = top.get("currency", kinds.currency, None)
         models, lines, gateway = top.section("models"), top.section("lines"), top.section("gateway")
@@ -201,7 +219,7 @@ class _Reader:
                     section.fault(name, f"there is no file {path}")
         admin = given["admin_key_env"]
         if admin is not None and not self.environ.get(admin):
-            section.fault("admin_key_env", f"the environment variable {admin} is not set")
+            section.fault("admin_key_env", f"the environment variable {admin} {kinds.NOT_SET}")
         return GatewaySpec(currency=currency, **given)
 
 

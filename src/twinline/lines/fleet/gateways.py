@@ -114,6 +114,9 @@ class Gateway:
                 reason = await self._lost(self.engine)
             except LineError as error:
                 reason = str(error)
+            except Exception as error:  # ours: it must not end the keeping, nor leave somebody waiting for a verdict
+                log.exception("%s: its keeping stumbled", self.name)
+                reason = f"the control side stumbled: {error!r}"
             self._to("stopped", reason)
             self._judge(reason)
             if self.engine is not None:

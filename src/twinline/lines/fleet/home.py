@@ -21,6 +21,7 @@ from twinline.store.home import home
 
 LONGEST_SOCKET_PATH = 100  # bytes; the kernels' limits are 104 to 108 with the closing zero
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+OURS = re.compile(r"control|gateway-\d+")  # names of state files and logs that no line may have
 
 
 class FleetIsUp(RuntimeError):

@@ -16,6 +16,7 @@ from twinline.lines.fleet.marked import nearest
 
 PRICE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s+([A-Z]{3})(?:\s*/\s*h)?")
 VARIABLE = re.compile(r"\$\{([^}]*)\}")
+NOT_SET = "is not set"  # how the mistake ends that is not the file's alone
 SECRET = re.compile(r"(^|[_-])(api_?key|key|token|secret|password)($|[_-])", re.IGNORECASE)
 
 
@@ -145,7 +146,7 @@ def substituted(value: str, environ: Mapping[str, str]) -> str:
 
     def look_up(found: re.Match[str]) -> str:
         if found[1] not in environ:
-            raise ValueError(f"the environment variable {found[1]} is not set")
+            raise ValueError(f"the environment variable {found[1]} {NOT_SET}")
         return environ[found[1]]
 
     return VARIABLE.sub(look_up, value)

@@ -17,7 +17,7 @@ from twinline.lines.cards import check_cards
 from twinline.lines.drivers import DRIVERS, driver
 from twinline.lines.drivers.driver import FEATURES
 from twinline.lines.drivers.gguf import metadata
-from twinline.lines.fleet import kinds
+from twinline.lines.fleet import home, kinds
 from twinline.lines.fleet.home import NAME
 from twinline.lines.fleet.marked import Section, nearest
 from twinline.lines.http import Target
@@ -77,6 +77,8 @@ class LineReader:
         before = len(section.faults)
         if not NAME.fullmatch(name):
             section.fault(None, "expected letters, digits, '.', '_' and '-' as a line's name")
+        elif home.OURS.fullmatch(name):
+            section.fault(None, f"{name!r} is what a process of the fleet itself is called: name the line otherwise")
         engine = section.get("engine", kinds.choice(DRIVERS), None)
         if "engine" not in section.values:
             section.fault(None, f"engine: needed, one of {', '.join(DRIVERS)}")

@@ -17,6 +17,7 @@ from twinline.lines.client import LineClient
 from twinline.lines.fleet import home
 from twinline.lines.fleet.engine import Engine
 from twinline.lines.fleet.gateways import Said, said_by
+from twinline.lines.http import Target
 from twinline.lines.protocol import LineError, LineRefused
 from twinline.lines.roster import Entry
 
@@ -73,7 +74,7 @@ async def status(directory: Path) -> dict[str, Any]:
                 "state": str(entry.state),
                 "reason": entry.reason,
                 "since": entry.since,
-                "url": entry.url,
+                "url": entry.url and Target.shown(entry.url),
                 "pid": line["pid"],
                 "born": entry.born or None,
                 "price_per_hour": spec.price_per_hour,
