@@ -87,6 +87,42 @@ def test_it_never_goes_on_in_another_class_of_weights(tiny_folder: Path) -> None
     run(tiny_folder, lines, test, bounds=Bounds(resume_seconds=0.4))
 
 
+def test_what_one_line_has_begun_another_may_refuse_and_a_third_finish(tiny_folder: Path) -> None:
+    """A 400 says that the request is wrong; of one that a line took it says something of the other line."""
+
+    async def test(made: Several) -> None:
+        tokens = made.says(TEXT, "c")
+        breaking(made, "a", tokens, "reset", 5)
+        refusal = {"message": "logit_bias is not supported"}
+        made.doubles["b"].script = lambda request: Script(fault="refuse", status=400, error=refusal)
+        assert told(events(await made.chat(stream=True)))[:2] == (REASONING, CONTENT)
+        assert made.asked("b") and made.asked("c")
+
+    run(tiny_folder, ["a", "b", "c"], test)
+
+
+def test_a_request_that_cannot_be_put_to_a_line_leaves_nothing_in_its_books(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(made: Several) -> None:
+        made.says(TEXT)
+
+        def broken(*arguments: object) -> None:
+            raise TypeError("nobody thought of that")
+
+        monkeypatch.setattr(made.line("a"), "call", broken)
+        for _ in range(3):
+            assert told(events(await made.chat(stream=True)))[:2] == (REASONING, CONTENT)
+        assert len(made.asked("b")) == 3 and not made.asked("a")
+        books = made.supply.router.station("a")
+        assert (books.inflight, books.queue, books.waiting) == (0, 0.0, False)
+        monkeypatch.setattr(made.line("b"), "call", broken)
+        answer = await made.chat()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+
+    run(tiny_folder, ["a", "b"], test)
+
+
 def test_moves_have_a_budget_and_the_end_is_an_error_and_not_clean(tiny_folder: Path) -> None:
     async def test(made: Several) -> None:
         tokens = made.tokens(TEXT)

@@ -146,6 +146,26 @@ async def test_a_line_that_is_taken_away_gives_up_its_streams(tmp_path: Path, ti
         assert list(at.place.supply.lines) == ["b"] and at.tripped == []
 
 
+@looped
+async def test_with_its_model_all_that_waits_ends(tmp_path: Path, tiny_folder: Path) -> None:
+    """A stream that has begun, and a request that no line had room for."""
+    async with followed(tmp_path, tiny_folder, lines=1) as at:
+        at.doubles[0].script = lambda request: (
+            Script(fault="refuse", status=429) if at.doubles[0].requests[1:] else Script(TOKENS, delay=0.2)
+        )
+        place = at.place
+        begun, heard = await at.running("a")
+        queued, never = place.ask("a", len(TOKENS))
+        await until(lambda: place.supply.waiting == 1)
+        at.models, at.entries = [], []
+        await at.tell()
+        for each in (heard, never):
+            await asyncio.wait_for(each.done.wait(), 10)
+        assert begun.over and queued.over and place.supply.waiting == 0
+        assert heard.tokens and heard.error is not None and heard.error.status in (502, 503)
+        assert never.error is not None
+
+
 @pytest.mark.parametrize(
     ("state", "left"), [(LineState.DRAINING, "drained"), (LineState.QUARANTINED, "gone"), (LineState.STOPPED, "gone")]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -172,3 +173,60 @@ def test_a_call_that_must_be_made_goes_to_the_line_that_can_make_one(tiny_folder
 
     folder = folder_of("v31", tiny_folder, tmp_path / "v31")
     run(folder, [replace(plain("near"), context=4096, lacks=frozenset({"patterns"})), remote("far")], test)
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 407, 408])
+def test_a_remote_that_refuses_our_key_is_at_fault_and_not_the_client(tiny_folder: Path, status: int) -> None:
+    async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
+        remotes["far"].words = Words(status=status)
+        for _ in range(12):
+            assert (await made.chat()).status_code == 200
+        assert not made.supply.circuits["far"].closed and len(remotes["far"].requests) < 12
+        remotes["other"].words = Words(status=status)
+        alone = await made.chat()
+        assert alone.status_code == 503
+        if status < 408:
+            assert "the remote is not well" not in alone.text, "it may quote a part of our key"
+        for stream in (False, True):  # all are out now, and the reason is told
+            out = await made.chat(stream=stream)
+            assert out.status_code == 503
+            assert status == 408 or ("key or account" in out.text and "the remote is not well" not in out.text)
+
+    run(tiny_folder, [remote("far"), remote("other")], test)
+
+
+class Calling(TextDouble):
+    """Its answer is one call whose arguments take long to write."""
+
+    async def _answer(self, writer: asyncio.StreamWriter, path: str) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        function = {"name": "f", "arguments": ""}
+        self._delta(writer, {"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": function}]})
+        for _ in range(30):
+            await asyncio.sleep(0.1)
+            self._delta(writer, {"tool_calls": [{"index": 0, "function": {"arguments": "x"}}]})
+        self._delta(writer, {}, "tool_calls")
+        self._event(writer, {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 32}})
+        writer.write(b"data: [DONE]\n\n")
+        await writer.drain()
+
+    def _delta(self, writer: asyncio.StreamWriter, delta: dict[str, Any], finish: str | None = None) -> None:
+        self._event(writer, {"id": "x", "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+
+
+def test_a_call_that_is_being_written_is_no_silence(tiny_folder: Path) -> None:
+    async def main() -> None:
+        double = Calling()
+        urls = {"far": await double.start()}
+        tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+        try:
+            async with several(tiny_folder, [remote("far")], urls=urls, patience=replace(PATIENCE, idle=1.5)) as made:
+                found = events(await made.chat(tools=tools, stream=True))
+                deltas = [choice["delta"] for chunk in found[:-1] for choice in chunk.get("choices", ())]
+                called = [call for delta in deltas for call in delta.get("tool_calls") or ()]
+                assert "".join(call["function"].get("arguments") or "" for call in called) == "x" * 30
+                assert made.supply.circuits["far"].closed
+        finally:
+            await double.stop()
+
+    uvloop.run(main())

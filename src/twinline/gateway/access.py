@@ -191,8 +191,8 @@ class Access:
             verdict = await self._limits.ensure(key, tokens, cost)
             now = time.time()
         if isinstance(verdict, Refusal):
-            told = not_admitted(verdict.reason, verdict.code, verdict.retry_after_seconds, verdict.status)
-            raise self._refused(visit, told)
+            refusal = not_admitted(verdict.reason, verdict.code, verdict.retry_after_seconds, verdict.status)
+            raise self._refused(visit, refusal)
         visit.admitted, visit.tokens_estimate, visit.cost_estimate, visit.settled = now, tokens, cost, False
 
     def admit_at_once(self, visit: Visit, tokens: int, cost: float) -> bool:

@@ -44,7 +44,7 @@ from twinline.gateway.sampling import (
 )
 from twinline.gateway.served import ServedModel
 from twinline.gateway.text.reasoning import ReasoningParser, around_answer
-from twinline.gateway.text.template import encode_prompt
+from twinline.gateway.text.template import encode_prompt, text_of
 from twinline.gateway.tools import tool_use
 from twinline.gateway.transcript import Around, Piece
 from twinline.lines.wire import TokenLogprob
@@ -93,6 +93,7 @@ class Chat:
         use = tool_use(request, served.calls)
         exchange.warn(ignored(request))
         rendered, prompt = await prompt_of(request, served, exchange.body_bytes)
+        continued = _continued(request)
         limit = _limit(request)
         if limit == 0:
             raise bad_request("max_tokens must be at least 1.", "max_tokens")
@@ -105,7 +106,7 @@ class Chat:
             prompt_logprobs=request.prompt_logprobs,
             timeout_header=exchange.header(TIMEOUT_HEADER),
             keep=served.text.call_marks if use.names else served.text.marks,
-            around_answer=around_answer(rendered),
+            around_answer=around_answer(rendered, continued),
             calls=use.forced(served.calls),
         )
         order = Order(target, visit, shared, body, chat=True, bounded=limit is not None)
@@ -119,7 +120,7 @@ class Chat:
                 ask,
                 index,
                 index,
-                ReasoningParser.for_prompt(rendered, served.text.answer_tags),
+                ReasoningParser.for_prompt(rendered, served.text.answer_tags, continued),
                 answer,
                 use.parser(served.calls),
             )
@@ -374,6 +375,12 @@ def switches(effort: str | None) -> dict[str, Any]:
         return {}
     thinks = effort != "none"
     return {"thinking": thinks, "enable_thinking": thinks, "reasoning_effort": effort}
+
+
+def _continued(request: ChatRequest) -> str:
+    """The message that the output goes on with, if it does so."""
+    content = _plain(request.messages[-1])["content"] if request.continue_final_message else ""
+    return content if isinstance(content, str) else text_of(content or ())
 
 
 def _plain(message: Message) -> dict[str, Any]:

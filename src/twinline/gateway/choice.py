@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from twinline.gateway.closing import cut_short, end_attempt, last_words, sane
-from twinline.gateway.errors import ApiError, cannot_continue, deadline_passed, from_line
-from twinline.gateway.faults import is_fault, of_request, unreachable
+from twinline.gateway.errors import ApiError, cannot_continue, deadline_passed, from_line, not_asked
+from twinline.gateway.faults import is_fault, of_request, reason_of, unreachable
 from twinline.gateway.listener import Listener
 from twinline.gateway.reasons import why_left, why_refused
 from twinline.gateway.routing import Ask, Placement, Ticket
@@ -168,13 +168,8 @@ class Choice:
             request = asked_of(line, self.request, len(self.segments), self.journal, deadline, now)
             words = said(self._text(), self.transcript.spoken if self.begun else None) if line.text_only else None
             self._call = line.call(request, words, self)
-        except LineRefused as error:
-            self.failed(error)
-            return
-        except ValueError as error:  # its dialect cannot say this
-            self.segments[-1].left = "refused"
-            self._end_segment(ok=False)
-            self._retry(line, ApiError(400, f"Line {line.name} cannot take this request: {error}."))
+        except Exception as error:
+            self._not_asked(line, error)
             return
         line.calls[self._call] = self
         if self.paused:
@@ -261,9 +256,8 @@ class Choice:
 
     def failed(self, error: LineError) -> None:
         """The call ended badly: told to the circuit if it was the line's own doing, then the choice goes on."""
-        segment = self.segments[-1]
+        segment, fault = self.segments[-1], is_fault(error)
         line = segment.line
-        fault = is_fault(error)
         self._call_gone()
         if self._finished:  # all of the text is here; what broke is only the end
             self._end_segment(ok=True, fault=fault)
@@ -272,10 +266,10 @@ class Choice:
         segment.left = why_left(error)
         self._end_segment(ok=False, fault=fault)
         if fault:
-            self._supply.fault(line, str(error), unreachable=unreachable(error))
+            self._supply.fault(line, reason_of(error), unreachable=unreachable(error))
         if isinstance(error, LineRefused):
             told = from_line(error)
-            if told.status == 400:
+            if told.status == 400 and not self.begun:  # else one line took it: what another says is that one's affair
                 self._fail(told)
             else:
                 self._retry(line, told)
@@ -287,6 +281,16 @@ class Choice:
             self._go_on(error)
 
     # How it goes on.
+
+    def _not_asked(self, line: Line, error: Exception) -> None:
+        """The line's dialect cannot say this, or the fault is ours; its books must not keep what it never got."""
+        if isinstance(error, LineRefused):
+            return self.failed(error)
+        if not isinstance(error, ValueError):
+            log.exception("%s cannot be put to line %s", self.request.request_id, line.name)
+        self.segments[-1].left = "refused"
+        self._end_segment(ok=False)
+        self._retry(line, not_asked(line.name, error))
 
     def _retry(self, line: Line, told: ApiError) -> None:
         """A line did not take it; nothing was generated there."""
@@ -315,8 +319,7 @@ class Choice:
         self.excluded.add(line.name)
         tokens = len(self.journal)
         log.info("%s leaves line %s after %d tokens: %.200s", self.request.request_id, line.name, tokens, error)
-        told = from_line(error)
-        self._reported = told
+        self._reported = told = from_line(error)
         if counted:
             # One that gets on is no request that breaks every line: its breaks are counted anew.
             self._moves = 1 if self.segments[-1].tokens >= GETS_ON else self._moves + 1
@@ -371,8 +374,7 @@ class Choice:
         self._call.cancel()
         self._call_gone()
         if drained:
-            segment = self.segments[-1]
-            segment.placement.moved(len(self.journal) - segment.tokens_before)
+            self.segments[-1].placement.moved(len(self.journal) - self.segments[-1].tokens_before)
         self._end_segment(ok=ok)
 
     def _call_gone(self) -> None:

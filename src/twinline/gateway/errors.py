@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from twinline.gateway.faults import CREDENTIALS, OURS
 from twinline.lines.protocol import LineBroken, LineError, LineRefused
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -136,14 +137,24 @@ def from_line(error: LineError) -> ApiError:
         if error.status == 429:
             headers = {"retry-after": _retry_after(error)}
             return ApiError(429, error.message, code=error.code or "line_full", headers=headers)
-        if 400 <= error.status < 500 and error.status not in (404, 409):
+        # 409 too: the request's name at the line is ours, not the client's
+        if 400 <= error.status < 500 and error.status not in OURS and error.status != 409:
             return ApiError(400, error.message, param=error.param, code=error.code)
-        # 404 and 409 too: the line's name for the model and the request's name at the line are ours, not the client's
         headers = {"retry-after": _retry_after(error)}
+        if error.status in CREDENTIALS:
+            told = "The line does not take the gateway's own key or account."
+            return ApiError(503, told, code="line_unavailable", headers=headers)
         return ApiError(503, error.message, code=error.code or "line_unavailable", headers=headers)
     if isinstance(error, LineBroken) and error.code == "deadline":
         return deadline_passed()
     return ApiError(502, f"The line failed while answering: {error}", code="line_broken")
+
+
+def not_asked(line: str, error: Exception) -> ApiError:
+    """The request cannot be put in the line's words; or, but for a ValueError, we failed to do so."""
+    if isinstance(error, ValueError):
+        return ApiError(400, f"Line {line} cannot take this request: {error}.")
+    return ApiError(500, "The gateway failed to ask a line; its log says why.", code="internal_error")
 
 
 def _retry_after(error: LineRefused) -> str:

@@ -5,23 +5,41 @@ Owns the distinction. Must not know what follows from it.
 
 from __future__ import annotations
 
+import logging
+
 from twinline.lines.protocol import LineBroken, LineError, LineRefused
 
 # Why a stream broke without its line being at fault. One that is silent while its line answers others may only wait its
 # turn there; a line that is silent as a whole is put out of service by `watch.py` itself.
-NOBODYS = ("deadline", "moved", "gone", "stalled", "tokens_left_out")
+NOBODYS = ("deadline", "moved", "gone", "stalled", "tokens_left_out", "429")
+# Statuses that are about us and not about the request: our key or account at the line, its name for the model, its own
+# wait for our bytes.
+OURS = frozenset({401, 402, 403, 404, 407, 408})
+CREDENTIALS = frozenset({401, 402, 403, 407})
+_log = logging.getLogger(__name__)
 
 
 def is_fault(error: LineError) -> bool:
     """Whether an error is the line's own doing: not a refusal of this request, a full queue, or a deadline."""
     if isinstance(error, LineRefused):
-        return error.status >= 500 or error.status == 404
+        return error.status >= 500 or error.status in OURS
     return not (isinstance(error, LineBroken) and (error.code in NOBODYS or of_request(error)))
 
 
 def of_request(error: LineError) -> bool:
     """The line said in the stream what others say by a 4xx: the request is at fault."""
-    return isinstance(error, LineBroken) and error.code is not None and error.code[:1] == "4" and error.code.isdigit()
+    if not isinstance(error, LineBroken) or error.code is None or not error.code.isdecimal():
+        return False
+    status = int(error.code[:9])
+    return 400 <= status < 500 and status not in OURS and status not in (409, 429)
+
+
+def reason_of(error: LineError) -> str:
+    """Why the line is not asked, in words for any client: what it says of our key or account is for the log alone."""
+    if isinstance(error, LineRefused) and error.status in CREDENTIALS:
+        _log.warning("a line refuses the gateway's key or account with %d: %.300s", error.status, error.message)
+        return f"it refuses the gateway's own key or account ({error.status})"
+    return str(error)
 
 
 def unreachable(error: LineError) -> bool:

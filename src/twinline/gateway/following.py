@@ -124,8 +124,7 @@ class Following:
         model = self._models.pop(name)
         self.door.shut(name)
         model.watching.cancel()
-        for line in list(model.served.supply.lines):
-            model.served.supply.remove(line)
+        model.served.supply.close()
 
     def _lines(self, model: _Model, entries: list[Entry]) -> None:
         supply = model.served.supply

@@ -5,9 +5,9 @@ Owns these words. Must not know who waits or how a line is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from twinline.gateway.errors import ApiError, unfit
+from twinline.gateway.errors import ApiError, no_line, unfit
 from twinline.gateway.routing import Ask, Traits
 from twinline.lines.circuit import Circuit
 from twinline.lines.line import Line
@@ -53,6 +53,17 @@ def unfit_for(model: str, ask: Ask, lines: Iterable[Line]) -> ApiError:
         elif line.context is not None and ask.context > line.context:
             why.append(f"line {line.name} has a context of {line.context} tokens, {ask.context} are needed")
     return unfit(model, why, next((FIELDS[need] for need in sorted(lacked) if need in FIELDS), None))
+
+
+def why_none(model: str, ask: Ask, pinned: str | None, lines: list[Line], circuits: Mapping[str, Circuit]) -> ApiError:
+    """Why no line that is up can take it, of `lines` that the client may have: for good, or because those that could
+    are down."""
+    if not lines and pinned is not None:
+        return ApiError(404, f"The model `{model}` has no line `{pinned}`.", code="line_not_found")
+    fit = [line for line in lines if able(line, ask)]
+    if lines and not fit:
+        return unfit_for(model, ask, lines)
+    return no_line(model, [why_not(line, circuits[line.name]) for line in fit])
 
 
 def traits_of(line: Line) -> Traits:

@@ -73,7 +73,7 @@ class LegacyWriter:
     def __init__(self, tokenizer: Tokenizer, alternatives: int, skip_special: bool = True) -> None:
         self._tokenizer = tokenizer
         self._alternatives = alternatives
-        self._text = Detokenizer(tokenizer, skip_special)
+        self._text = Detokenizer(tokenizer, skip_special, opening=False)
         self._offset = 0
 
     def write(self, tokens: Sequence[int], entries: Sequence[TokenLogprob | None]) -> LegacyLogprobs:

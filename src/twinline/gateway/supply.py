@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
 from twinline.gateway.choice import MOVES, Choice
-from twinline.gateway.errors import ApiError, cannot_continue, no_line, too_busy
-from twinline.gateway.judging import able, named, traits_of, unfit_for, why_not
+from twinline.gateway.errors import cannot_continue, no_line, too_busy
+from twinline.gateway.judging import able, named, traits_of, why_none
 from twinline.gateway.meters import ModelMeter
 from twinline.gateway.room import Room
 from twinline.gateway.routing import Budget, FairQueue, Placement, Policy, Refused, Router, Wait, block_keys
@@ -98,6 +99,17 @@ class Supply:
         for choice in list(line.calls.values()):
             choice.move(f"line {name} was taken away", drained=True)
         line.at(None)
+
+    def close(self) -> None:
+        """The model is taken away, with all its lines: nothing waits for them any more."""
+        for name in list(self.lines):
+            self.remove(name)
+        waiting = [*self._queue.expired(math.inf), *self._heads, *(choice for *_, choice in self._resuming)]
+        self._heads, self._resuming = [], []
+        for choice in waiting:
+            choice.ticket = None
+            why = "its model was taken away"
+            choice.refused(cannot_continue(why) if choice.begun else no_line(self.model, [why]))
 
     def restarted(self, line: Line) -> None:
         """Another engine listens under that name: what was held against the old one is forgotten, as is its cache."""
@@ -193,7 +205,7 @@ class Supply:
             return False
         self.withdraw(choice)
         if placement is None:
-            choice.refused(self._why_none(choice))
+            choice.refused(why_none(self.model, choice.ask, choice.pinned, self._meant(choice), self.circuits))
         else:
             self._give(choice, placement)
         return True
@@ -332,16 +344,6 @@ class Supply:
             line.state.takes_requests and self._room.lacks(line.name) and able(line, choice.ask)
             for line in self._meant(choice)
         )
-
-    def _why_none(self, choice: Choice) -> ApiError:
-        """No line that is up can take it: for good, or because those that could are down."""
-        lines = self._meant(choice)
-        if not lines and choice.pinned is not None:
-            return ApiError(404, f"The model `{self.model}` has no line `{choice.pinned}`.", code="line_not_found")
-        fit = [line for line in lines if able(line, choice.ask)]
-        if lines and not fit:
-            return unfit_for(self.model, choice.ask, lines)
-        return no_line(self.model, [why_not(line, self.circuits[line.name]) for line in fit])
 
     # What the choices tell.
 

@@ -236,7 +236,8 @@ class Call:
     def _came(self, merged: Delta | None, failure: LineBroken | None, done: bool) -> None:
         """Goes on with a network read: what it said, then what is wrong with it, if anything is."""
         if merged is not None:
-            if merged.tokens or merged.text or merged.reasoning or merged.prompt_logprobs is not None:
+            text = merged.text or merged.reasoning or merged.tool_calls
+            if merged.tokens or text or merged.prompt_logprobs is not None:
                 self.last = time.monotonic()
                 self.tokens += len(merged.tokens)
             try:

@@ -47,6 +47,17 @@ def test_each_kind_is_a_run_and_each_call_its_own() -> None:
     assert not open_now
 
 
+def test_the_end_of_a_call_and_the_text_after_it_may_come_together() -> None:
+    """As they do where a network read or a step of the engine has several tokens."""
+    runs = Runs()
+    runs.push(Piece(0, [], [1], tool_calls=[call(0, '{"a": 1', "f", "one")]))
+    runs.push(Piece(0, [("content", "Done.")], [2, 3], tool_calls=[call(0, "}")]))
+    runs.push(Piece(0, [("content", " And")], [4], tool_calls=[call(1, "{}", "g", "two")]))
+    assert [(run.kind, run.name, run.text) for run in runs.runs] == [
+        ("call", "f", '{"a": 1}'), ("content", "", "Done. And"), ("call", "g", "{}")
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("shows", [True, False])
 def test_reasoning_is_counted_to_where_the_answer_begins(shows: bool) -> None:
     runs = Runs(shows_reasoning=shows)

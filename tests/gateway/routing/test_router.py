@@ -32,6 +32,7 @@ def fast_and_cheap(clock: Clock, **policy: object) -> Router:
 
 
 BOTH = ("fast", "cheap")
+BOTH_SPEEDS = ("fast", "slow")
 
 
 def test_cheapest_takes_the_cheap_line_while_it_is_in_time(clock: Clock) -> None:
@@ -319,3 +320,74 @@ def test_a_removed_lines_streams_still_end(clock: Clock) -> None:
     placement.first_token()
     placement.end(10)
     assert [chosen(router, ("a", "b")).line for _ in range(3)] == ["b"] * 3
+
+
+@pytest.mark.parametrize("rule", ["cheapest", "fastest", "prefer", "weighted"])
+def test_a_line_that_is_late_by_itself_is_asked_all_the_same(clock: Clock, rule: str) -> None:
+    """Nobody would be served sooner by waiting for it; but it is not given everything that comes."""
+    router = router_of(clock, Traits("cpu", slots=4), rule=rule)
+    teach(clock, router, "cpu", 150, 0.05)
+    long = ask(4000, output=20)
+    first = router.choose(long, ("cpu",), may_wait=True)
+    assert isinstance(first, Placement) and first.ttft > 20
+    assert isinstance(router.choose(long, ("cpu",), may_wait=True), Placement)
+    assert isinstance(router.choose(long, ("cpu",), may_wait=True), Wait)
+    for station in router.stations():
+        assert (station.inflight, station.credit) == (2, 0.0)
+    clock.now += 27
+    first.first_token()
+    first.end(20)
+    assert isinstance(router.choose(long, ("cpu",), may_wait=True), Placement)
+
+
+def test_slow_steps_are_no_reason_to_wait_for_an_idle_line(clock: Clock) -> None:
+    router = router_of(clock, Traits("cpu"))
+    teach(clock, router, "cpu", 5000, 0.5)
+    assert router.station("cpu").late_step > 4
+    for _ in range(4):
+        assert isinstance(router.choose(ask(100), ("cpu",), may_wait=True), Placement)
+
+
+def test_one_cold_answer_does_not_shut_a_line_out(clock: Clock) -> None:
+    router = router_of(clock, Traits("a"))
+    router.station("a").prefill.seen = 0
+    cold = chosen(router, ("a",), ask(16))
+    clock.now += 60
+    cold.first_token()
+    cold.end(1)
+    placed = router.choose(ask(16), ("a",), may_wait=True)
+    assert isinstance(placed, Placement)
+
+
+def test_a_request_waits_for_a_line_that_will_be_in_time_rather_than_go_to_one_that_never_is(clock: Clock) -> None:
+    router = router_of(clock, Traits("fast"), Traits("slow"), rule="fastest")
+    teach(clock, router, "fast", 8000, 0.007)
+    teach(clock, router, "slow", 150, 0.5)
+    for _ in range(30):
+        chosen(router, ("fast",), ask(4000))
+    assert isinstance(router.choose(ask(2000), BOTH_SPEEDS, may_wait=True), Wait)
+    assert isinstance(router.choose(ask(2000), ("slow",), may_wait=True), Placement)  # as when the other is down
+
+
+def test_of_lines_that_are_all_late_one_that_has_little_to_do_is_taken(clock: Clock) -> None:
+    router = router_of(clock, Traits("a"), Traits("b"), rule="prefer", order=("a", "b"))
+    for name in "ab":
+        teach(clock, router, name, 150, 0.05)
+    lines = [router.choose(ask(3000), ("a", "b"), may_wait=True) for _ in range(6)]
+    names = [placed.line for placed in lines if isinstance(placed, Placement)]
+    assert sorted(names) == ["a", "a", "b", "b"], "each gets what it can bear"
+    assert isinstance(lines[-1], Wait)
+
+
+def test_no_two_lines_share_a_bit_however_often_they_restart(clock: Clock) -> None:
+    names = ("a", "b", "c", "d")
+    router = router_of(clock, *map(Traits, names))
+    for restart in range(1100):
+        router.forget(names[restart % 3])
+        bits = [station.bit for station in router.stations()]
+        assert len(set(bits)) == len(bits)
+        assert bits == [router.index.bit(name) for name in names]
+    keys = list(range(1, 100))
+    router.index.put(keys, router.station("a").bit)
+    (held,) = {bits for _, bits in router.index.held(keys)}
+    assert [name for name in names if router.station(name).bit & held] == ["a"]

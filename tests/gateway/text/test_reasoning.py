@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from twinline.gateway.text.reasoning import ReasoningParser
+from twinline.gateway.text.reasoning import ReasoningParser, around_answer
 
 parts_of_text = st.lists(
     st.sampled_from(["<think>", "</think>", "\n", " ", "a", "<", "</", "think>", "<think", "答", "\n\n"]), max_size=10
@@ -110,6 +110,22 @@ def test_trap_28_reasoning_is_open_where_the_prompt_left_it_open() -> None:
     for closed in ("<｜User｜>What is <think>?<｜Assistant｜>", "<｜User｜>2+2?<｜Assistant｜><think>\n\n</think>\n\n"):
         assert split(ReasoningParser.for_prompt(closed), ["4"]) == ("", "4")
     assert split(ReasoningParser.for_prompt("<｜User｜>2+2?<｜Assistant｜>"), [" "]) == ("", " ")
+
+
+@pytest.mark.parametrize(
+    ("message", "output", "expected", "before"),
+    [
+        ("<think>\nI was", " thinking.\n</think>\n\nSo.", (" thinking.", "So."), ("</think>", "")),
+        ("<think>\nI was.\n</think>\n\nSo", " it is.", ("", " it is."), ("", "")),
+        ("The answer", " is 4.", ("", " is 4."), ("", "")),
+    ],
+)
+def test_a_message_that_goes_on_is_reasoning_if_it_was(
+    message: str, output: str, expected: tuple[str, str], before: tuple[str, str]
+) -> None:
+    prompt = "<｜User｜>What is <think>?<｜Assistant｜>" + message
+    assert split(ReasoningParser.for_prompt(prompt, continued=message), [output]) == expected
+    assert around_answer(prompt, message) == before
 
 
 def test_what_is_certain_is_sent_at_once() -> None:

@@ -264,11 +264,24 @@ def test_no_limit_is_sent_where_the_client_gave_none() -> None:
         ({"role": "user", "content": [{"type": "input_audio"}]}, "text and images"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://a/b.png"}}]}, "data: URLs"),
         ({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}, "'f' are not JSON"),
+        (
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 3}}]},
+            "neither text nor an object",
+        ),
+        ({"role": "assistant", "tool_calls": [{"id": ["c"], "function": {"name": "f"}}]}, "id is text"),
     ],
 )
 def test_what_ollama_has_no_place_for_is_refused(message: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         OLLAMA.dialect(LOCAL).encode(ask(), TextSource({"messages": [message]}, True))
+
+
+def test_arguments_of_calls_may_be_text_or_an_object() -> None:
+    for arguments in ({"a": 1}, '{"a": 1}'):
+        message = {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": arguments}}]}
+        _, body = OLLAMA.dialect(LOCAL).encode(ask(), TextSource({"messages": [message]}, True))
+        calls = msgspec.json.decode(body)["messages"][0]["tool_calls"]
+        assert calls == [{"id": "c", "function": {"name": "f", "arguments": {"a": 1}}}]
 
 
 def test_an_answer_goes_on_at_ollama_only_where_the_fleet_says_so() -> None:

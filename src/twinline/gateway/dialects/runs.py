@@ -73,6 +73,9 @@ class Runs:
     def push(self, piece: Piece) -> list[Step]:
         """What the piece means, in order."""
         steps: list[Step] = []
+        calls = list(piece.tool_calls or ())
+        while calls and self._goes_on(calls[0]):  # before the text that follows the call
+            self._called(calls.pop(0), steps)
         for kind, text in piece.parts:
             if kind == "reasoning":
                 self._reasons = True
@@ -84,9 +87,9 @@ class Runs:
             if run is None or run.kind != kind:
                 run = self._begin(Run(kind, len(self.runs)), steps)
             self._more(run, text, steps)
-        for delta in piece.tool_calls or ():
-            self._answers = True
+        for delta in calls:
             self._called(delta, steps)
+        self._answers = self._answers or piece.tool_calls is not None
         if not self._answers:
             self._tokens += len(piece.tokens)
         if piece.finish is not None:
@@ -99,7 +102,7 @@ class Runs:
         said = delta.get("function")
         function = said if isinstance(said, dict) else {}
         run = self._open
-        if run is None or run.kind != "call" or self._call != delta.get("index", 0):
+        if run is None or not self._goes_on(delta):
             call_id = delta.get("id") or f"call_{secrets.token_hex(12)}"
             run = Run("call", len(self.runs), str(call_id), str(function.get("name") or ""))
             self._call = delta.get("index", 0)
@@ -107,6 +110,10 @@ class Runs:
         arguments = function.get("arguments")
         if isinstance(arguments, str) and arguments:
             self._more(run, arguments, steps)
+
+    def _goes_on(self, delta: dict[str, object]) -> bool:
+        """Whether it is more of the call that is open."""
+        return self._open is not None and self._open.kind == "call" and self._call == delta.get("index", 0)
 
     def _begin(self, run: Run, steps: list[Step]) -> Run:
         self._end(steps)

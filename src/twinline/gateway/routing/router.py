@@ -23,6 +23,7 @@ STALE_SECONDS = 60.0  # without an answer: a line may have changed since
 KNOWN_ANSWERS = 16
 EXPLORE_UNKNOWN = 0.1  # share of requests for lines that are not known yet
 SATURATED_LATE = TIERS[SATURATED - 1]
+LOADED = 2.0  # a line that is late by itself takes requests until it is so many times as late as alone
 # Seconds of a client's waiting when a stream must be moved: finding out, then prefill again (gateways.md 7.4).
 DETECTION_SECONDS = 1.5
 FREE_PRICE = 0.01  # of the mean price: what a free line is taken to cost, so that its work still counts
@@ -85,7 +86,7 @@ class Router:
         if name in self._stations:
             raise ValueError(f"line {name} is already there; remove it first, or update its traits")
         station = self._stations[name] = Station(traits, self._clock)
-        station.bit = self.index.bit(name)
+        self._take_bits(name)
         now = self._clock()
         if self._began is None:
             self._began = now
@@ -121,7 +122,13 @@ class Router:
     def forget(self, name: str) -> None:
         """The line's cache is empty: it restarted."""
         self.index.forget(name)
-        self._stations[name].bit = self.index.bit(name)
+        self._take_bits(name)
+
+    def _take_bits(self, name: str) -> None:
+        """The line gets a new bit in the index; after hundreds of those, all get others."""
+        self.index.bit(name)
+        for station in self._stations.values():
+            station.bit = self.index.bit(station.name)
 
     # The choice.
 
@@ -182,6 +189,9 @@ class Router:
         at, has, late, ttft, least_late = found or self._best_of(ask, lines, held, now, sticky, per_ttft)
         best = lines[at]
         if may_wait and least_late > SATURATED_LATE:
+            free = self._not_worth_waiting_for(ask, lines, held)
+            if free:
+                return self._best(ask, free, held, now, may_wait=False)
             return Wait(best.name, tier_of(least_late), least_late, least_late * policy.ttft_seconds)
         return Placement(best, self.index, ask.keys, ask.prompt_tokens, has, late, ttft, now)
 
@@ -263,12 +273,26 @@ class Router:
             return None
         best = max(lines, key=_credit)
         has, late, ttft = self._predict(ask, best, held)
-        if may_wait and late > SATURATED_LATE:
+        if may_wait and late > SATURATED_LATE and not self._not_worth_waiting_for(ask, [best], held):
             for station in lines:
                 station.credit -= station.weight
             return Wait(best.name, tier_of(late), late, ttft)
         best.credit -= total
         return Placement(best, self.index, ask.keys, ask.prompt_tokens, has, late, ttft, now)
+
+    def _not_worth_waiting_for(self, ask: Ask, lines: Sequence[Station], held: list[tuple[int, int]]) -> list[Station]:
+        """Of lines that are all very late: those that would be so with nothing else to do, and have little. None of
+        them where waiting helps, because with less to do a line would be in time."""
+        alone = [self._alone(ask, station, held) for station in lines]
+        if min(alone) <= SATURATED_LATE:
+            return []
+        return [s for s, least in zip(lines, alone, strict=True) if self._predict(ask, s, held)[1] <= LOADED * least]
+
+    def _alone(self, ask: Ask, station: Station, held: list[tuple[int, int]]) -> float:
+        """The lateness of the request on this line if it had nothing else to do."""
+        has = next((tokens for tokens, bits in held if bits & station.bit), 0)
+        tokens = max(MIN_PREFILL, ask.prompt_tokens - has * station.trust)
+        return max(station.prefill.at(tokens) / self.policy.ttft_seconds, station.late_at(station.step.at(1)))
 
     def _explore(self, ask: Ask, lines: Sequence[Station], held: list[tuple[int, int]], now: float) -> Placement | None:
         """Now and then a request for a line that is not known, or was not heard of lately, unless it would be very

@@ -325,10 +325,13 @@ class Station:
         self.prefill_work = PREFILL_WEIGHT * price * per_token / (1.0 - busy) + self.input_price
         self.prefill_delay = PREFILL_DELAY * per_token * busy / (1.0 - busy)
         self.decode_work = price * (slope + fixed / (streams if streams > share else share)) + self.output_price
-        # gateways.md 8.2: a step time within nine tenths of the goal never counts as late, above it always.
-        late = self.tpot / self.step_goal
-        self.late_step = late * (0.6 / 0.9) if late <= 0.9 else late * 1.5
+        self.late_step = self.late_at(self.tpot)
         self._rebase()
+
+    def late_at(self, step_seconds: float) -> float:
+        """gateways.md 8.2: a step time within nine tenths of the goal never counts as late, above it always."""
+        late = step_seconds / self.step_goal
+        return late * (0.6 / 0.9) if late <= 0.9 else late * 1.5
 
     def _rebase(self) -> None:
         """Seconds to the first token of a request of no tokens: the queue, and others' ends where no slot is free."""

@@ -23,13 +23,18 @@ OPEN, CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<response>", "</response>"
 
 
-def around_answer(rendered_prompt: str) -> tuple[str, str]:
+def around_answer(rendered_prompt: str, continued: str = "") -> tuple[str, str]:
     """What comes before the answer proper, for a grammar: the text that it follows, and the token with which the output
-    must open for that; both empty where the answer comes at once. See `lines.protocol.Grammar`."""
-    end = rendered_prompt.rstrip()
-    if end.endswith(OPEN):
+    must open for that; both empty where the answer comes at once. See `lines.protocol.Grammar`. `continued` is the
+    message with which the prompt ends, where the output goes on with it."""
+    if _inside(rendered_prompt, continued):
         return CLOSE, ""
-    return ("", "") if end.endswith(CLOSE) else (CLOSE, OPEN)
+    return ("", "") if continued or rendered_prompt.rstrip().endswith(CLOSE) else (CLOSE, OPEN)
+
+
+def _inside(rendered_prompt: str, continued: str) -> bool:
+    """Whether the prompt ends inside reasoning."""
+    return rendered_prompt.rstrip().endswith(OPEN) or continued.rfind(OPEN) > continued.rfind(CLOSE)
 
 
 class _At(Enum):
@@ -61,8 +66,9 @@ class ReasoningParser:
         self._held = ""
 
     @classmethod
-    def for_prompt(cls, rendered_prompt: str, answer_tags: bool = False) -> ReasoningParser:
-        return cls(rendered_prompt.rstrip().endswith(OPEN), answer_tags)
+    def for_prompt(cls, rendered_prompt: str, answer_tags: bool = False, continued: str = "") -> ReasoningParser:
+        """`continued`: as for `around_answer`."""
+        return cls(_inside(rendered_prompt, continued), answer_tags)
 
     @property
     def even(self) -> Kind | None:

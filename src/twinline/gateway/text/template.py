@@ -6,7 +6,7 @@ the template says (that is found out in `calls/`), nor read anything from the mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -152,10 +152,15 @@ def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"a message must be an object, not {type(message).__name__}")
     content = message.get("content")
     if isinstance(content, list | tuple):
-        content = "".join(_part_text(part) for part in content)
+        content = text_of(content)
     elif content is not None and not isinstance(content, str):
         raise ValueError(f"a message's content must be a string or a list of parts, not {type(content).__name__}")
     return {**message, "content": content}
+
+
+def text_of(parts: Iterable[object]) -> str:
+    """The text of a message that has it in parts. Raises ValueError for parts that are no text."""
+    return "".join(map(_part_text, parts))
 
 
 def _part_text(part: object) -> str:

@@ -201,9 +201,11 @@ def _messages(messages: list[Any]) -> Iterator[dict[str, Any]]:
             made["thinking"] = message["reasoning_content"]
         calls = []
         for call in message.get("tool_calls") or []:
-            function = call.get("function") or {}
-            names[call.get("id", "")] = function.get("name", "")
-            calls.append({"id": call.get("id", ""), "function": _called(function)})
+            function, call_id = call.get("function") or {}, call.get("id") or ""
+            if not isinstance(call_id, str):
+                raise ValueError("tool_calls: a call's id is text")
+            names[call_id] = function.get("name", "")
+            calls.append({"id": call_id, "function": _called(function)})
         if calls:
             made["tool_calls"] = calls
         if message.get("tool_call_id"):
@@ -213,8 +215,13 @@ def _messages(messages: list[Any]) -> Iterator[dict[str, Any]]:
 
 
 def _called(function: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = function.get("arguments") or "{}"
     try:
-        arguments = msgspec.json.decode(function.get("arguments") or "{}")
+        if not isinstance(arguments, Mapping):
+            arguments = msgspec.json.decode(arguments)
+    except TypeError:
+        what = f"the arguments of {function.get('name')!r} are neither text nor an object"
+        raise ValueError(f"tool_calls: {what}") from None
     except msgspec.DecodeError as error:
         raise ValueError(f"tool_calls: the arguments of {function.get('name')!r} are not JSON: {error}") from error
     return {"name": function.get("name", ""), "arguments": arguments}
