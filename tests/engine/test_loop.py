@@ -376,3 +376,23 @@ def test_an_idle_engine_does_not_step(built: Built) -> None:
     time.sleep(0.02)
     assert engine.counters.steps == steps
     engine.stop()
+
+
+def test_a_nan_in_one_prompt_whose_log_probabilities_are_asked_for_ends_that_one_alone(built: Built) -> None:
+    engine = make_engine(built)
+    requests = [ask("plain", [5, 6], max_tokens=10), ask("bad", [3, 4, 90, 5], max_tokens=5, prompt_logprobs=0)]
+    embed = built.engine.runner.model.embed.weight
+    kept = embed[90].clone()
+    try:
+        with torch.no_grad():
+            embed[90] = math.nan
+        for request in requests:
+            engine.submit(request)
+        drain(engine)
+    finally:
+        with torch.no_grad():
+            embed[90] = kept
+    assert heard(engine).finish("plain") == "length" and len(heard(engine).tokens("plain")) == 10
+    last = heard(engine).last("bad")
+    assert last.finish == "error" and last.error is not None and "NaN or infinite for request bad" in last.error
+    assert engine.failure is None

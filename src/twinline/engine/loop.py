@@ -230,19 +230,25 @@ class Engine:
             blocked=runner.gathers,
         )  # fmt: skip
         hidden = runner.hidden(batch)
-        self._collect_prompt_logprobs(batch, hidden)
+        unreadable = self._collect_prompt_logprobs(batch, hidden)
         vectors = gathered(batch, hidden) if runner.model.head is None else {}
         sampling = {
-            w: end for w, end in zip(batch.work, batch.ends, strict=True) if w.samples and w.request.pool is None
+            w: end
+            for w, end in zip(batch.work, batch.ends, strict=True)
+            if w.samples and w.request.pool is None and w.request.id not in unreadable
         }
         bad: BadLogits | None = None
-        try:
-            result = self._sample(hidden, sampling)
-        except BadLogits as error:
-            # A card that computes NaN for one request may be right about the others: they go on, it is told.
-            bad = error
-            sampling = {w: end for w, end in sampling.items() if w.request.id not in error.request_ids}
-            result = self._sample(hidden, sampling)
+        failed = [*unreadable, *(w.request.id for w, v in vectors.items() if v is None)]
+        while True:
+            try:
+                result = self._sample(hidden, sampling)
+                break
+            except BadLogits as error:
+                # A card that computes NaN for one request may be right about the others: they go on, it is told.
+                bad, failed, before = error, [*failed, *error.request_ids], len(sampling)
+                sampling = {w: end for w, end in sampling.items() if w.request.id not in failed}
+                if len(sampling) == before:
+                    raise
         with self._lock:
             if self.failure:  # the step came back after all, when its requests had been given up
                 return []
@@ -256,14 +262,13 @@ class Engine:
             now = time.monotonic()
             outputs = [self._advance(w.request, tokens, logprobs, now) for w, tokens, logprobs in new]
             outputs += [self._gave(w.request, v, now) for w, v in vectors.items() if v is not None]
-        failed = [w.request.id for w, v in vectors.items() if v is None]
         if bad is None and failed:
-            bad = BadLogits(failed, "hidden states")
+            bad = BadLogits(failed, "hidden states are NaN or infinite")
         if bad is None:
             self._failures = 0
             return outputs
         log.error("%s", bad)
-        of_bad = tuple(w for w in step.work if w.request.id in (*bad.request_ids, *failed))
+        of_bad = tuple(w for w in step.work if w.request.id in failed)
         return outputs + self._fail(Step(of_bad), f"the engine failed: {bad}")
 
     def _sample(self, hidden: torch.Tensor, sampling: dict[Work, int]) -> Sampled:
@@ -340,8 +345,10 @@ class Engine:
         self.scheduler.finish(request)
         return dataclasses.replace(self._ended(request, "stop", now), vector=vector)
 
-    def _collect_prompt_logprobs(self, batch: batches.Batch, hidden: torch.Tensor) -> None:
-        """The logits at position p judge the prompt's token p + 1; the first token has none."""
+    def _collect_prompt_logprobs(self, batch: batches.Batch, hidden: torch.Tensor) -> list[str]:
+        """The logits at position p judge the prompt's token p + 1; the first token has none. Returns the ids of
+        requests whose logits are no numbers."""
+        unreadable = []
         for w, end_row in zip(batch.work, batch.ends, strict=True):
             request = w.request
             if request.params.prompt_logprobs is None:
@@ -354,7 +361,12 @@ class Engine:
             for at in range(begin, stop, PROMPT_LOGPROB_ROWS):
                 until = min(at + PROMPT_LOGPROB_ROWS, stop)
                 logits = self.runner.logits(hidden, range(first_row + at, first_row + until))
-                found += prompt_logprobs(logits, request.prompt[at + 1 : until + 1], request.params.prompt_logprobs)
+                try:
+                    found += prompt_logprobs(logits, request.prompt[at + 1 : until + 1], request.params.prompt_logprobs)
+                except ValueError:
+                    unreadable.append(request.id)
+                    break
+        return unreadable
 
     def _fail(self, step: Step, message: str) -> list[Output]:
         """Ends every request of a step that raised: their tokens cannot be known. Others go on.

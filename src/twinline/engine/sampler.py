@@ -33,6 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from twinline.engine.bad_logits import BadLogits
 from twinline.engine.draw import draw, maxima
 from twinline.engine.grammars.masks import forbid
 from twinline.engine.logprobs import prompt_logprobs, token_logprobs
@@ -48,17 +49,6 @@ class Sampled:
 
     tokens: list[int]
     logprobs: list[TokenLogprob | None]
-
-
-class BadLogits(ValueError):
-    """Some requests' logits have no finite maximum (NaN, infinite): a device that computes wrongly, or broken weights.
-
-    `request_ids`: whose. The other requests of the step may be sampled again without them.
-    """
-
-    def __init__(self, request_ids: Sequence[str], what: str = "logits") -> None:
-        super().__init__(f"{what} are NaN or infinite for request {', '.join(request_ids)}")
-        self.request_ids = tuple(request_ids)
 
 
 class Sampler:

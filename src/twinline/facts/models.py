@@ -204,6 +204,14 @@ def read_rope(config: Config, head_size: int, *, interleaved: bool) -> Rope:
     return Rope(theta, size, interleaved, kind, tuple(numbers), still)
 
 
+def _context(said: int, rope: Rope) -> int:
+    """Tokens. Who adds YaRN to a config.json, as Qwen's and others' model cards tell, leaves the old length in it; vLLM
+    takes the stretched one, too."""
+    if rope.kind != "yarn":
+        return said
+    return max(said, int(rope["original_max_position_embeddings"] * rope["factor"]))
+
+
 def yarn_mscale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
@@ -232,7 +240,7 @@ def decoder(
         inner=need(config, "intermediate_size"),
         layers=layers,
         norm_eps=real(config, "rms_norm_eps", 1e-6),
-        context=need(config, "max_position_embeddings"),
+        context=_context(need(config, "max_position_embeddings"), rope),
         rope=rope,
         attention=attention,
         experts=experts,

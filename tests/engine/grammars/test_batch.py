@@ -168,3 +168,13 @@ def test_a_grammar_leaves_the_recorded_steps_to_the_batch(built: Built, monkeypa
     engine = run(built, held("r", *CASES[0][:2]), ask("plain", max_tokens=20), pages=200)
     assert engine.runner.graphs.why_not is None
     assert replayed and all(replayed)
+
+
+def test_an_output_that_has_left_its_grammar_ends_that_request_alone(built: Built) -> None:
+    """Whatever let it: the library may allow a token and then not take it."""
+    fine = held("fine", "regex", "(ab){9}"), ask("plain", ids("ab"), max_tokens=12)
+    engine = run(built, held("lost", "regex", "(ab)+", output=ids("abx")), *fine)
+    last = heard(engine).last("lost")
+    assert last.finish == "error" and last.error is not None and "output token 2" in last.error
+    assert said(engine, "fine") == "ab" * 9 and len(heard(engine).tokens("plain")) == 12
+    assert engine.failure is None

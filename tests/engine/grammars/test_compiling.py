@@ -128,3 +128,18 @@ def test_a_tokenizer_that_cannot_be_read_is_told_in_one_line(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="is not a tokenizer that can be read") as error:
         Vocabulary.load(tmp_path, VOCAB)
     assert "\n" not in str(error.value)
+
+
+def test_a_grammar_whose_every_beginning_ends_the_request_is_refused(run: Callable[[Made], None]) -> None:
+    """Taken, it would break in the midst of a step."""
+
+    async def work(grammars: Grammars) -> None:
+        digits = frozenset(
+            t for t, piece in enumerate(Vocabulary.load(FOLDER, VOCAB).pieces) if piece.strip().isdigit()
+        )
+        with pytest.raises(BadGrammar, match="all that the grammar allows end the request"):
+            await grammars.constraint(Grammar("regex", "[0-9]+"), EOS | digits, [])
+        some = await grammars.constraint(Grammar("regex", "[0-9]+x"), EOS | frozenset(list(digits)[:1]), [])
+        assert some.allowed([]) is not None
+
+    run(work)

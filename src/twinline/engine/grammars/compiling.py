@@ -74,7 +74,9 @@ class Grammars:
 
         def begun() -> Constraint:
             made = Constraint(compiled, grammar, self._pieces, stops, self._vocab)
-            made.allowed(output)
+            words = made.allowed(output)
+            if words is not None and not words.any():
+                raise BadGrammar("no token may come next: all that the grammar allows end the request")
             return made
 
         return await asyncio.to_thread(begun)

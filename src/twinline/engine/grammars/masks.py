@@ -14,18 +14,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twinline.engine.bad_logits import BadLogits
 from twinline.engine.request import Request
 
 
 def forbid(logits_MV: Tensor, requests: Sequence[Request]) -> None:
-    """Changes row i for `requests[i]`, in place, where it has a grammar. A row after a wrong guess stays as it is."""
-    rows, masks = [], []
+    """Changes row i for `requests[i]`, in place, where it has a grammar. A row after a wrong guess stays as it is.
+    Raises BadLogits for requests whose output has left their grammar, before anything is changed."""
+    rows, masks, broken = [], [], {}
     for i, request in enumerate(requests):
         if request.constraint is not None:
-            words = request.constraint.allowed(request.output, request.guessed)
+            try:
+                words = request.constraint.allowed(request.output, request.guessed)
+            except ValueError as error:
+                broken[request.id] = str(error)
+                continue
             if words is not None:
                 rows.append(i)
                 masks.append(words)
+    if broken:
+        raise BadLogits(list(broken), f"the grammar cannot be followed ({next(iter(broken.values()))})")
     if not rows:
         return
     vocab = logits_MV.shape[1]

@@ -158,7 +158,7 @@ def mla_prefill(
     q = torch.cat((q_nope_THd, q_pe_THR), -1).transpose(0, 1)
     mask = _causal(q.shape[1], plan.past, q.device)
     # The fast CPU kernel wants values as wide as keys (engines.md 3.5).
-    wide = F.pad(v_HLv, (0, q.shape[-1] - v_HLv.shape[-1]))
+    wide = F.pad(v_HLv, (0, max(0, q.shape[-1] - v_HLv.shape[-1])))
     out = F.scaled_dot_product_attention(q[None], k[None], wide[None], mask, is_causal=mask is None, scale=scale)
     return out[0, ..., : v_HLv.shape[-1]].transpose(0, 1)
 
