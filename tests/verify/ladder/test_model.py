@@ -26,6 +26,13 @@ def test_a_clean_chip_passes_and_nothing_is_skipped() -> None:
     assert len(found) == 16
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_cpus_own_kernels_are_sound_for_prompts_of_one_token_too(seed: int) -> None:
+    """They add up products of one row as those of many, which PyTorch does more exactly."""
+    (found,) = [f for f in climb(bench("model.logprobs.1", device="cpu", seed=seed), "model") if "logprobs" in f.check]
+    assert found.verdict == "pass", found.text
+
+
 def test_the_golden_run_is_float64_throughout() -> None:
     """Perturbed by 1e-12, the golden run moves by about as much; one float32 rounding inside would be 1e-7."""
     three = subjects(bench())

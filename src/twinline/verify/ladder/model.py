@@ -105,7 +105,9 @@ def _on_host(bench: Bench, length: int, count: int) -> tuple[list[list[int]], li
     sequences = prompts.sequences(bench, "model", count, length)
     steps = alone([length] * count)
     golden = subjects(bench).golden.tell(sequences, steps)
-    reference = subjects(bench).reference.tell(sequences, steps)
+    # A host adds up a product of one row in more parts than one of several, and so more exactly (1.6 to 2 times in
+    # float32 with AVX2): the chip need not.
+    reference = subjects(bench).reference.tell(sequences, together([1] * count) if length == 1 else steps)
     return sequences, golden, reference, golden_along(bench, sequences, reference, golden)
 
 
@@ -281,7 +283,7 @@ def first_parting(bench: Bench, sequences: list[list[int]], steps: Steps) -> str
     if parted is not None:
         return (f"first divergent: {parted.layer}, after {parted.op} ({parted.provider}) in {parted.place}, though no "
                 f"op errs by itself")  # fmt: skip
-    return "tried again, op by op, nothing diverges: what went wrong does not repeat"
+    return "op by op nothing diverges: the error is no single op's, or did not come again"
 
 
 def _named(verdict: trace.Verdict) -> str:
