@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -94,3 +99,19 @@ def test_a_bad_prompts_file_is_refused(
     arguments = ["--model", "m", "--endpoint", endpoint, "--prompts", str(file)]
     assert main(["bench", "serve", *arguments]) == 1
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("load", [["--concurrency", "2"], ["--rate", "2"]])
+def test_an_interrupted_run_reports_what_it_has(load: list[str]) -> None:
+    """The first Ctrl-C ends it: two answers are whole, the others hang or have not been sent."""
+    with serving(Script(), Script(), Script(first=600.0)) as server:
+        command = [sys.executable, "-m", "twinline.cli", "bench", "serve", "--url", server.url, "--requests", "40"]
+        with subprocess.Popen([*command, *load, "--warmup", "0"], stdout=subprocess.PIPE, text=True) as run:
+            end = time.monotonic() + 60
+            while len(server.bodies) < 4:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            run.send_signal(signal.SIGINT)
+            out, _ = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert re.search(r"\b[12] of 40\b", out) and re.search(r"3[89] x interrupted", out) and "time to first token" in out

@@ -28,6 +28,14 @@ def test_one_question_one_answer(capsys: pytest.CaptureFixture[str]) -> None:
     assert (body["model"], body["temperature"], body["max_tokens"], body["stream"]) == ("m", 0, 50, True)
 
 
+def test_an_answer_that_was_cut_off_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(Script(finish="length"), Script()) as server:
+        for said in ("(cut off: ", ""):
+            assert main(["chat", "--url", server.url, "hi"]) == 0
+            told = capsys.readouterr()
+            assert told.out == "abc\n" and told.err.startswith(said) and bool(told.err) == bool(said)
+
+
 def test_reasoning_is_dimmed_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     with serving(R1) as server:

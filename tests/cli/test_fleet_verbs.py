@@ -104,6 +104,7 @@ def test_a_fleets_whole_life(file: Path) -> None:
 
     assert "there is no line 'quick'" in twinline("drain", "quick", code=1)
     assert "draining" in twinline("drain", "cheap")
+    assert "no other line serves m: its requests would get 503 until fast is back" in twinline("drain", "fast", code=1)
     listing = twinline("ps")
     assert "cheap: drained by hand" in listing and "2 of 3" in listing
     assert "serving" in twinline("up", "--resume", "cheap")
@@ -258,7 +259,7 @@ def test_what_cannot_be_asked_is_said_in_one_line(file: Path, capsys: pytest.Cap
         (["ps", "other"], "no fleet 'other' has run here"),
         (["apply", str(file)], "the control side of fleet f does not run"),
         (["up"], "name a fleet file"),
-        (["up", str(file.with_name("gone.yaml"))], "No such file"),
+        (["up", str(file.with_name("gone.yaml"))], "gone.yaml cannot be read: no such file"),
         (["down", str(file)], "fleet f is not up"),
     ):
         assert main(arguments) != 0

@@ -74,6 +74,7 @@ def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         (["create", "a", "--rpm", "-1"], 2, "between 0 and"),
         (["create", "a", "--money-budget", "5"], 2, "100CNY"),
         (["create", "a", "--expires", "soon"], 2, "date such as"),
+        (["create", "a", "--expires", "2020-01-01"], 2, "'2020-01-01' is over already"),
         (["create", "a", "--models", ","], 2, "no model"),
         (["create", "a", "--rpm", "none"], 2, "whole number"),
         (["create", ""], 1, "printable"),

@@ -100,10 +100,10 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 when every request was answered whole."""
+    """0 when every request was answered whole. Interrupted, it reports what was answered until then."""
     check(args)
     from twinline.cli.bench_report import render
-    from twinline.verify.load import Closed, Open, Target, offer
+    from twinline.verify.load import INTERRUPTED, Closed, Open, Target, offer
     from twinline.verify.load_report import Limits, summarise
 
     base = base_url(args.url or DEFAULT_URL)
@@ -123,6 +123,8 @@ def run(args: argparse.Namespace) -> int:
     print(text if args.json else render(report, settings))
     if args.output:
         args.output.write_text(text + "\n", encoding="utf-8")
+    if any(answer.error == INTERRUPTED for answer in answers):
+        return 130
     return 0 if report.completed == report.requests else 1
 
 

@@ -79,7 +79,7 @@ class Conversation:
 
     def ask(self, question: str) -> None:
         """Shows the answer as it comes. What was said of it stays in the conversation, however it ended."""
-        display, said = Display(self.show_thinking), ""
+        display, said, cut = Display(self.show_thinking), "", False
         asked = [*self.messages, {"role": "user", "content": question}]
         body = {**self.options, "messages": [*self.system, *asked]}
         events = self.server.stream("/chat/completions", body)
@@ -89,16 +89,20 @@ class Conversation:
                     text = text if said else text.lstrip("\n")
                     said += text
                     display.answer(text)
+                elif kind == "cut":
+                    cut = True
                 else:
                     display.think(text)
         finally:
             display.close()
+            if cut:
+                print("(cut off: the answer has all the tokens that it may have)", file=sys.stderr)
             if said:
                 self.messages = [*asked, {"role": "assistant", "content": said}]
 
 
 def pieces(events: Iterator[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """`("thinking" | "answer", text)` of a streamed chat completion."""
+    """`("thinking" | "answer", text)` of a streamed chat completion, and `("cut", "")` if it has come to its limit."""
     with contextlib.closing(events):  # type: ignore[type-var]
         for event in events:
             for choice in event.get("choices") or ():
@@ -107,6 +111,8 @@ def pieces(events: Iterator[dict[str, Any]]) -> Iterator[tuple[str, str]]:
                     yield "thinking", thought
                 if text := delta.get("content"):
                     yield "answer", text
+                if choice.get("finish_reason") == "length":
+                    yield "cut", ""
 
 
 def run(args: argparse.Namespace) -> int:

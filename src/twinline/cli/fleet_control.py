@@ -40,6 +40,8 @@ def read_fleet(path: Path) -> Fleet:
         return load(path, os.environ)
     except FileFaults as error:
         raise refused(path, error.lines()) from None
+    except OSError as error:
+        raise CliError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}", code=2) from None
 
 
 def _name_in(path: Path) -> str:

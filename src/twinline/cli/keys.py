@@ -167,7 +167,10 @@ def _money(text: str) -> tuple[float, str]:
 def _expires(text: str) -> float:
     if match := _AFTER.fullmatch(text):
         return time.time() + int(match[1]) * _HOURS[match[2]] * 3600
-    return moment(text).timestamp()
+    when = moment(text).timestamp()
+    if when <= time.time():
+        raise argparse.ArgumentTypeError(f"{text!r} is over already (`twinline keys revoke` ends a key at once)")
+    return when
 
 
 def moment(text: str, *, end_of_day: bool = False) -> datetime:

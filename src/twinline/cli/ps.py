@@ -75,15 +75,19 @@ def _models(said: Json) -> list[list[str]]:
 
 
 def _lines(said: Json, currency: str, now: float) -> list[list[str]]:
+    several = len(said["models"]) > 1
     rows = [
-        ["line", "state", "engine", "chip", f"{currency}/h", "pid", "up", "in flight", "tokens/s", "restarts", "url"]
-    ]
+        ["line", *(["model"] if several else []), "state", "engine", "chip", f"{currency}/h", "pid", "up", "in flight",
+         "tokens/s/stream", "restarts", "url"]
+    ]  # fmt: skip
     for line in said["lines"]:
         live = line["live"]
-        gap = live.get("predicted_tpot_seconds") if live.get("answers_learnt") else None
+        serves = line["state"] in ("serving", "degraded") and live.get("answers_learnt")
+        gap = live.get("predicted_tpot_seconds") if serves else None
         rows.append(
             [
                 line["name"],
+                *([line["model"]] if several else []),
                 line["state"],
                 line["engine"],
                 line["chip"],

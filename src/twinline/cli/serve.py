@@ -159,7 +159,8 @@ def ready_text(url: str, name: str, label: str | None, facts: Mapping[str, Any],
     """What a person reads when the model can answer: endpoint, model, device and dtype, one line to try."""
     title = f"{name} ({label})" if label else name
     ran = ", ".join(str(facts[field]) for field in ("device", "dtype") if field in facts)
-    key = "-H 'Authorization: Bearer KEY' " if keys else ""  # `twinline keys create NAME` makes one
+    key = "-H 'Authorization: Bearer KEY' " if keys else ""
+    make = "\n  a KEY is made by `twinline keys create NAME`" if keys else ""
     question = "What is 17+25?"
     path, asked = "chat/completions", dict[str, Any](messages=[{"role": "user", "content": question}])
     if facts.get("embeds"):
@@ -167,5 +168,5 @@ def ready_text(url: str, name: str, label: str | None, facts: Mapping[str, Any],
     body = json.dumps({"model": name, **asked}, ensure_ascii=False)
     return (
         f"{title}{' on ' + ran if ran else ''} is ready at {url}/v1\n"
-        f"  curl {url}/v1/{path} {key}-H 'Content-Type: application/json' -d {shlex.quote(body)}"
+        f"  curl {url}/v1/{path} {key}-H 'Content-Type: application/json' -d {shlex.quote(body)}{make}"
     )

@@ -326,6 +326,8 @@ def check(request: ChatRequest, served: ServedModel) -> None:
             raise bad_request(
                 f"A message's role must be one of {roles}, not {message.role!r}.", f"messages[{index}].role"
             )
+        if message.content is None and message.role != "assistant":
+            raise bad_request("A message needs its content.", f"messages[{index}].content")
 
 
 async def prompt_of(request: ChatRequest, served: ServedModel, body_bytes: int) -> tuple[str, list[int]]:

@@ -23,6 +23,11 @@ import msgspec
 from twinline.lines.protocol import LineError
 
 log = logging.getLogger(__name__)
+LEVELS = {
+    "WARNING": logging.WARNING,
+    "ERROR": logging.ERROR,
+    "CRITICAL": logging.CRITICAL,
+}  # as the worker begins a line
 
 TAIL_LINES = 40
 _PR_SET_PDEATHSIG = 1
@@ -151,7 +156,8 @@ class WorkerProcess:
     def _heard(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace").rstrip()
         self._tail.append(text)
-        log.info("[%s] %s", self.name, text)
+        level = LEVELS.get(text.partition(" ")[0], logging.INFO)
+        log.log(level, "[%s] %s", self.name, text)
 
     async def wait(self) -> int:
         """Until the worker ends; its return code."""

@@ -10,8 +10,10 @@ stalls is charged for every request that had to wait, sent or not (no coordinate
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -23,6 +25,7 @@ from twinline.verify.openai_error import error_text, message_of
 Body = dict[str, Any]
 Endpoint = Literal["completions", "chat"]
 PATHS: dict[Endpoint, str] = {"completions": "/completions", "chat": "/chat/completions"}
+INTERRUPTED = "interrupted"  # the error of what had not ended by then
 LONGEST_LINE = 1 << 23  # bytes; a chunk that repeats a long prompt's token ids is one line
 RETRY_AFTER = 0.25  # seconds between attempts to reach a server that is still starting
 
@@ -151,28 +154,48 @@ class Load:
         self.loop = asyncio.get_running_loop()
         self.start = self.loop.time()
         self.timeout = timeout
+        self._over = "timeout", f"no end after the run's {timeout:g} seconds"
+        self._limits: set[asyncio.Timeout] = set()
+        self._arrivals: set[asyncio.Future[None]] = set()
 
     def now(self) -> float:
         return self.loop.time() - self.start
+
+    def interrupt(self) -> None:
+        """What has not ended has failed, and nothing more is sent."""
+        self.timeout = min(self.timeout, self.now())
+        self._over = INTERRUPTED, "the run was interrupted"
+        for limit in self._limits:
+            limit.reschedule(self.start + self.timeout)
+        for due in self._arrivals:
+            _settle(due)
 
     async def ask(self, body: Body, due: float | None = None) -> Answer:
         """Sends one request and listens to its end; never raises for what the server does."""
         sent = self.now()
         due = sent if due is None else due
         if sent >= self.timeout:
-            return Answer(due, sent, sent, error="not sent", detail="the time limit came first")
-        listener, error, detail = Listener(), None, ""
+            kind, why = self._over
+            if kind != INTERRUPTED:
+                kind, why = "not sent", "the time limit came first"
+            return Answer(due, sent, sent, error=kind, detail=why)
+        listener = Listener()
+        error: str | None
+        limit = asyncio.timeout_at(self.start + self.timeout)
+        self._limits.add(limit)
         try:
-            async with asyncio.timeout_at(self.start + self.timeout):
+            async with limit:
                 error, detail = await self._exchange(body, listener)
         except TimeoutError:
-            error, detail = "timeout", f"no end after the run's {self.timeout:g} seconds"
+            error, detail = self._over
         except aiohttp.ClientConnectorError as exc:
             error, detail = "connect", str(exc)
         except (aiohttp.ClientError, OSError) as exc:
             error, detail = "cut off", str(exc) or type(exc).__name__
         except (ValueError, AttributeError, TypeError) as exc:
             error, detail = "bad stream", f"not OpenAI's stream: {exc}"
+        finally:
+            self._limits.discard(limit)
         answer = listener.fill(Answer(due, sent, self.now()))
         return replace(answer, error=error, detail=detail) if error else answer
 
@@ -198,14 +221,29 @@ class Load:
         await asyncio.gather(*(client(waiting) for _ in range(min(concurrency, len(bodies)))))
         return answers
 
+    async def _until(self, moment: float) -> None:
+        """Or until it is interrupted."""
+        if self.now() < min(moment, self.timeout):
+            due = self.loop.create_future()
+            handle = self.loop.call_at(self.start + moment, _settle, due)
+            self._arrivals.add(due)
+            await due
+            self._arrivals.discard(due)
+            handle.cancel()
+
     async def open(self, bodies: Sequence[Body], due: Sequence[float]) -> list[Answer]:
         """Answers in the order of their requests."""
 
         async def arrive(body: Body, moment: float) -> Answer:
-            await asyncio.sleep(max(0.0, min(moment, self.timeout) - self.now()))
+            await self._until(min(moment, self.timeout))
             return await self.ask(body, moment)
 
         return await asyncio.gather(*(arrive(body, moment) for body, moment in zip(bodies, due, strict=True)))
+
+
+def _settle(due: asyncio.Future[None]) -> None:
+    if not due.done():
+        due.set_result(None)
 
 
 def open_session(target: Target) -> aiohttp.ClientSession:
@@ -218,12 +256,29 @@ def open_session(target: Target) -> aiohttp.ClientSession:
 
 
 async def offer(target: Target, bodies: Sequence[Body], shape: Closed | Open, timeout: float) -> list[Answer]:
-    """Sends every body, streaming; at most `timeout` seconds in all. One answer for each, failed ones included."""
+    """Sends every body, streaming; at most `timeout` seconds in all. One answer for each, failed ones included. The
+    first SIGINT ends the run early: what has not ended by then is `INTERRUPTED`."""
     async with open_session(target) as session:
         load = Load(target, session, timeout)
-        if isinstance(shape, Closed):
-            return await load.closed(bodies, shape.concurrency)
-        return await load.open(bodies, shape.due(len(bodies)))
+        with _on_interrupt(load):
+            if isinstance(shape, Closed):
+                return await load.closed(bodies, shape.concurrency)
+            return await load.open(bodies, shape.due(len(bodies)))
+
+
+@contextlib.contextmanager
+def _on_interrupt(load: Load) -> Iterator[None]:
+    def interrupt() -> None:
+        load.loop.remove_signal_handler(signal.SIGINT)  # the second one means now
+        load.interrupt()
+
+    with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # signals are the main thread's
+        load.loop.add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+            load.loop.remove_signal_handler(signal.SIGINT)
 
 
 async def warm_up(target: Target, bodies: Sequence[Body], timeout: float, patience: float = 0) -> Answer | None:
