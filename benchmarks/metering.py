@@ -53,6 +53,8 @@ from tests.gateway.metered import (  # noqa: E402
     records,
 )
 
+from twinline.lines.circuit import LONGEST_WAIT_SECONDS  # noqa: E402
+
 CLI = (sys.executable, "-m", "twinline.cli")
 APART = 0.001
 LIMITS = {
@@ -191,7 +193,7 @@ async def breaks(
             await worker.kill()
             await worker.start()
             done.append("killed")
-        end = time.monotonic() + 60
+        end = time.monotonic() + LONGEST_WAIT_SECONDS + 60  # a line that failed often is tried again only after that
         while not await serving(fleet):
             assert time.monotonic() < end, "a line does not come back"
             await asyncio.sleep(0.2)

@@ -11,7 +11,8 @@ from tests.lines.line_double import Script
 
 from twinline.gateway import aside
 
-REASONED = "It is easy.\n</think>\n\nThe answer is 你好 4."
+THOUGHT = "It is easy.\n</think>"
+REASONED = THOUGHT + "\n\nThe answer is 你好 4."
 
 
 def events(text: str) -> list[Any]:
@@ -40,7 +41,30 @@ def test_a_whole_answer(door: Gateway) -> None:
         "completion_tokens": len(tokens),
         "total_tokens": prompt + len(tokens),
         "prompt_tokens_details": {"cached_tokens": 3},
+        "completion_tokens_details": {"reasoning_tokens": len(door.tokenizer.encode(THOUGHT, special=False))},
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "counted"),
+    [(REASONED, "to the mark"), ("<think>\nIt goes on", "all"), ("It is easy.", "none"), ("Not </think> this", "none")],
+)
+def test_reasoning_tokens_are_told_of_which_there_are(door: Gateway, text: str, counted: str) -> None:
+    open_prompt = counted == "to the mark"
+    tokens = door.says(text)
+    messages = [{"role": "user", "content": "q"}]
+    if not open_prompt:  # the message that goes on is no reasoning: only a tag of the output's own begins some
+        messages.append({"role": "assistant", "content": "So: "})
+    fields = {"messages": messages, "continue_final_message": not open_prompt}
+    for streams in (False, True):
+        options = {"stream": True, "stream_options": {"include_usage": True}} if streams else {}
+        answer = door.chat(**fields, **options, n=2)
+        used = events(answer.text)[-2]["usage"] if streams else answer.json()["usage"]
+        details = used.get("completion_tokens_details")
+        each = {"to the mark": len(door.tokenizer.encode(THOUGHT, special=False)), "all": len(tokens), "none": 0}[
+            counted
+        ]
+        assert details == ({"reasoning_tokens": 2 * each} if each else None)
 
 
 def test_the_line_gets_the_templates_prompt_and_defaults(door: Gateway) -> None:

@@ -63,7 +63,8 @@ def shape(kind: str, tokenizer: Tokenizer, usage: bool) -> Any:
         options["stream_options"] = StreamOptions(include_usage=True)
     if kind == "chat":
         asked = ChatRequest(messages=[], **options)
-        served: Any = type("Served", (), {"tokenizer": tokenizer})
+        text = type("Text", (), {"reasoning_end": ()})
+        served: Any = type("Served", (), {"tokenizer": tokenizer, "text": text})
         return ChatStreamed(Envelope("c-", "chat.completion", asked, "1"), served, asked)
     request = CompletionRequest(prompt="x", **options)
     writer = _Writer(request, type("Served", (), {"tokenizer": tokenizer}), Prompt([1], "", 0), TextRules())  # type: ignore[arg-type]

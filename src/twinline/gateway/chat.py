@@ -179,6 +179,7 @@ class _Streamed:
         self._envelope = envelope
         self._logprobs = _Logprobs(served, request)
         self._begun: set[int] = set()
+        self._mark = served.text.reasoning_end
 
     def news(self, piece: Piece) -> bytes:
         """A chunk per part: many clients look at one of `reasoning_content` and `content` only."""
@@ -209,7 +210,8 @@ class _Streamed:
         return {"content": around(index, "content"), "reasoning": around(index, "reasoning")}
 
     def end(self, choices: Sequence[Choice]) -> bytes:
-        return (self._envelope.usage_chunk(usage_of(choices)) if self._envelope.with_usage else b"") + DONE
+        used = usage_of(choices, mark=self._mark) if self._envelope.with_usage else None
+        return (b"" if used is None else self._envelope.usage_chunk(used)) + DONE
 
 
 class _Whole:
@@ -222,6 +224,7 @@ class _Whole:
         self._entries: list[list[TokenLogprob] | None] = [None] * n
         self._calls: list[list[dict[str, Any]]] = [[] for _ in range(n)]
         self._last: list[Piece | None] = [None] * n
+        self._mark = served.text.reasoning_end
 
     def news(self, piece: Piece) -> bytes:
         index = piece.index
@@ -251,7 +254,7 @@ class _Whole:
             )
             finish, reason = (last.finish, last.stop_reason) if last else (None, None)
             made.append(ChatChoice(index, message, self._logprobs.of(self._entries[index]), finish, reason))
-        return self._envelope.whole(made, usage_of(choices), **self.more(choices))
+        return self._envelope.whole(made, usage_of(choices, mark=self._mark), **self.more(choices))
 
     def more(self, choices: Sequence[Choice]) -> dict[str, object]:
         """Further fields of the answer."""

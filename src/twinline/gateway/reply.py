@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from twinline.gateway.answer import Shape
-from twinline.gateway.api_types import CachedTokens, Common, UsageOut
+from twinline.gateway.api_types import CachedTokens, Common, ReasoningTokens, UsageOut
 from twinline.gateway.choice import Choice
 from twinline.gateway.errors import bad_request
 from twinline.gateway.transcript import Piece
@@ -93,16 +93,19 @@ class Counting:
         return self._shape.end(choices)
 
 
-def usage_of(choices: Sequence[Choice], completion: int | None = None) -> UsageOut:
-    """A prompt counts once, however many choices it has. `completion` overrides the tokens given out."""
+def usage_of(choices: Sequence[Choice], completion: int | None = None, mark: Sequence[int] = ()) -> UsageOut:
+    """A prompt counts once, however many choices it has. `completion` overrides the tokens given out. `mark`: the token
+    ids that end reasoning, whose tokens are told then."""
+    thought = sum(choice.transcript.reasoning_tokens(mark) for choice in choices) if mark else 0
+    reasoning = ReasoningTokens(thought) if thought else None
     if len(choices) == 1:
         (choice,) = choices
         prompt, cached = choice.prompt_tokens, choice.cached_tokens
         made = choice.completion_tokens if completion is None else completion
-        return UsageOut(prompt, made, prompt + made, None if cached is None else CachedTokens(cached))
+        return UsageOut(prompt, made, prompt + made, None if cached is None else CachedTokens(cached), reasoning)
     first = {id(choice.request.prompt): choice for choice in reversed(choices)}.values()
     prompt = sum(choice.prompt_tokens for choice in first)
     if completion is None:
         completion = sum(choice.completion_tokens for choice in choices)
     known = [cached for choice in first if (cached := choice.cached_tokens) is not None]
-    return UsageOut(prompt, completion, prompt + completion, CachedTokens(sum(known)) if known else None)
+    return UsageOut(prompt, completion, prompt + completion, CachedTokens(sum(known)) if known else None, reasoning)

@@ -59,8 +59,8 @@ class ModelText:
 
     `template` is None for a model without a chat template. `marks` are the special tokens of a message that are shown
     nevertheless, for they are parsed: of reasoning, and with tools those of calls. `answer_tags`: the vocabulary has
-    tokens for the tags around an answer. `shorter`: vectors of this model may be cut; `vector_size` is how many values
-    they have, as far as the folder says.
+    tokens for the tags around an answer. `reasoning_end`: the ids that end reasoning. `shorter`: vectors of this model
+    may be cut; `vector_size` is how many values they have, as far as the folder says.
     """
 
     tokenizer: Tokenizer
@@ -69,6 +69,7 @@ class ModelText:
     marks: frozenset[int] = frozenset()
     call_marks: frozenset[int] = frozenset()
     answer_tags: bool = False
+    reasoning_end: tuple[int, ...] = ()
     shorter: Shorter | None = None
     vector_size: int | None = None
 
@@ -90,6 +91,7 @@ class ModelText:
             _special(tokenizer, (OPEN, CLOSE)),
             _special(tokenizer, (OPEN, CLOSE, *calls)),
             all(_token(tokenizer, tag) is not None for tag in (ANSWER_OPEN, ANSWER_CLOSE)),
+            tuple(tokenizer.encode(CLOSE, special=False)),
             shorter(folder.config),
             size if isinstance(size := folder.config.get("hidden_size"), int) else None,
         )

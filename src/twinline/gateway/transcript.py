@@ -16,7 +16,7 @@ import msgspec
 from twinline.gateway.spoken import Spoken
 from twinline.gateway.text.calls.parser import CallDelta, CallParser
 from twinline.gateway.text.detokenize import Detokenizer, Vocabulary
-from twinline.gateway.text.reasoning import Kind, Part, ReasoningParser
+from twinline.gateway.text.reasoning import Kind, Part, ReasoningParser, tokens_to
 from twinline.gateway.text.stops import StopMatcher
 from twinline.lines.wire import Delta, TokenLogprob
 
@@ -95,6 +95,13 @@ class Transcript:
     @property
     def tokens(self) -> int:
         return len(self.journal) + len(self._pending)
+
+    def reasoning_tokens(self, mark: Sequence[int]) -> int:
+        """Of the journal, with the `mark` that ends reasoning."""
+        if self._reasoning is None or not self._reasoning.reasoned:
+            return 0
+        found = tokens_to(mark, self.journal)
+        return len(self.journal) if found is None else found
 
     @property
     def last_token(self) -> int | None:

@@ -17,7 +17,6 @@ from twinline.gateway.dialects.messages_types import IGNORED, MessagesRequest, P
 from twinline.gateway.door import Door, Target
 from twinline.gateway.exchange import Exchange
 from twinline.gateway.sampling import asked_of
-from twinline.gateway.text.reasoning import CLOSE
 from twinline.gateway.tokens import counted
 
 
@@ -38,7 +37,7 @@ class Messages:
 
         def shape(prompt: list[int]) -> Shape:
             made = Streamed if request.stream else Whole
-            name, mark = f"msg_{exchange.request_id}", target.served.tokenizer.encode(CLOSE, special=False)
+            name, mark = f"msg_{exchange.request_id}", target.served.text.reasoning_end
             return made(name, request.model, len(prompt), shows_thinking=shows, mark=mark)
 
         await self._chat.serve(exchange, visit, chat, target, body_of(chat), shape)

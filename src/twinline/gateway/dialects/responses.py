@@ -14,7 +14,6 @@ from twinline.gateway.dialects.responses_out import Streamed, Whole
 from twinline.gateway.dialects.responses_types import ResponsesRequest
 from twinline.gateway.door import Target
 from twinline.gateway.exchange import Exchange
-from twinline.gateway.text.reasoning import CLOSE
 
 
 class Responses:
@@ -31,7 +30,7 @@ class Responses:
         exchange.warn(without_effect(request))
 
         def shape(prompt: list[int]) -> Shape:
-            mark = target.served.tokenizer.encode(CLOSE, special=False)
+            mark = target.served.text.reasoning_end
             if not request.stream:
                 return Whole(request, exchange.request_id, mark)
             streamed = Streamed(request, exchange.request_id, mark)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from twinline.gateway.text.reasoning import tokens_to
 from twinline.gateway.transcript import Piece
 
 Kind = Literal["reasoning", "content", "call"]
@@ -40,7 +41,7 @@ class Runs:
     def __init__(self, mark: Sequence[int] = (), *, shows_reasoning: bool = True) -> None:
         """`mark`: the token ids that end reasoning. Without `shows_reasoning` there is no run of it; its tokens are
         counted all the same."""
-        self._mark = list(mark)
+        self._mark = mark
         self._shows = shows_reasoning
         self._open: Run | None = None
         self._call: object = None  # the index of the call that is open
@@ -55,16 +56,8 @@ class Runs:
         answer itself begins. 0 where there is no reasoning."""
         if not self._reasons:
             return 0
-        mark = self._mark
-        at = -1
-        while mark:
-            try:
-                at = journal.index(mark[0], at + 1)
-            except ValueError:
-                break
-            if journal[at : at + len(mark)] == mark:
-                return at + len(mark)
-        return self._tokens
+        found = tokens_to(self._mark, journal)
+        return self._tokens if found is None else found
 
     @property
     def calls(self) -> bool:

@@ -11,6 +11,7 @@ knows that they are tokens of the vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Literal
 
@@ -35,6 +36,19 @@ def around_answer(rendered_prompt: str, continued: str = "") -> tuple[str, str]:
 def _inside(rendered_prompt: str, continued: str) -> bool:
     """Whether the prompt ends inside reasoning."""
     return rendered_prompt.rstrip().endswith(OPEN) or continued.rfind(OPEN) > continued.rfind(CLOSE)
+
+
+def tokens_to(mark: Sequence[int], tokens: Sequence[int]) -> int | None:
+    """How many of `tokens` there are to the end of the first `mark`; None where it is not among them."""
+    at = -1
+    while mark:
+        try:
+            at = tokens.index(mark[0], at + 1)
+        except ValueError:
+            break
+        if list(tokens[at : at + len(mark)]) == list(mark):
+            return at + len(mark)
+    return None
 
 
 class _At(Enum):
@@ -64,6 +78,7 @@ class ReasoningParser:
         self._answer_tags = answer_tags  # they have not come
         self._at = _At.START
         self._held = ""
+        self.reasoned = False  # reasoning has begun
 
     @classmethod
     def for_prompt(cls, rendered_prompt: str, answer_tags: bool = False, continued: str = "") -> ReasoningParser:
@@ -108,6 +123,7 @@ class ReasoningParser:
         if self._at is _At.START:
             self._start()
         elif self._at is _At.REASONING_START and self._held:
+            self.reasoned = True
             self._held = self._held.removeprefix("\n")
             self._at = _At.REASONING
         elif self._at is _At.REASONING:
