@@ -11,7 +11,6 @@ import pytest
 
 from twinline.cli import main
 from twinline.store.database import Database
-from twinline.store.fold import own
 from twinline.store.journal import Journal
 from twinline.store.keys import Keys
 from twinline.store.usage import Segment, Usage
@@ -49,21 +48,24 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == data
 
 
-def test_records_are_left_to_the_database_that_the_gateways_have(
+def test_records_are_left_to_the_database_that_their_gateways_have(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    theirs = Database(f"sqlite:///{home / 'theirs.db'}")  # in life it is PostgreSQL, known to the service alone
-    own(theirs, home / "journal")
-    (journal,) = (home / "journal").glob("*.jsonl")
-    assert main(["usage"]) == 1
-    said = capsys.readouterr().err
-    assert f"record in {theirs.shown}, not in " in said and "set TWINLINE_DATABASE_URL" in said
-    assert journal.exists(), "it would have been folded where nobody looks for it, and deleted"
+    """In life it is PostgreSQL, known to the service alone: folded here, they would be seen by nobody."""
+    theirs = Database(f"sqlite:///{home / 'theirs.db'}")
+    (kept,) = (home / "journal").glob("*.jsonl")
+    theirs.journals.mkdir()
+    moved = kept.rename(theirs.journals / kept.name)
+    assert main(["usage", "--by", "total", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["totals"] == [] and moved.exists()
+    assert f"1 journals in {theirs.journals} go into another database" in said.err
     monkeypatch.setenv("TWINLINE_DATABASE_URL", theirs.shown)
     theirs.close()
     assert main(["usage", "--by", "total", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["totals"][0]["requests"] == 2
-    assert not journal.exists()
+    said = capsys.readouterr()
+    assert json.loads(said.out)["totals"][0]["requests"] == 2 and not said.err
+    assert not moved.exists()
 
 
 def test_csv(capsys: pytest.CaptureFixture[str]) -> None:

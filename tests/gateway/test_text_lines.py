@@ -175,7 +175,23 @@ def test_a_call_that_must_be_made_goes_to_the_line_that_can_make_one(tiny_folder
     run(folder, [replace(plain("near"), context=4096, lacks=frozenset({"patterns"})), remote("far")], test)
 
 
-@pytest.mark.parametrize("status", [401, 402, 403, 407, 408])
+def test_a_request_that_one_remote_forbids_goes_to_another_and_costs_nobody_a_line(tiny_folder: Path) -> None:
+    """Remotes that look at prompts say 403 of some; a key that may do nothing gets the same from them."""
+
+    async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
+        remotes["far"].words = Words(status=403)
+        for _ in range(12):
+            assert (await made.chat()).status_code == 200
+        assert made.supply.circuits["far"].closed and len(remotes["far"].requests) == 12
+        remotes["other"].words = Words(status=403)
+        refused = await made.chat()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "line_refuses")
+        assert "the remote is not well" not in refused.text
+
+    run(tiny_folder, [remote("far"), remote("other")], test)
+
+
+@pytest.mark.parametrize("status", [401, 402, 407, 408])
 def test_a_remote_that_refuses_our_key_is_at_fault_and_not_the_client(tiny_folder: Path, status: int) -> None:
     async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
         remotes["far"].words = Words(status=status)

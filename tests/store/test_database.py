@@ -11,6 +11,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import insert, inspect, select, text
+from sqlalchemy.engine import make_url
 
 from twinline.store import tables
 from twinline.store.database import REVISIONS, Database, StoreError
@@ -134,3 +135,29 @@ def test_where_things_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert database_url() == f"sqlite:///{tmp_path}/twinline.db"
     monkeypatch.setenv("TWINLINE_DATABASE_URL", "postgresql://h/d")
     assert database_url() == "postgresql://h/d"
+
+
+def test_each_database_has_journals_of_its_own_however_it_is_spelt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWINLINE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("TWINLINE_DATABASE_URL", raising=False)
+
+    def journals(url: str | None) -> Path:
+        database = Database.__new__(Database)  # not opened: no server is there
+        database.url = make_url(url or database_url())
+        database.sqlite = database.url.get_backend_name() == "sqlite"
+        return database.journals
+
+    own = journals(None)
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    assert own == tmp_path / "home" / "journal"
+    assert (
+        journals(f"sqlite:///{tmp_path}/link/twinline.db") == own == journals(f"sqlite:///{tmp_path}/home/twinline.db")
+    )
+    monkeypatch.chdir(tmp_path)
+    assert journals("sqlite:///home/twinline.db") == own
+    there = journals("postgresql://me:secret@Host/d")
+    assert there == journals("postgresql://you@host:5432/d?password=x") == journals("postgresql+psycopg://host/d")
+    others = ("postgresql://host:5433/d", "postgresql://host/e", "sqlite:///x.db")
+    assert len({own, there, *map(journals, others)}) == 5

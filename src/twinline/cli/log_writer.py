@@ -67,8 +67,13 @@ class LogWriter(logging.Handler):
                 self._waiting.clear()
             while data:
                 try:
-                    data = data[os.write(self._descriptor, data) :]
-                except BlockingIOError:  # whoever started us reads stderr without waiting, and so we write
-                    select.select([], [self._descriptor], [])
+                    data = data[self._write_some(data) :]
                 except OSError:
                     break  # it is closed: there is nobody to tell
+
+    def _write_some(self, data: bytes) -> int:
+        try:
+            return os.write(self._descriptor, data)
+        except BlockingIOError:  # whoever started us reads stderr without waiting, and so we write
+            select.select([], [self._descriptor], [])
+            return 0

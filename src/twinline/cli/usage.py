@@ -17,8 +17,9 @@ from twinline.cli.keys import moment
 from twinline.cli.parser import CliError
 from twinline.cli.table import aligned
 from twinline.store.database import Database, StoreError
-from twinline.store.fold import fold, owner
-from twinline.store.home import DATABASE_VARIABLE, journal_directory
+from twinline.store.fold import fold
+from twinline.store.home import DATABASE_VARIABLE, home
+from twinline.store.journal import SUFFIX
 from twinline.store.keys import Keys
 from twinline.store.report import BY, Sum, usage
 
@@ -45,13 +46,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         database = Database()
         try:
-            journals = journal_directory()
-            if (there := owner(journals)) not in (None, database.shown):
-                raise StoreError(
-                    f"the gateways of this machine record in {there}, not in {database.shown}: "
-                    f"set {DATABASE_VARIABLE} to what they have"
-                )
-            folded = fold(database, journals)
+            folded = fold(database, database.journals)
+            _tell_of_others(database)
             if folded.torn:
                 print(
                     f"twinline: warning: {folded.torn} damaged lines in the journals are not counted", file=sys.stderr
@@ -78,6 +74,18 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(args.by, rows, totals)
     return 0
+
+
+def _tell_of_others(database: Database) -> None:
+    """Of gateways that run here with another database: theirs is the report that shows it."""
+    for directory in sorted(home().glob("journal*")):
+        waiting = len(list(directory.glob(f"*{SUFFIX}")))
+        if waiting and directory != database.journals:
+            print(
+                f"twinline: note: {waiting} journals in {directory} go into another database than {database.shown} and "
+                f"are not counted: set {DATABASE_VARIABLE} to what their gateways have",
+                file=sys.stderr,
+            )
 
 
 def _groups(text: str) -> tuple[str, ...]:

@@ -254,7 +254,7 @@ class Engine:
                 return []
             new = self._take(sampling, result)
             self.scheduler.commit(step, {w.request.id: len(tokens) for w, tokens, _ in new if w.draft})
-            if self.speculation is not None and bad is None:
+            if self.speculation is not None and not failed:
                 gave = {w.request.id: tokens for w, tokens, _ in new}
                 self.speculation.ran(batch, hidden, gave, self.scheduler.running)
             self.counters.steps += 1

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from twinline.gateway.faults import CREDENTIALS, OURS
+from twinline.gateway.faults import CREDENTIALS, OURS, reason_of
 from twinline.lines.protocol import LineBroken, LineError, LineRefused
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -138,8 +138,10 @@ def from_line(error: LineError) -> ApiError:
             headers = {"retry-after": _retry_after(error)}
             return ApiError(429, error.message, code=error.code or "line_full", headers=headers)
         # 409 too: the request's name at the line is ours, not the client's
-        if 400 <= error.status < 500 and error.status not in OURS and error.status != 409:
+        if 400 <= error.status < 500 and error.status not in OURS and error.status not in (403, 409):
             return ApiError(400, error.message, param=error.param, code=error.code)
+        if error.status == 403:
+            return ApiError(403, "The line refuses this request.", code="line_refuses")
         headers = {"retry-after": _retry_after(error)}
         if error.status in CREDENTIALS:
             told = "The line does not take the gateway's own key or account."
@@ -147,7 +149,7 @@ def from_line(error: LineError) -> ApiError:
         return ApiError(503, error.message, code=error.code or "line_unavailable", headers=headers)
     if isinstance(error, LineBroken) and error.code == "deadline":
         return deadline_passed()
-    return ApiError(502, f"The line failed while answering: {error}", code="line_broken")
+    return ApiError(502, f"The line failed while answering: {reason_of(error)}", code="line_broken")
 
 
 def not_asked(line: str, error: Exception) -> ApiError:

@@ -11,11 +11,11 @@ from twinline.lines.protocol import LineBroken, LineError, LineRefused
 
 # Why a stream broke without its line being at fault. One that is silent while its line answers others may only wait its
 # turn there; a line that is silent as a whole is put out of service by `watch.py` itself.
-NOBODYS = ("deadline", "moved", "gone", "stalled", "tokens_left_out", "429")
+NOBODYS = ("deadline", "moved", "gone", "stalled", "tokens_left_out", "403", "409", "429")
 # Statuses that are about us and not about the request: our key or account at the line, its name for the model, its own
-# wait for our bytes.
-OURS = frozenset({401, 402, 403, 404, 407, 408})
-CREDENTIALS = frozenset({401, 402, 403, 407})
+# wait for our bytes. A 403 may be about either, as where a remote looks at prompts.
+OURS = frozenset({401, 402, 404, 407, 408})
+CREDENTIALS = frozenset({401, 402, 407})
 _log = logging.getLogger(__name__)
 
 
@@ -28,18 +28,27 @@ def is_fault(error: LineError) -> bool:
 
 def of_request(error: LineError) -> bool:
     """The line said in the stream what others say by a 4xx: the request is at fault."""
-    if not isinstance(error, LineBroken) or error.code is None or not error.code.isdecimal():
-        return False
-    status = int(error.code[:9])
-    return 400 <= status < 500 and status not in OURS and status not in (409, 429)
+    status = _status(error)
+    return (
+        isinstance(error, LineBroken) and 400 <= status < 500 and status not in OURS and status not in (403, 409, 429)
+    )
 
 
 def reason_of(error: LineError) -> str:
     """Why the line is not asked, in words for any client: what it says of our key or account is for the log alone."""
-    if isinstance(error, LineRefused) and error.status in CREDENTIALS:
-        _log.warning("a line refuses the gateway's key or account with %d: %.300s", error.status, error.message)
-        return f"it refuses the gateway's own key or account ({error.status})"
+    status = _status(error)
+    if status in CREDENTIALS:
+        _log.warning("a line refuses the gateway's key or account with %d: %.300s", status, error)
+        return f"it refuses the gateway's own key or account ({status})"
     return str(error)
+
+
+def _status(error: LineError) -> int:
+    """As HTTP has it, also where it was said in the stream; 0 for none."""
+    if isinstance(error, LineRefused):
+        return error.status
+    code = error.code if isinstance(error, LineBroken) else None
+    return int(code) if code is not None and code.isdecimal() and len(code) == 3 else 0
 
 
 def unreachable(error: LineError) -> bool:

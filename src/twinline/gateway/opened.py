@@ -11,9 +11,7 @@ from collections.abc import AsyncIterator
 
 from twinline.gateway.access import Access
 from twinline.store.database import Database
-from twinline.store.fold import own
 from twinline.store.folder import keep_folding
-from twinline.store.home import journal_directory
 from twinline.store.journal import Journal
 from twinline.store.keys import Keys
 from twinline.store.limits import Limits
@@ -29,8 +27,7 @@ async def opened(
     Raises StoreError or OSError for a store that cannot be opened.
     """
     database = await asyncio.to_thread(Database)
-    own(database, journal_directory())
-    journal = Journal(journal_directory())
+    journal = Journal(database.journals)
     ring: KeyRing | None = None
     limits: Limits | None = None
     tasks: list[asyncio.Task[None]] = []
@@ -40,7 +37,7 @@ async def opened(
         await asyncio.to_thread(ring.refresh)
         tasks += [asyncio.create_task(ring.run()), asyncio.create_task(limits.run())]
     if fold:
-        tasks.append(asyncio.create_task(keep_folding(database, journal_directory())))
+        tasks.append(asyncio.create_task(keep_folding(database, database.journals)))
     try:
         yield Access(ring, limits, journal, admin, currency)
     finally:

@@ -101,15 +101,15 @@ class Supply:
         line.at(None)
 
     def close(self) -> None:
-        """The model is taken away, with all its lines: nothing waits for them any more."""
-        for name in list(self.lines):
-            self.remove(name)
+        """The model is taken away, with all its lines: nothing runs there or waits for them any more."""
         waiting = [*self._queue.expired(math.inf), *self._heads, *(choice for *_, choice in self._resuming)]
         self._heads, self._resuming = [], []
-        for choice in waiting:
+        for choice in [*waiting, *(each for line in self.lines.values() for each in line.calls.values())]:
             choice.ticket = None
             why = "its model was taken away"
             choice.refused(cannot_continue(why) if choice.begun else no_line(self.model, [why]))
+        for name in list(self.lines):
+            self.remove(name)
 
     def restarted(self, line: Line) -> None:
         """Another engine listens under that name: what was held against the old one is forgotten, as is its cache."""

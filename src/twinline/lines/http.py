@@ -64,7 +64,8 @@ class Target:
     def __str__(self) -> str:
         if self.unix:
             return f"unix://{self.unix}"
-        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"  # some keep a secret in the path
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"  # some keep a secret in the path
 
     @classmethod
     def shown(cls, url: str) -> str:

@@ -79,11 +79,13 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Roster(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it. `generation` grows with every change."""
+    """All of it. `generation` grows with every change. `former` is what the gateways were started from that still run
+    while another `gateway` is tried."""
 
     fleet: str
     generation: int
     gateway: GatewaySpec
+    former: GatewaySpec | None = None
     models: tuple[ModelSpec, ...]
     entries: tuple[Entry, ...]
 

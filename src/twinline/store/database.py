@@ -25,9 +25,10 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.sql.dml import Insert
 
-from twinline.store.home import database_url
+from twinline.store.home import database_url, journal_directory, own_database
 
 REVISIONS = ("0001",)  # of the migrations, oldest first
+POSTGRESQL_PORT = 5432
 LOCK_SECONDS = 30  # how long a writer waits for another
 # How long SQLite's log gets until it is moved: by who tends it, and where nobody does. Whoever writes first after that
 # waits for the disk once.
@@ -67,6 +68,15 @@ class Database:
     def shown(self) -> str:
         """The URL without its password."""
         return self.url.render_as_string(hide_password=True)
+
+    @property
+    def journals(self) -> Path:
+        """Where the journals are kept that go into it. One database is one, however its URL is spelt."""
+        if not self.sqlite:
+            host, port = (self.url.host or "").casefold(), self.url.port or POSTGRESQL_PORT
+            return journal_directory(f"{host}:{port}/{self.url.database}")
+        file = os.path.realpath(self.url.database or "")
+        return journal_directory(None if file == os.path.realpath(own_database()) else file)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ from twinline.store.database import Database
 from twinline.store.journal import SUFFIX, UNNAMED
 from twinline.store.usage import Usage, record_of
 
-OWNER = "database"  # a file beside the journals
 BATCH_BYTES = 1 << 16  # some two hundred records a transaction
 DAY_SECONDS = 86400
 STALE_SECONDS = 3600.0  # a file without its name for so long was left by a process that died at its birth
@@ -53,24 +51,6 @@ class Folded:
 
     def __add__(self, other: Folded) -> Folded:
         return Folded(self.records + other.records, self.torn + other.torn, self.deleted_files + other.deleted_files)
-
-
-def own(database: Database, directory: Path) -> None:
-    """The journals of `directory` go into this database from now on. Raises OSError."""
-    path = directory / OWNER
-    if owner(directory) != database.shown:
-        directory.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(f".{os.getpid()}.new")
-        fresh.write_text(database.shown)
-        fresh.replace(path)
-
-
-def owner(directory: Path) -> str | None:
-    """The URL, without its password, of the database that the journals go into; None where no gateway has said so."""
-    try:
-        return (directory / OWNER).read_text()
-    except OSError:
-        return None
 
 
 def fold(database: Database, directory: Path) -> Folded:

@@ -6,6 +6,7 @@ Owns the two environment variables. Must not know what is stored.
 from __future__ import annotations
 
 import os
+from hashlib import sha256
 from pathlib import Path
 
 HOME_VARIABLE = "TWINLINE_HOME"
@@ -18,11 +19,18 @@ def home() -> Path:
     return Path(given).expanduser() if given else Path.home() / ".local" / "share" / "twinline"
 
 
-def journal_directory() -> Path:
-    """Where this machine's gateway processes keep their journals, also when the database is elsewhere."""
-    return home() / "journal"
+def journal_directory(database: str | None = None) -> Path:
+    """Where this machine's gateway processes keep the journals that go into a database, also when it is elsewhere. Each
+    has a directory of its own, so that nobody empties another's. `database`: its identity; None for the home's own."""
+    if database is None:
+        return home() / "journal"
+    return home() / f"journal-{sha256(database.encode()).hexdigest()[:8]}"
 
 
 def database_url() -> str:
     """`TWINLINE_DATABASE_URL`, else SQLite in the home directory."""
-    return os.environ.get(DATABASE_VARIABLE) or f"sqlite:///{home() / 'twinline.db'}"
+    return os.environ.get(DATABASE_VARIABLE) or f"sqlite:///{own_database()}"
+
+
+def own_database() -> Path:
+    return home() / "twinline.db"

@@ -178,7 +178,7 @@ class Load:
             kind, why = self._over
             if kind != INTERRUPTED:
                 kind, why = "not sent", "the time limit came first"
-            return Answer(due, sent, sent, error=kind, detail=why)
+            return Answer(due, max(due, sent), max(due, sent), error=kind, detail=why)
         listener = Listener()
         error: str | None
         limit = asyncio.timeout_at(self.start + self.timeout)

@@ -58,6 +58,15 @@ def test_the_end_of_a_call_and_the_text_after_it_may_come_together() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("between", [[], [("content", "and")]])
+def test_calls_that_all_have_one_index_are_told_apart_by_id_or_name(between: list[Any]) -> None:
+    for second in (call(0, "{}", None, "two"), call(0, "{}", "g", None), call(0, "{}", "g", "two")):
+        runs = Runs()
+        runs.push(Piece(0, [], [1], tool_calls=[call(0, '{"a"', "f", "one"), call(0, ": 1}", None, "one")]))
+        runs.push(Piece(0, between, [2], tool_calls=[second]))
+        assert [run.text for run in runs.runs if run.kind == "call"] == ['{"a": 1}', "{}"]
+
+
 @pytest.mark.parametrize("shows", [True, False])
 def test_reasoning_is_counted_to_where_the_answer_begins(shows: bool) -> None:
     runs = Runs(shows_reasoning=shows)

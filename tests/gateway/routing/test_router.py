@@ -369,6 +369,47 @@ def test_a_request_waits_for_a_line_that_will_be_in_time_rather_than_go_to_one_t
     assert isinstance(router.choose(ask(2000), ("slow",), may_wait=True), Placement)  # as when the other is down
 
 
+@pytest.mark.parametrize("rule", ["cheapest", "fastest", "prefer"])
+def test_a_prompt_that_is_long_for_all_waits_for_the_best_rather_than_go_to_the_worst(clock: Clock, rule: str) -> None:
+    router = router_of(
+        clock, Traits("fast"), Traits("slow"), rule=rule, order=("fast", "slow") if rule == "prefer" else ()
+    )
+    teach(clock, router, "fast", 8000, 0.007)
+    teach(clock, router, "slow", 150, 0.007)
+    given = [router.choose(ask(80_000), BOTH_SPEEDS, may_wait=True) for _ in range(4)]
+    assert [placed.line for placed in given] == ["fast"] * 4  # type: ignore[union-attr]
+    assert [type(placed) for placed in given] == [Placement, Placement, Wait, Wait]
+
+
+def test_how_many_a_slow_line_gets_does_not_jump_with_its_speed(clock: Clock) -> None:
+    taken = []
+    for fixed in (0.24, 0.25, 0.258, 0.262, 0.27):
+        router = router_of(clock, Traits("cpu"))
+        step = router.station("cpu").step
+        step.fixed, step.slope = fixed, 0.005
+        router.station("cpu").derive()
+        count = 0
+        while isinstance(placed := router.choose(ask(50), ("cpu",), may_wait=True), Placement):
+            placed.first_token()
+            step.fixed, step.slope = fixed, 0.005
+            router.station("cpu").derive()
+            count += 1
+        taken.append(count)
+    assert min(taken) > 40 and max(taken) - min(taken) < 10
+
+
+def test_weighted_passes_over_a_line_that_is_late_while_another_is_not(clock: Clock) -> None:
+    router = router_of(clock, Traits("fast"), Traits("slow"), rule="weighted")
+    teach(clock, router, "fast", 8000, 0.007)
+    teach(clock, router, "slow", 150, 0.007)
+    lines: Counter[str] = Counter()
+    for _ in range(12):
+        placed = router.choose(ask(1000), BOTH_SPEEDS, may_wait=True)
+        assert isinstance(placed, Placement)
+        lines[placed.line] += 1
+    assert lines["slow"] >= 1 and lines["fast"] > lines["slow"]
+
+
 def test_of_lines_that_are_all_late_one_that_has_little_to_do_is_taken(clock: Clock) -> None:
     router = router_of(clock, Traits("a"), Traits("b"), rule="prefer", order=("a", "b"))
     for name in "ab":

@@ -118,6 +118,8 @@ def test_trap_28_reasoning_is_open_where_the_prompt_left_it_open() -> None:
         ("<think>\nI was", " thinking.\n</think>\n\nSo.", (" thinking.", "So."), ("</think>", "")),
         ("<think>\nI was.\n</think>\n\nSo", " it is.", ("", " it is."), ("", "")),
         ("The answer", " is 4.", ("", " is 4."), ("", "")),
+        ("Write <think> first", ", then", ("", ", then"), ("", "")),
+        ("<think>\nA tag.\n</think>\n\nIt is <think>", " so.", ("", " so."), ("", "")),
     ],
 )
 def test_a_message_that_goes_on_is_reasoning_if_it_was(

@@ -80,6 +80,15 @@ def test_a_container_sees_all_that_the_weights_consist_of(tmp_path: Path) -> Non
     (revision / "tokenizer" / "merges.txt").symlink_to("../../../blobs/1f")
     (revision / "again.json").symlink_to("config.json")
     assert seen(revision) == [f"{revision}:{revision}:ro", f"{blobs}:{blobs}:ro"]
+    elsewhere = tmp_path / "other"
+    elsewhere.mkdir()
+    (elsewhere / "vocab.txt").touch()
+    (revision / "vocab.txt").symlink_to(elsewhere / "vocab.txt")
+    (revision / "gone.json").symlink_to("/gone.json")
+    (revision / "loop").symlink_to("loop")
+    file = elsewhere / "vocab.txt"  # alone: what else is beside it may be the container's own
+    assert seen(revision)[2:] == [f"{file}:{file}:ro"]
+    (revision / "vocab.txt").unlink()
     short = tmp_path / "r1"  # the container has its contents in its place, and what they lead to beside them
     short.symlink_to(revision)
     assert seen(short) == [f"{short}:{short}:ro", f"{blobs}:{tmp_path.parent}/blobs:ro"]

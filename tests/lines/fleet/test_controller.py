@@ -357,6 +357,28 @@ def test_a_changed_gateway_at_the_next_start_is_tried_before_the_old_one_ends() 
     asyncio.run(test())
 
 
+def test_a_control_side_that_ends_while_a_gateway_is_tried_leaves_the_old_one_to_the_next() -> None:
+    async def test() -> None:
+        broken = fleet(line(), gateway=GatewaySpec(port=1, log_format="broken"))
+        async with controlled(fleet(line(), gateway=GatewaySpec(port=1))) as first:
+            assert await first.doors() == []
+            old = pid_of_gateway(first, 0)
+            applying = asyncio.create_task(first.apply(broken))
+            await until(lambda: 1 in first.gateways)
+            applying.cancel()
+            await asyncio.wait((applying,))
+            await first.end(leave_running=True)
+            second = Controller(first.directory, first._gateway_argv, pace=PACE)
+            try:
+                (failure,) = await second.begin(broken)
+                assert "the gateway stays as it was" in failure
+                assert pid_of_gateway(second, 0) == old and lives(old) and list(second.gateways) == [0]
+            finally:
+                await second.end(leave_running=False)
+
+    asyncio.run(test())
+
+
 def pid_of_gateway(controller: Controller, index: int) -> int:
     engine = controller.gateways[index].engine
     assert engine is not None

@@ -57,6 +57,8 @@ def test_each_change_is_named_with_its_fields() -> None:
 def test_the_path_of_an_address_may_be_a_secret_and_is_not_told() -> None:
     (change,) = diff(fleet(line(url="https://a:1/s3cret/v1")), fleet(line(url="https://b:2")))
     assert change.plain()["fields"] == [{"field": "url", "old": "https://a:1/...", "new": "https://b:2"}]
+    (change,) = diff(fleet(line(url="http://[::1]:1")), fleet(line(url="http://[::1]:2/v1")))
+    assert change.plain()["fields"] == [{"field": "url", "old": "http://[::1]:1", "new": "http://[::1]:2/..."}]
 
 
 def test_every_field_of_a_line_is_either_the_engines_or_in_place() -> None:

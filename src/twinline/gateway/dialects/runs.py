@@ -105,8 +105,12 @@ class Runs:
             self._more(run, arguments, steps)
 
     def _goes_on(self, delta: dict[str, object]) -> bool:
-        """Whether it is more of the call that is open."""
-        return self._open is not None and self._open.kind == "call" and self._call == delta.get("index", 0)
+        """Whether it is more of the call that is open: engines differ in whether they say the index and id again."""
+        run, said = self._open, delta.get("function")
+        if run is None or run.kind != "call" or self._call != delta.get("index", 0):
+            return False
+        named = isinstance(said, dict) and said.get("name") and run.texts
+        return not named and delta.get("id") in (None, "", run.call_id)
 
     def _begin(self, run: Run, steps: list[Step]) -> Run:
         self._end(steps)

@@ -23,7 +23,7 @@ STALE_SECONDS = 60.0  # without an answer: a line may have changed since
 KNOWN_ANSWERS = 16
 EXPLORE_UNKNOWN = 0.1  # share of requests for lines that are not known yet
 SATURATED_LATE = TIERS[SATURATED - 1]
-LOADED = 2.0  # a line that is late by itself takes requests until it is so many times as late as alone
+LOADED = 2.0  # lines that are late by themselves take requests until they are so many times as late as the best alone
 # Seconds of a client's waiting when a stream must be moved: finding out, then prefill again (gateways.md 7.4).
 DETECTION_SECONDS = 1.5
 FREE_PRICE = 0.01  # of the mean price: what a free line is taken to cost, so that its work still counts
@@ -273,20 +273,23 @@ class Router:
             return None
         best = max(lines, key=_credit)
         has, late, ttft = self._predict(ask, best, held)
-        if may_wait and late > SATURATED_LATE and not self._not_worth_waiting_for(ask, [best], held):
-            for station in lines:
-                station.credit -= station.weight
-            return Wait(best.name, tier_of(late), late, ttft)
+        if may_wait and late > SATURATED_LATE:
+            free = [s for s in lines if self._predict(ask, s, held)[1] <= SATURATED_LATE]
+            free = free or self._not_worth_waiting_for(ask, lines, held)
+            if not free:
+                for station in lines:
+                    station.credit -= station.weight
+                return Wait(best.name, tier_of(late), late, ttft)
+            best = max(free, key=_credit)
+            has, late, ttft = self._predict(ask, best, held)
         best.credit -= total
         return Placement(best, self.index, ask.keys, ask.prompt_tokens, has, late, ttft, now)
 
     def _not_worth_waiting_for(self, ask: Ask, lines: Sequence[Station], held: list[tuple[int, int]]) -> list[Station]:
-        """Of lines that are all very late: those that would be so with nothing else to do, and have little. None of
-        them where waiting helps, because with less to do a line would be in time."""
-        alone = [self._alone(ask, station, held) for station in lines]
-        if min(alone) <= SATURATED_LATE:
-            return []
-        return [s for s, least in zip(lines, alone, strict=True) if self._predict(ask, s, held)[1] <= LOADED * least]
+        """Of lines that are all very late: those that are not much later than the best of them would be with nothing
+        else to do. None of them where waiting helps, because with less to do a line would be in time."""
+        limit = LOADED * min(self._alone(ask, station, held) for station in lines)
+        return [s for s in lines if limit > SATURATED_LATE and self._predict(ask, s, held)[1] <= limit]
 
     def _alone(self, ask: Ask, station: Station, held: list[tuple[int, int]]) -> float:
         """The lateness of the request on this line if it had nothing else to do."""

@@ -34,8 +34,10 @@ def around_answer(rendered_prompt: str, continued: str = "") -> tuple[str, str]:
 
 
 def _inside(rendered_prompt: str, continued: str) -> bool:
-    """Whether the prompt ends inside reasoning."""
-    return rendered_prompt.rstrip().endswith(OPEN) or continued.rfind(OPEN) > continued.rfind(CLOSE)
+    """Whether the prompt ends inside reasoning, which happens once, at the beginning of a message."""
+    if continued:
+        return continued.lstrip().startswith(OPEN) and CLOSE not in continued
+    return rendered_prompt.rstrip().endswith(OPEN)
 
 
 def tokens_to(mark: Sequence[int], tokens: Sequence[int]) -> int | None:

@@ -19,6 +19,7 @@ from twinline.lines.spec import LineSpec
 # Options that are ours and never the engine's.
 OURS = frozenset({"executable", "container_args", "container_runtime"})
 LOOPBACK = "127.0.0.1"
+BLOBS = "blobs"
 SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
@@ -103,12 +104,15 @@ def mounts(weights: Path) -> dict[Path, Path]:
     if SPLIT.search(weights.name):
         return {weights.parent: weights.parent}
     seen = {weights: weights}
-    if weights.is_dir():
-        for file in sorted(weights.rglob("*")):
-            if file.is_symlink():
-                target = Path(os.path.normpath(file.parent / file.readlink()))
-                if not target.is_relative_to(weights):
-                    seen[target.parent] = file.resolve().parent
+    for link in sorted(weights.rglob("*")) if weights.is_dir() else ():
+        if link.is_symlink() and link.exists():  # one that leads nowhere is nobody's loss
+            target, real = Path(os.path.normpath(link.parent / link.readlink())), link.resolve()
+            if target.is_relative_to(weights):
+                continue
+            if target.parent.name == BLOBS == real.parent.name:  # a hub's cache, of which only the model's own is there
+                seen[target.parent] = real.parent
+            else:
+                seen[target] = real
     return seen
 
 

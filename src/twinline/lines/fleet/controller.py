@@ -60,6 +60,7 @@ class Controller:
         self._ports = Ports()
         self._lock = asyncio.Lock()
         self._old_models: tuple[roster.ModelSpec, ...] = ()
+        self._former: GatewaySpec | None = None  # the gateways' that run, while another is tried
         self._quiet = True  # nothing is written before what an earlier control side left is taken up
         self._dirty = False
         self._written: Roster | None = None
@@ -84,6 +85,7 @@ class Controller:
             before = self.fleet
             self._old_models = () if before is None else before.models
             self.fleet = fleet
+            self._former = next((g.spec for g in self.gateways.values() if g.spec != fleet.gateway), None)
             for name, why in fleet.notes.items():
                 self.events.add(name, "left out", why)
             self._in_place(fleet)
@@ -93,6 +95,7 @@ class Controller:
                     keeper.resume()
             self._publish()
             failures = await self._gateways(fleet)
+            self._former = None
             failures += await self._lines(fleet)
             self._old_models = ()
             self._publish()
@@ -157,13 +160,20 @@ class Controller:
                     del self.keepers[entry.name]
                 elif keeper.engine is not None:
                     self.events.add(entry.name, "adopted", f"process {keeper.engine.pid} has gone on")
-            for index in range(old.gateway.workers):  # by its own spec: another is tried before it is replaced
-                self._gateway(index, old.gateway, found=True)
+            self._adopt_gateways(old)
         for name in sorted(by_hand):
             spec = fleet.line(name.partition("#")[0])
             if spec is not None:
                 self._keeper(name, spec).hold(BY_HAND)
         self.fleet = self.fleet or fleet
+
+    def _adopt_gateways(self, old: Roster) -> None:
+        """Each by its own spec: another one is tried before it is replaced."""
+        specs = [spec for spec in (old.gateway, old.former) if spec is not None]
+        for index in range(max(spec.workers for spec in specs)):
+            for spec in specs:
+                if index not in self.gateways:
+                    self._gateway(index, spec, found=True)
 
     async def end_strays(self) -> None:
         """Ends every process of this fleet that nobody keeps."""
@@ -295,13 +305,15 @@ class Controller:
         Those that were started for another spec are replaced one by one, after one more has shown that the new spec
         works: it keeps the door open meanwhile. If it does not come up, the others stay as they are.
         """
+        failures = []
         replaced = [gateway for gateway in self.gateways.values() if gateway.spec != fleet.gateway]
         if replaced:
             spare = self._gateway(max(self.gateways) + 1, fleet.gateway)
             if (why := await spare.verdict()) is not None:
                 await self.gateways.pop(spare.index).retire()
-                self.fleet = replace(fleet, gateway=replaced[0].spec)
-                return [f"the gateway stays as it was, the changed one failed: {why}"]
+                fleet = self.fleet = replace(fleet, gateway=replaced[0].spec)
+                failures.append(f"the gateway stays as it was, the changed one failed: {why}")
+                replaced = []
         for gateway in replaced:
             await gateway.retire()
             if gateway.index < fleet.gateway.workers:
@@ -311,7 +323,7 @@ class Controller:
                 self._gateway(index, fleet.gateway)
         for index in [index for index in self.gateways if index >= fleet.gateway.workers]:
             await self.gateways.pop(index).retire()
-        return []
+        return failures
 
     def _gateway(self, index: int, spec: GatewaySpec, *, found: bool = False) -> Gateway:
         """`found`: one that runs, or none."""
@@ -350,6 +362,7 @@ class Controller:
             fleet=self.fleet.name,
             generation=0,
             gateway=self.fleet.gateway,
+            former=self._former,
             models=self.fleet.models + tuple(model for model in self._old_models if model.name not in kept),
             entries=tuple(keeper.entry for keeper in self.keepers.values()),
         )
