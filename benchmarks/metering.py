@@ -194,16 +194,19 @@ async def breaks(
             await worker.start()
             done.append("killed")
         end = time.monotonic() + LONGEST_WAIT_SECONDS + 60  # a line that failed often is tried again only after that
-        while not await serving(fleet):
-            assert time.monotonic() < end, "a line does not come back"
+        while resting := await not_serving(fleet):
+            assert time.monotonic() < end, f"lines do not come back: {resting}"
+            for name in (name for name, state in resting.items() if state == "quarantined"):
+                resume = [*CLI, "up", "--resume", name]  # as who mended it would
+                await asyncio.to_thread(subprocess.run, resume, env=fleet.env, capture_output=True, check=True)
             await asyncio.sleep(0.2)
     return done
 
 
-async def serving(fleet: Fleet) -> bool:
-    """Whether both lines take requests, as the gateway sees it."""
+async def not_serving(fleet: Fleet) -> dict[str, str]:
+    """The lines that take no requests, as the gateway sees it, with their states."""
     told = (await fetch(fleet.url, "/health"))["models"][MODEL]["lines"]
-    return all(line["state"] == "serving" for line in told.values())
+    return {name: line["state"] for name, line in told.items() if line["state"] != "serving"}
 
 
 def told(verdict: Verdict) -> bool:

@@ -54,7 +54,7 @@ def test_refusals_hold_for_their_dtype_alone(tmp_path: Path) -> None:
     [
         ({"device_name": "other"}, "the profile is of other, and the device is cpu"),
         ({"grade": "unfit", "rule": "unfit: it dies"}, "unfit: it dies"),
-        ({"dtypes": ("float16",)}, "says nothing of float32"),
+        ({"dtype": "float16"}, "says nothing of models in float32"),
         ({"complete": False}, "not of the whole ladder"),
     ],
 )

@@ -123,7 +123,8 @@ def _followed(process: subprocess.Popen[bytes], timeout: float, folder: Path) ->
         late = True
     finally:
         _end(process)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # one that the driver holds does not die: it is left behind
+        process.wait(1.0)
     for drain in (out, err):  # a grandchild in a session of its own may hold the pipe
         drain.join(1.0)
     code = process.returncode

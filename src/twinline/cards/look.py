@@ -241,10 +241,17 @@ def _ordered(cards: Iterable[Card]) -> list[Card]:
     return sorted(cards, key=key)
 
 
+def _passed_over(one: Sighting, seen: Sequence[Sighting], cards: Sequence[Card]) -> bool:
+    """Whether a vendor's tool speaks of its other cards on the bus and not of this one: it may have fallen off."""
+    mine = [card.bus for card in cards if card.vendor == one.vendor]
+    known = {other.bus for other in seen if other.vendor == one.vendor}
+    return one.bus not in mine and all(bus in known for bus in mine)
+
+
 def _silent(seen: Sequence[Sighting], cards: Sequence[Card], runner: Runner) -> tuple[list[Card], list[Finding]]:
     """Cards that the bus shows and no tool speaks of, and a finding for each vendor whose tool is not here."""
     catalog, told = load(), {card.vendor for card in cards}
-    quiet = [one for one in seen if one.sure and one.vendor not in told]
+    quiet = [one for one in seen if one.sure and (one.vendor not in told or _passed_over(one, seen, cards))]
     shown = [
         Card(
             vendor=one.vendor,

@@ -280,9 +280,9 @@ def _refused(profile: Profile | None, device: Device, dtype: torch.dtype) -> dic
     if not profile.complete:
         raise ValueError(f"the profile of {profile.date} is not of the whole ladder: adapt without --only")
     name = dtype_name(dtype)
-    if name not in profile.dtypes:
-        raise ValueError(f"the profile says nothing of {name} on {device.name} (it was tried in "
-                         f"{', '.join(profile.dtypes)}): adapt with --dtype {name}")  # fmt: skip
+    if name != profile.dtype:  # ops were tried in others too, but no model
+        raise ValueError(f"the profile says nothing of models in {name} on {device.name} (one was tried in "
+                         f"{profile.dtype}): adapt with --dtype {name}")  # fmt: skip
     if profile.versions.get("torch", torch.__version__) != torch.__version__:
         log.warning("the profile was made with torch %s, and this is %s: adapt again", profile.versions["torch"],
                     torch.__version__)  # fmt: skip

@@ -65,8 +65,9 @@ def impossible(anatomy: Anatomy, form: Form, layout: Layout) -> str:
     widths = {"MLP": anatomy.inner, "shared expert": anatomy.shared_inner}
     if anatomy.mixture and not layout.expert_parallel:
         widths["expert"] = anatomy.mixture.inner
-    block = max(form.matrices.block) if form.matrices and min(form.matrices.block) > 1 else 1
     for name, width in widths.items():
+        values = form.experts or form.matrices if name == "expert" else form.matrices
+        block = max(1, *values.block) if values else 1  # also a group along the columns: ranks share no scale
         if width % ranks:
             return f"an {name} of {width} does not divide by tensor parallelism {ranks}"
         if ranks > 1 and width // ranks % block:

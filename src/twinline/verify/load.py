@@ -134,13 +134,14 @@ class Listener:
         error, detail = self.verdict()
         usage = self.usage or {}
         details = usage.get("prompt_tokens_details") or {}
+        made = usage.get("completion_tokens")
         return replace(
             answer,
             chunks=tuple(self.chunks) or ((answer.ended,) if error is None else ()),
             input_tokens=usage.get("prompt_tokens"),
             cached_tokens=details.get("cached_tokens") or 0,
-            output_tokens=usage.get("completion_tokens", self.tokens),
-            counted="usage" if "completion_tokens" in usage else "chunks",
+            output_tokens=self.tokens if made is None else made,
+            counted="chunks" if made is None else "usage",
             error=error,
             detail=detail,
         )

@@ -129,6 +129,7 @@ def summarise(answers: Sequence[Answer], limits: Limits) -> Report:
     input_tokens = sum(inputs) if whole and len(inputs) == len(whole) else None
     output_tokens = sum(answer.output_tokens for answer in whole)
     good = sum(limits.met(answer) for answer in answers)
+    due = [answer for answer in answers if answer.error != "interrupted" or answer.due < answer.ended]
     return Report(
         seconds=seconds,
         requests=len(answers),
@@ -145,7 +146,7 @@ def summarise(answers: Sequence[Answer], limits: Limits) -> Report:
         inter_token_ms=spread((b - a) * 1e3 for answer in whole for a, b in pairwise(answer.chunks)),
         per_token_ms=spread(per_token_ms(a) for a in whole),
         end_to_end_ms=spread((a.ended - a.due) * 1e3 for a in whole),
-        send_lag_ms=spread((a.sent - a.due) * 1e3 for a in answers if a.error != "not sent"),
+        send_lag_ms=spread((a.sent - a.due) * 1e3 for a in due if a.error != "not sent"),
         goodput_requests_per_s=good * rate if limits else None,
-        goodput_share=good / len(answers) if limits and answers else None,
+        goodput_share=good / len(due) if limits and due else None,
     )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from xml.etree import ElementTree
 
 import msgspec
@@ -17,6 +18,8 @@ from twinline.cards.matrix import matrix
 from twinline.cards.text import clipped, plain
 
 VENDOR, TOOL = "nvidia", "nvidia-smi"
+END = "</nvidia_smi_log>"
+_LOST = re.compile(r"\bGPU (?:is lost|requires reset)", re.IGNORECASE)
 OWN = {"memorytotal": "memory_total MiB", "memoryused": "memory_used MiB"}
 PLACES: dict[str, tuple[str, ...]] = {
     "name": ("product_name",),
@@ -49,7 +52,8 @@ def whole(text: str, command: str) -> Reading:
         start = (text := plain(text)).find("<")
         if start < 0 or "<!ENTITY" in text:
             raise ElementTree.ParseError
-        root = ElementTree.fromstring(text[start:])
+        end = text.rfind(END)  # what the driver says of a card that it cannot reach may follow
+        root = ElementTree.fromstring(text[start : end + len(END) if end > 0 else None])
     except (ElementTree.ParseError, ValueError):
         return Reading(findings=(empty(VENDOR, TOOL, text),))
     driver = root.findtext("driver_version")
@@ -72,6 +76,8 @@ def _card(gpu: ElementTree.Element, driver: str | None) -> Card:
 
 def _health(gpu: ElementTree.Element) -> tuple[Condition, str]:
     """What the driver would have done to the card, and whether its memory could be mended."""
+    if lost := next((text for text in map(str.strip, gpu.itertext()) if _LOST.search(text)), None):
+        return "bad", f"nvidia-smi: {clipped(lost.strip('[]'), 60)}"
     failed = (gpu.findtext("remapped_rows/remapped_row_failure") or "").strip().casefold()
     if failed == "yes":
         return "bad", "nvidia-smi: a row of its memory is bad and could not be remapped"

@@ -256,7 +256,10 @@ def _write(
 def _tensors(checkpoint: Checkpoint, change: Change) -> list[Tensor]:
     found = change.matrix
     if change.form == PLAIN:
-        return [checkpoint.read(found.name).to(change.dtype) if found.plain else found.read().values(change.dtype)]
+        values = checkpoint.read(found.name).to(change.dtype) if found.plain else found.read().values(change.dtype)
+        if change.dtype.is_floating_point and not values.isfinite().all():
+            raise UnsupportedModel(f"{found.name} has values that {str(change.dtype)[6:]} cannot hold, or no numbers")
+        return [values]
     if found.plain:
         numbers, scales = quantize(checkpoint.read(found.name).float(), change.form, change.scale)
     else:

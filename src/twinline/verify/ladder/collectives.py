@@ -23,7 +23,9 @@ from twinline.verify.ladder.bench import Bench
 from twinline.verify.ladder.finding import Finding
 
 RANKS = 2
-SECONDS = 30.0
+LINES, WORDS, MET = ".jsonl", ".stderr", ".met"  # of a rank: its findings, what it printed, that it knows the others
+START_SECONDS = 300.0  # until the processes know each other: a vendor's package may take long to load
+SECONDS = 30.0  # for all exchanges from then on
 BADNESS = ("skipped", "note", "pass", "limit", "fail")
 CHECKS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send")
 
@@ -73,7 +75,7 @@ def _between(bench: Bench, asked: list[str]) -> Iterator[Finding]:
     if not torch.distributed.is_available():
         raise NotReady("this PyTorch has no torch.distributed")
     with tempfile.TemporaryDirectory(prefix="twinline-ranks-") as folder:
-        outputs = [Path(folder) / f"{rank}.jsonl" for rank in range(RANKS)]
+        outputs = [Path(folder) / f"{rank}{LINES}" for rank in range(RANKS)]
         ranks = [_start(bench, rank, Path(folder) / "meeting", outputs[rank]) for rank in range(RANKS)]
         try:
             yield from _followed(bench, asked, ranks, outputs)
@@ -81,11 +83,9 @@ def _between(bench: Bench, asked: list[str]) -> Iterator[Finding]:
             for process in ranks:
                 process.kill()
                 process.wait()
-                assert process.stderr is not None
-                process.stderr.close()
 
 
-def _start(bench: Bench, rank: int, meeting: Path, output: Path) -> subprocess.Popen[str]:
+def _start(bench: Bench, rank: int, meeting: Path, output: Path) -> subprocess.Popen[bytes]:
     trial = bench.trial
     device = trial.device
     if not bench.device.simulated and bench.device.torch_device.type != "cpu":
@@ -94,16 +94,19 @@ def _start(bench: Bench, rank: int, meeting: Path, output: Path) -> subprocess.P
              "output": str(output), "checks": [c.partition(".")[2] for c in wanted(bench)]}  # fmt: skip
     command = [sys.executable, "-m", "twinline.verify.ladder.collective_rank", json.dumps(words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    with output.with_suffix(WORDS).open("wb") as words_of_it:  # a file takes all that a library logs
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=words_of_it, env=environment)
 
 
 def _followed(
-    bench: Bench, asked: list[str], ranks: list[subprocess.Popen[str]], outputs: list[Path]
+    bench: Bench, asked: list[str], ranks: list[subprocess.Popen[bytes]], outputs: list[Path]
 ) -> Iterator[Finding]:
     """The worst that any rank says of each check, as it comes. One that does not come back is named by its turn."""
-    ends, said = time.monotonic() + SECONDS, 0
+    met, ends, said = False, time.monotonic() + START_SECONDS, 0
     while said < len(asked):
         done = all(process.poll() is not None for process in ranks)
+        if not met and all(output.with_suffix(MET).exists() for output in outputs):
+            met, ends = True, time.monotonic() + SECONDS
         lines = [_lines(output) for output in outputs]
         for at in range(said, min(len(one) for one in lines)):
             said += 1
@@ -116,10 +119,11 @@ def _followed(
     if said == len(asked):
         return
     codes = [process.poll() for process in ranks]
-    what = f"did not come back within {SECONDS:.0f} s" if None in codes else f"ended its processes with {codes}"
+    late = f"did not come back within {SECONDS:.0f} s" if met else f"did not begin within {START_SECONDS:.0f} s"
+    what = late if None in codes else f"ended its processes with {codes}"
     for process in ranks:
         process.kill()
-    words = [p.stderr.read().strip().splitlines()[-1:] for p in ranks if p.stderr is not None]
+    words = [output.with_suffix(WORDS).read_text("utf-8", "replace").strip().splitlines()[-1:] for output in outputs]
     told = "; ".join(line[0][:200] for line in words if line)
     yield Finding(check=asked[said], verdict="fail", rule="it comes back",
                   text=f"{asked[said].partition('.')[2]} {what}{': ' + told if told else ''}")  # fmt: skip
