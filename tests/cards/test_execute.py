@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import time
 from pathlib import Path
@@ -67,3 +68,18 @@ def test_a_tool_that_is_not_there_or_no_program(tmp_path: Path, monkeypatch: pyt
 def test_bytes_that_are_no_text_are_read_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool(tmp_path, monkeypatch, r"printf '\377\376ok'")
     assert Processes().run(["some-smi"], 10).out.endswith("ok")
+
+
+def test_a_tool_that_the_driver_holds_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an uninterruptible sleep a process does not even die of SIGKILL."""
+    tool(tmp_path, monkeypatch, "exec sleep 60")
+    killpg, held = os.killpg, []
+    monkeypatch.setattr("os.killpg", lambda pid, number: held.append(pid))
+    began = time.monotonic()
+    try:
+        ran = Processes().run(["some-smi"], 0.2)
+        assert ran.trouble == "timeout" and ran.code is None
+        assert time.monotonic() - began < 30
+    finally:
+        for pid in set(held):
+            killpg(pid, signal.SIGKILL)

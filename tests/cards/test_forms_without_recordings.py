@@ -166,3 +166,19 @@ def test_a_total_of_another_memory_is_not_the_memory() -> None:
     )
     assert text != module.text
     assert kunlunxin.detail(text, "").cards[0].memory_total == 98304 << 20
+
+
+WHOLE = """<?xml version="1.0" ?><nvidia_smi_log><driver_version>550.54</driver_version>
+<gpu id="00000000:18:00.0"><product_name>NVIDIA H100 80GB HBM3</product_name><uuid>GPU-a</uuid>
+<gpu_recovery_action>None</gpu_recovery_action></gpu>
+<gpu id="00000000:5E:00.0"><product_name>NVIDIA H100 80GB HBM3</product_name><uuid>[GPU is lost]</uuid>
+<gpu_recovery_action>N/A</gpu_recovery_action></gpu></nvidia_smi_log>
+"""
+
+
+@pytest.mark.parametrize("behind", ["", "Unable to determine the device handle for GPU 0000:5E:00.0: Unknown Error\n"])
+def test_a_card_that_is_lost_is_bad_and_costs_the_others_nothing(behind: str) -> None:
+    found = nvidia.whole(WHOLE + behind, "nvidia-smi -q -x")
+    assert [(card.health, card.reason) for card in found.cards] == [
+        ("ok", "nvidia-smi: recovery action None"), ("bad", "nvidia-smi: GPU is lost")
+    ]  # fmt: skip

@@ -220,3 +220,21 @@ def test_a_signal_that_does_not_end_a_wait_ends_the_look_all_the_same(tmp_path: 
         thread.join()
         signal.signal(signal.SIGUSR1, before)
     assert hanging.early
+
+
+def test_a_card_that_its_tool_passes_over_is_told(tmp_path: Path) -> None:
+    """It is on the bus, and the tool speaks of its neighbour alone."""
+    one = (
+        '<nvidia_smi_log><gpu id="00000000:18:00.0"><product_name>NVIDIA H100 80GB HBM3</product_name>'
+        "<gpu_recovery_action>None</gpu_recovery_action></gpu></nvidia_smi_log>"
+    )
+    devices = [(f"0000:{bus}:00.0", "10de", "2330", "030200") for bus in ("18", "5e")]
+    found, _ = seen(tmp_path, {"nvidia-smi -q -x": one}, *devices)
+    cards = [card for card in found.cards if card.vendor == "nvidia"]
+    assert [(card.bus, card.tool, card.health) for card in cards] == [
+        ("0000:18:00.0", "nvidia-smi", "ok"), ("0000:5e:00.0", "pci", "unknown")
+    ]  # fmt: skip
+    assert cards[1].reason == "it is on the PCI bus, and no tool speaks of it"
+    (tmp_path / "alone").mkdir()
+    alone, _ = seen(tmp_path / "alone", {"nvidia-smi -q -x": one}, devices[0])
+    assert [card.tool for card in alone.cards if card.vendor == "nvidia"] == ["nvidia-smi"]

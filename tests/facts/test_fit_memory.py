@@ -145,6 +145,11 @@ def test_layouts_that_cannot_be_say_why() -> None:
     assert impossible(big, fp8, Layout(tensor=8, expert_parallel=True)) == ""
     assert impossible(big, bf16, Layout(tensor=8)) == ""
     assert "heads do not divide" in impossible(big, bf16, Layout(tensor=3))
+    int4 = FORMS["int4"]  # a group of 128 columns has one scale, which two ranks cannot share
+    assert "14784 each, no multiple of the block of 128" in impossible(known("qwen2.5-72b"), int4, Layout(tensor=2))
+    assert (
+        impossible(known("qwen2.5-72b"), int4, Layout()) == "" == impossible(known("qwen3-8b"), int4, Layout(tensor=2))
+    )
     assert "no experts" in impossible(known("qwen3-8b"), bf16, Layout(tensor=2, expert_parallel=True))
     assert "needs expert parallelism" in impossible(big, bf16, Layout(data=2))
     assert "too few" in impossible(big, bf16, Layout(pipeline=95))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.cli.scripted_server import Script, serving
 
-from twinline.verify.load import Answer, Closed, Open, Target, offer, warm_up
+from twinline.verify.load import Answer, Closed, Listener, Open, Target, offer, warm_up
 from twinline.verify.load_report import Limits, percentile, summarise
 
 SLACK_MS = 10_000  # how much later than scripted a loaded machine may be; a wrong unit is further off
@@ -25,6 +25,22 @@ def offer_to(
 def answer(ttft: float, gap: float, tokens: int = 3, error: str | None = None) -> Answer:
     chunks = tuple(ttft + gap * i for i in range(tokens))
     return Answer(0.0, 0.0, chunks[-1], chunks, 10, 0, tokens, "usage", error)
+
+
+def test_what_had_not_fallen_due_when_it_was_interrupted_counts_for_nothing() -> None:
+    due = [Answer(i, i + 0.1, i + 0.3, (i + 0.2, i + 0.3), 10, 0, 2, "usage") for i in range(3)]
+    later = [Answer(float(i), float(i), float(i), error="interrupted") for i in range(3, 40)]
+    report = summarise([*due, Answer(2.5, 2.6, 3.0, error="interrupted"), *later], Limits(ttft_ms=250))
+    assert report.send_lag_ms and report.send_lag_ms.mean == pytest.approx(100) and report.send_lag_ms.count == 4
+    assert (report.completed, report.requests, report.goodput_share) == (3, 41, 0.75)
+
+
+def test_a_server_that_says_null_of_its_tokens_is_counted_by_its_pieces() -> None:
+    listener = Listener()
+    for event in ('{"choices": [{"text": "a"}]}', '{"choices": [], "usage": {"completion_tokens": null}}', "[DONE]"):
+        listener.hear(f"data: {event}".encode(), 1.0)
+    heard = listener.fill(Answer(0.0, 0.0, 2.0))
+    assert (heard.output_tokens, heard.counted, heard.error) == (1, "chunks", None)
 
 
 @pytest.mark.parametrize("endpoint", ["completions", "chat"])

@@ -321,3 +321,12 @@ def test_quality_is_what_it_says(folder: Path, tmp_path: Path) -> None:
 def test_forms_that_are_written_are_forms_that_are_read() -> None:
     assert read_variant("int4").form == WeightForm("int4", 32)
     assert read_variant("bf16").plain == torch.bfloat16 and str(read_variant("bf16")) == "bfloat16"
+
+
+def test_a_value_that_the_new_type_cannot_hold_is_no_infinity(plain: dict[str, Tensor], tmp_path: Path) -> None:
+    name = next(name for name in plain if name.endswith("down_proj.weight"))
+    large = plain | {name: plain[name].clone()}
+    large[name][0, 0] = 1e5
+    with pytest.raises(UnsupportedModel, match=f"{name} has values that float16 cannot hold"):
+        turned(write(tmp_path / "source", SIZES, large), tmp_path / "new", "float16")
+    assert not (tmp_path / "new").exists()

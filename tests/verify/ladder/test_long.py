@@ -58,6 +58,17 @@ def test_memory_that_grows_once_is_no_leak() -> None:
     assert [f.verdict for f in long._memory([1000 + 3 * i for i in range(260)], [])] == ["fail"]
     assert [f.verdict for f in long._memory([7] * 260, [10**9 - 8 * i for i in range(260)])] == ["fail"]
     assert [f.verdict for f in long._memory([], [])] == ["skipped"]
+    for steps in (91, 120, 160, 260):  # a slow chip makes fewer
+        for at in range(long.SETTLE, steps):
+            once = [1000] * at + [5000] * (steps - at)
+            assert [f.verdict for f in long._memory(once, [])] == ["pass"], (steps, at)
+        assert [f.verdict for f in long._memory([1000 + 3 * i for i in range(steps)], [])] == ["fail"]
+
+
+@pytest.mark.parametrize("check", ["long", "long.decode", "long.drift", "long.again"])
+def test_each_finding_can_be_asked_for_by_its_name(check: str) -> None:
+    """As the report's line for the next try does."""
+    assert {f.check for f in climb(bench(check, device="cpu"), "long")} == {"long.drift", "long.memory", "long.again"}
 
 
 def test_the_cpu_counts_no_memory() -> None:
