@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -307,6 +308,54 @@ def test_without_the_database_keys_with_limits_are_refused_and_others_go_on(
     with_limits(database, clock, 1, work)
     assert sum("limits cannot be checked" in found.message for found in caplog.records) == 1
     database.close()
+
+
+def test_a_database_that_does_not_answer_holds_up_nobody(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Frozen, or behind a stuck disk, it neither answers nor fails. What was asked of it holds when it does answer."""
+    monkeypatch.setattr("twinline.store.limits.PATIENCE_SECONDS", 0.3)
+    hangs, free, exchange = threading.Event(), threading.Event(), Ledger.exchange
+    free.set()
+
+    def slow(ledger: Ledger, *arguments: Any) -> Any:
+        hangs.set()
+        assert free.wait(60)
+        return exchange(ledger, *arguments)
+
+    async def work(limits: Limits) -> None:
+        known = key(requests_per_minute=10_000)
+        assert [await ask(limits, known) for _ in range(3)] == [None] * 3
+        monkeypatch.setattr(Ledger, "exchange", slow)
+        free.clear()
+        others = [
+            asyncio.create_task(ask(limits, Key(id=f"other_{n}", name=f"n{n}", requests_per_minute=5)))
+            for n in range(3)
+        ]
+        await asyncio.to_thread(hangs.wait, 60)
+        for refused in (
+            await asyncio.gather(*others),
+            [await ask(limits, Key(id="other_9", name="n", token_budget=5))],
+        ):
+            assert all(each is not None and each.code == "limits_unavailable" for each in refused)
+        assert await ask(limits, known) is None  # it has a lease
+        free.set()
+        while limits._mute:
+            await asyncio.sleep(0.01)
+        answers = [await ask(limits, Key(id="other_0", name="n0", requests_per_minute=5)) for _ in range(6)]
+        assert [answer is None for answer in answers] == [True] * 5 + [False]
+        free.clear()
+        hangs.clear()
+        limits.admit(Key(id="other_8", name="n8", requests_per_minute=5), 1, limits._clock())
+        waiting = asyncio.create_task(ask(limits, Key(id="other_8", name="n8", requests_per_minute=5)))
+        await asyncio.to_thread(hangs.wait, 60)
+        assert await waiting is not None
+
+    began = time.monotonic()
+    with_limits(database, Clock(), 1, work)
+    assert time.monotonic() - began < 40, "its end waits no longer than for an answer"
+    free.set()
+    assert any("does not answer" in record.message for record in caplog.records)
 
 
 def test_ensure_says_when_nobody_runs_the_limits(database: Database) -> None:

@@ -12,8 +12,8 @@ use beyond what was set aside for them (`tokens_estimate`, `cost_estimate`), and
 Never too little, except: a process may refuse while others hold leases, each at most an eighth of what was left, which
 they give back when they have not used them for two seconds. A process that is killed loses from the count (never from
 the usage records) what it spent from its leases since its last report, about half a second ago at most; the rest of
-them is free again after 15 seconds. While the database cannot be reached, leases hold for ten seconds; then keys that
-have limits are refused with 503, others go on.
+them is free again after 15 seconds. While the database cannot be reached, or does not answer, leases hold for ten
+seconds; then keys that have limits are refused with 503, others go on.
 
 A minute is a minute of the clock, a month one of the calendar in UTC.
 """
@@ -25,12 +25,12 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Literal
 
+from twinline.store.beside import Beside
 from twinline.store.database import Database
 from twinline.store.keys import Key
 from twinline.store.ledger import Ledger, Order
@@ -39,6 +39,7 @@ from twinline.store.refusal import Refusal, refusal_of, unavailable
 from twinline.store.tables import whole
 
 TICK_SECONDS = 0.5
+PATIENCE_SECONDS = 5.0  # for the database: whoever waits longer is told that it does not answer
 HEARTBEAT_SECONDS = 3.0
 FRESH_SECONDS = 10.0  # a lease is good for so long after the ledger was spoken to; then somebody may count us as lost
 FORGET_SECONDS = 120.0
@@ -113,7 +114,8 @@ class Limits:
         self._woken = False
         self._failing = False
         self._told_at = self._ticked_at = float("-inf")
-        self._thread = ThreadPoolExecutor(1, "limits")
+        self._beside = Beside("limits")
+        self._mute = False  # the database takes a question and does not answer
 
     def admit(self, key: Key, tokens_estimate: int, now: float, cost_estimate: float = 0.0) -> Verdict:
         """None: go on, and call `settle` or `refund` once. `now` is unix seconds.
@@ -168,6 +170,8 @@ class Limits:
             verdict = self.admit(key, tokens_estimate, self._clock(), cost_estimate)
             if verdict is not NEEDS_LEASE:
                 return verdict
+            if self._mute:
+                return unavailable(_MUTE)
             done: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
             cost = max(1, whole(cost_estimate))
             self._waiters.append(_Waiter(self._accounts[key.id], max(1, tokens_estimate), cost, done))
@@ -228,7 +232,7 @@ class Limits:
                 await asyncio.sleep(_BREATH_SECONDS)  # gathers what comes meanwhile
         finally:
             self._wake = None
-            await asyncio.wait([exchange])  # one that is under way counts
+            await asyncio.wait([exchange], timeout=PATIENCE_SECONDS)  # one that is under way counts
             for waiter in self._waiters:
                 _answer(waiter, "the gateway is stopping")
             await self._leave()
@@ -261,7 +265,7 @@ class Limits:
             due = now - self._told_at >= HEARTBEAT_SECONDS and self._holding()
             if not orders and not due and not waiters:
                 break
-            failure = await self._tell(orders, now)
+            failure = await self._tell(orders, now, waiters)
             if failure != _LOST:
                 break
         for waiter in waiters:
@@ -270,13 +274,17 @@ class Limits:
     def _holding(self) -> bool:
         return any(meter.reported for account in self._accounts.values() for meter in account.meters)
 
-    async def _tell(self, orders: list[tuple[Meter, Order]], now: float) -> str | None:
-        """What went wrong; `_LOST`: ask again."""
-        loop = asyncio.get_running_loop()
+    async def _tell(self, orders: list[tuple[Meter, Order]], now: float, waiters: Sequence[_Waiter] = ()) -> str | None:
+        """What went wrong; `_LOST`: ask again. Where no answer comes, those that wait are told so, and so is who asks
+        meanwhile; what was asked holds all the same, when it is answered."""
+        asked = self._beside.do(self._ledger.exchange, [order for _, order in orders], now)
+        if not (await asyncio.wait((asked,), timeout=PATIENCE_SECONDS))[0]:
+            _log.error("limits cannot be checked: %s", _MUTE)
+            self._mute = True
+            for waiter in (*waiters, *self._waiters):
+                _answer(waiter, _MUTE)
         try:
-            grants = await loop.run_in_executor(
-                self._thread, self._ledger.exchange, [order for _, order in orders], now
-            )
+            grants = await asked
         except Exception as error:
             for meter, order in orders:
                 meter.undo(order)
@@ -284,6 +292,8 @@ class Limits:
                 _log.error("limits cannot be checked: %s", getattr(error, "orig", None) or error)
             self._failing = True
             return "the database of limits cannot be reached"
+        finally:
+            self._mute = False
         self._failing = False
         self._told_at = now
         if grants is None:
@@ -340,14 +350,15 @@ class Limits:
                 if (order := meter.last_order()) is not None:
                     backs.append(order)
         try:
-            await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, self._ledger.leave, backs))
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await asyncio.shield(self._beside.do(self._ledger.leave, backs))
         except Exception as error:
-            _log.warning("leases were not given back: %s", getattr(error, "orig", None) or error)
+            _log.warning("leases were not given back: %s", getattr(error, "orig", None) or str(error) or _MUTE)
         finally:
-            self._thread.shutdown(wait=False)
+            self._beside.close()
 
 
-_LOST = "lost"
+_LOST, _MUTE = "lost", "the database of limits does not answer"
 
 
 def _answer(waiter: _Waiter, failure: str | None) -> None:

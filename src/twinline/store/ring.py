@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from hashlib import sha256
 
+from twinline.store.beside import Beside
 from twinline.store.keys import PREFIX, Key, Keys, digest
 
 REFRESH_SECONDS = 1.0
@@ -82,16 +83,19 @@ class KeyRing:
 
     async def run(self) -> None:
         """Keeps the snapshot fresh until cancelled."""
-        failing = False
-        while True:
-            try:
-                await asyncio.to_thread(self.refresh)
-                failing = False
-            except Exception as error:
-                if not failing:
-                    _log.warning("keys cannot be read; the last ones hold: %s", _told(error))
-                failing = True
-            await asyncio.sleep(self._seconds)
+        failing, beside = False, Beside("keys")
+        try:
+            while True:
+                try:
+                    await beside.do(self.refresh)
+                    failing = False
+                except Exception as error:
+                    if not failing:
+                        _log.warning("keys cannot be read; the last ones hold: %s", _told(error))
+                    failing = True
+                await asyncio.sleep(self._seconds)
+        finally:
+            beside.close()
 
 
 def _told(error: Exception) -> str:
