@@ -64,7 +64,7 @@ TRAPS = (
     )),
     Trap(5, "PyTorch's fast attention on CPUs wants values as wide as keys", (
         f"{TESTS}05_fast_attention_wants_heads_of_one_size",), (
-        Mutation("values as they are", BATCHED, "wide = F.pad(v_HLv, (0, q.shape[-1] - v_HLv.shape[-1]))",
+        Mutation("values as they are", BATCHED, "wide = F.pad(v_HLv, (0, max(0, q.shape[-1] - v_HLv.shape[-1])))",
                  "wide = v_HLv"),
         Mutation("what pads is not cut off", BATCHED, "return out[0, ..., : v_HLv.shape[-1]].transpose(0, 1)",
                  "return out[0, ..., -v_HLv.shape[-1] :].transpose(0, 1)"),

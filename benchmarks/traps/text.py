@@ -8,7 +8,7 @@ TEXT = "src/twinline/gateway/text/"
 TEMPLATE, REASONING, CALL = f"{TEXT}template.py", f"{TEXT}reasoning.py", f"{TEXT}calls/deepseek_call.py"
 FORMATS, CHAT = f"{TEXT}calls/formats.py", "src/twinline/gateway/chat.py"
 ENCODED = "ids = tokenizer.encode(rendered, special=False)"
-TAIL = "return cls(rendered_prompt.rstrip().endswith(OPEN), answer_tags)"
+TAIL = "return rendered_prompt.rstrip().endswith(OPEN)"
 NAME = 'name = None if found is None else found["name"] or self._kind'
 ENDS = "return frozenset([found] if isinstance(found, int) else found)"
 SWITCH = ("tests/gateway/text/calls/test_history.py::test_trap_29_thinking_is_a_switch_of_the_template",)
@@ -29,12 +29,12 @@ TRAPS = (
     )),
     Trap(28, "reasoning is open where the prompt's tail left it open",
          ("tests/gateway/text/test_reasoning.py::test_trap_28_reasoning_is_open_where_the_prompt_left_it_open",), (
-        Mutation("closed until the output opens it", REASONING, TAIL, "return cls(False)"),
-        Mutation("open for a model that reasons", REASONING, TAIL, "return cls(True)"),
+        Mutation("closed until the output opens it", REASONING, TAIL, "return False"),
+        Mutation("open for a model that reasons", REASONING, TAIL, "return True"),
         Mutation("open where the tag is anywhere in the prompt", REASONING, TAIL,
-                 "return cls(OPEN in rendered_prompt)"),
+                 "return OPEN in rendered_prompt"),
         Mutation("the newline behind the tag closes it", REASONING, TAIL,
-                 "return cls(rendered_prompt.endswith(OPEN))"),
+                 "return rendered_prompt.endswith(OPEN)"),
         Mutation("no tag at all: nothing is the answer", REASONING,
                  "self._at = _At.REASONING_START if self._opened else self._content()\n\n    def _content",
                  "self._at = _At.REASONING_START\n\n    def _content"),
@@ -47,7 +47,7 @@ TRAPS = (
         Mutation("reasoning_effort is dropped", CHAT,
                  "**(switches(request.reasoning_effort) | (request.chat_template_kwargs or {})),",
                  "**(request.chat_template_kwargs or {}),", DOOR),
-        Mutation("the parser's state is the model's", REASONING, TAIL, "return cls(True)", SWITCH),
+        Mutation("the parser's state is the model's", REASONING, TAIL, "return True", SWITCH),
     )),
     Trap(30, "calls stand between special tokens, each family's in its own form",
          ("tests/gateway/test_tools.py::test_trap_30_calls_between_special_tokens_round_trip",), (
