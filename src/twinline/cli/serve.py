@@ -117,7 +117,11 @@ async def _serve(args: argparse.Namespace, folder: Path, keys: bool) -> None:
     await line.begin()  # before a thread imports: the worker is forked
     gateway = await asyncio.to_thread(importlib.import_module, "twinline.gateway.serve")
     what = gateway.Serving(folder, name, args.host, args.port, label, keys)
-    await gateway.serve(what, line, lambda url: print(ready_text(url, name, label, line.facts, keys), flush=True))
+
+    def ready(url: str) -> None:  # in one write: the log's thread may write at the same moment
+        print(ready_text(url, name, label, line.facts, keys) + "\n", end="", flush=True)
+
+    await gateway.serve(what, line, ready)
 
 
 def worker_flags(args: argparse.Namespace) -> list[str]:
