@@ -29,10 +29,11 @@ def answer(ttft: float, gap: float, tokens: int = 3, error: str | None = None) -
 
 def test_what_had_not_fallen_due_when_it_was_interrupted_counts_for_nothing() -> None:
     due = [Answer(i, i + 0.1, i + 0.3, (i + 0.2, i + 0.3), 10, 0, 2, "usage") for i in range(3)]
-    later = [Answer(float(i), float(i), float(i), error="interrupted") for i in range(3, 40)]
+    later = [Answer(float(i), 3.0, 3.0, error="interrupted") for i in range(3, 40)]
     report = summarise([*due, Answer(2.5, 2.6, 3.0, error="interrupted"), *later], Limits(ttft_ms=250))
     assert report.send_lag_ms and report.send_lag_ms.mean == pytest.approx(100) and report.send_lag_ms.count == 4
     assert (report.completed, report.requests, report.goodput_share) == (3, 41, 0.75)
+    assert report.seconds == 3.0 and report.requests_per_s == 1.0, "of the time that it lasted"
 
 
 def test_a_server_that_says_null_of_its_tokens_is_counted_by_its_pieces() -> None:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from twinline.gateway.faults import CREDENTIALS, OURS, reason_of
+from twinline.gateway.faults import CREDENTIALS, is_refusal, reason_of
 from twinline.lines.protocol import LineBroken, LineError, LineRefused
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -137,8 +137,7 @@ def from_line(error: LineError) -> ApiError:
         if error.status == 429:
             headers = {"retry-after": _retry_after(error)}
             return ApiError(429, error.message, code=error.code or "line_full", headers=headers)
-        # 409 too: the request's name at the line is ours, not the client's
-        if 400 <= error.status < 500 and error.status not in OURS and error.status not in (403, 409):
+        if is_refusal(error.status):
             return ApiError(400, error.message, param=error.param, code=error.code)
         if error.status == 403:
             return ApiError(403, "The line refuses this request.", code="line_refuses")

@@ -9,12 +9,15 @@ import logging
 
 from twinline.lines.protocol import LineBroken, LineError, LineRefused
 
+# Statuses that are about us and not about the request: our key or account at the line, its name for the model, its own
+# wait for our bytes.
+OURS = frozenset({401, 402, 404, 407, 408})
+# Another line may take it, and the one that said so is well: a 403 is of a remote that looks at prompts or of our key,
+# a 409 of our name for the request, a 429 of its load.
+ELSEWHERE = frozenset({403, 409, 429})
 # Why a stream broke without its line being at fault. One that is silent while its line answers others may only wait its
 # turn there; a line that is silent as a whole is put out of service by `watch.py` itself.
-NOBODYS = ("deadline", "moved", "gone", "stalled", "tokens_left_out", "403", "409", "429")
-# Statuses that are about us and not about the request: our key or account at the line, its name for the model, its own
-# wait for our bytes. A 403 may be about either, as where a remote looks at prompts.
-OURS = frozenset({401, 402, 404, 407, 408})
+NOBODYS = frozenset({"deadline", "moved", "gone", "stalled", "tokens_left_out", *map(str, ELSEWHERE)})
 CREDENTIALS = frozenset({401, 402, 407})
 _log = logging.getLogger(__name__)
 
@@ -28,10 +31,12 @@ def is_fault(error: LineError) -> bool:
 
 def of_request(error: LineError) -> bool:
     """The line said in the stream what others say by a 4xx: the request is at fault."""
-    status = _status(error)
-    return (
-        isinstance(error, LineBroken) and 400 <= status < 500 and status not in OURS and status not in (403, 409, 429)
-    )
+    return isinstance(error, LineBroken) and is_refusal(_status(error))
+
+
+def is_refusal(status: int) -> bool:
+    """Whether the status is about the request itself, which then fares no better elsewhere."""
+    return 400 <= status < 500 and status not in OURS | ELSEWHERE
 
 
 def reason_of(error: LineError) -> str:

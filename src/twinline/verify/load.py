@@ -179,7 +179,7 @@ class Load:
             kind, why = self._over
             if kind != INTERRUPTED:
                 kind, why = "not sent", "the time limit came first"
-            return Answer(due, max(due, sent), max(due, sent), error=kind, detail=why)
+            return Answer(due, sent, sent, error=kind, detail=why)
         listener = Listener()
         error: str | None
         limit = asyncio.timeout_at(self.start + self.timeout)
@@ -224,7 +224,8 @@ class Load:
 
     async def _until(self, moment: float) -> None:
         """Or until it is interrupted."""
-        if self.now() < min(moment, self.timeout):
+        moment = min(moment, self.timeout)
+        if self.now() < moment:
             due = self.loop.create_future()
             handle = self.loop.call_at(self.start + moment, _settle, due)
             self._arrivals.add(due)
@@ -236,7 +237,7 @@ class Load:
         """Answers in the order of their requests."""
 
         async def arrive(body: Body, moment: float) -> Answer:
-            await self._until(min(moment, self.timeout))
+            await self._until(moment)
             return await self.ask(body, moment)
 
         return await asyncio.gather(*(arrive(body, moment) for body, moment in zip(bodies, due, strict=True)))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from twinline.verify.load import Answer
+from twinline.verify.load import INTERRUPTED, Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def summarise(answers: Sequence[Answer], limits: Limits) -> Report:
     input_tokens = sum(inputs) if whole and len(inputs) == len(whole) else None
     output_tokens = sum(answer.output_tokens for answer in whole)
     good = sum(limits.met(answer) for answer in answers)
-    due = [answer for answer in answers if answer.error != "interrupted" or answer.due < answer.ended]
+    due = [answer for answer in answers if answer.error != INTERRUPTED or answer.sent < answer.ended]
     return Report(
         seconds=seconds,
         requests=len(answers),

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from twinline.gateway.api_types import ReasoningTokens
 from twinline.gateway.choice import Choice
 from twinline.gateway.dialects.responses_types import (
     Cached,
@@ -19,7 +20,6 @@ from twinline.gateway.dialects.responses_types import (
     Incomplete,
     MessageItem,
     OutputText,
-    Reasoned,
     Reasoning,
     ReasoningItem,
     ReasoningText,
@@ -83,7 +83,7 @@ class Whole:
             input_tokens=used.prompt_tokens,
             input_tokens_details=Cached(0 if details is None else details.cached_tokens),
             output_tokens=used.completion_tokens,
-            output_tokens_details=Reasoned(self.runs.reasoning_tokens(choices[0].journal if choices else ())),
+            output_tokens_details=ReasoningTokens(self.runs.reasoning_tokens(choices[0].journal if choices else ())),
             total_tokens=used.total_tokens,
         )
         return self.response(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from twinline.gateway.api_types import Effort
+from twinline.gateway.api_types import Effort, ReasoningTokens
 
 # As in `api_types.py`. Nothing is stored here, whatever `store` says: the answer says `"store": false`.
 IGNORED: Mapping[str, tuple[object, ...]] = {
@@ -137,15 +137,11 @@ class Cached(msgspec.Struct, frozen=True):
     cache_write_tokens: int = 0
 
 
-class Reasoned(msgspec.Struct, frozen=True):
-    reasoning_tokens: int
-
-
 class ResponseUsage(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int
     input_tokens_details: Cached
     output_tokens: int
-    output_tokens_details: Reasoned
+    output_tokens_details: ReasoningTokens
     total_tokens: int
 
 

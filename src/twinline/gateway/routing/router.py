@@ -289,7 +289,9 @@ class Router:
         """Of lines that are all very late: those that are not much later than the best of them would be with nothing
         else to do. None of them where waiting helps, because with less to do a line would be in time."""
         limit = LOADED * min(self._alone(ask, station, held) for station in lines)
-        return [s for s in lines if limit > SATURATED_LATE and self._predict(ask, s, held)[1] <= limit]
+        if limit <= SATURATED_LATE:
+            return []
+        return [station for station in lines if self._predict(ask, station, held)[1] <= limit]
 
     def _alone(self, ask: Ask, station: Station, held: list[tuple[int, int]]) -> float:
         """The lateness of the request on this line if it had nothing else to do."""
