@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from twinline.cli import adapt, main
+from twinline.cli.adapt_text import Progress
 from twinline.cli.parser import CliError
+from twinline.verify.ladder import climb, messages
 
 Capture = pytest.CaptureFixture[str]
 ONE = ["adapt", "--device", "cpu", "--only", "ops.embedding.reference.float32"]
@@ -40,7 +42,7 @@ def test_no_folder_is_left_where_nothing_came_of_the_climb(capsys: Capture, tmp_
 def test_a_full_disk_does_not_take_the_findings_along(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path, as_json: bool
 ) -> None:
-    def full(done: object, out: Path) -> None:
+    def full(done: object, out: Path, with_profile: bool) -> None:
         raise CliError(f"cannot write to {out}: No space left on device")
 
     monkeypatch.setattr(adapt, "write", full)
@@ -51,3 +53,36 @@ def test_a_full_disk_does_not_take_the_findings_along(
         assert json.loads(captured.out)["grade"]["name"] == "sound"
     else:
         assert "grade: SOUND" in captured.out and "written" not in captured.out
+
+
+def test_an_interrupted_climb_reports_what_it_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path
+) -> None:
+    tell = Progress.tell
+
+    def interrupted(progress: Progress, message: messages.Message) -> None:
+        tell(progress, message)
+        if isinstance(message, messages.Entered) and message.level == "ops":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "tell", interrupted)
+    asked = ["adapt", "--device", "simchip:clean", "--out", str(tmp_path)]
+    assert main([*asked, "--only", "device.copies", "--only", "ops.rope", "--only", "layers"]) == 130
+    said = capsys.readouterr().out
+    assert "  pass  device.copies" in said and "grade: SOUND" in said and "(not the whole ladder)" in said
+    assert {file.name for file in tmp_path.iterdir()} == {"report.html", "report.md", "report.json"}
+    findings = json.loads((tmp_path / "report.json").read_text("utf-8"))["findings"]
+    left = {found["check"] for found in findings if found["text"] == "not climbed to its end: interrupted"}
+    assert left == {"ops", "layers"}
+
+
+def test_nothing_is_made_of_a_climb_that_is_interrupted_before_the_device_is_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path
+) -> None:
+    def interrupted(child: climb.Child, seconds: float) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(climb.Child, "line", interrupted)
+    out = tmp_path / "new"
+    assert main(["adapt", "--device", "simchip:clean", "--only", "ops.rope", "--out", str(out)]) == 130
+    assert "interrupted" in capsys.readouterr().err and not out.exists()

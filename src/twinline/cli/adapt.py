@@ -2,7 +2,8 @@
 
 Owns the verb's options, the progress lines and the files that are written. Must not know what a level tries.
 
-Exit codes: 0 where the grade allows serving, 1 where it does not or the device cannot be opened.
+Exit codes: 0 where the grade allows serving, 1 where it does not or the device cannot be opened, 130 where the climb
+was interrupted: what was found until then is reported, and no profile is made of it.
 """
 
 from __future__ import annotations
@@ -58,16 +59,18 @@ def run(args: argparse.Namespace) -> int:
                   dtype=args.dtype, only=tuple(args.only))  # fmt: skip
     out = args.out or (None if args.only else Path(f"adapt-{plain(args.device)}"))
     with writable(out) if out else nullcontext():
-        done = climbed(trial, folder, args.patience or 0.0, Progress(sys.stderr if args.json else sys.stdout))
-    if done.trial.only and not done.findings:
+        done, whole = climbed(trial, folder, args.patience or 0.0, Progress(sys.stderr if args.json else sys.stdout))
+    if whole and done.trial.only and not done.findings:
         raise CliError(f"nothing was tried: no check of this device and model is called {' or '.join(trial.only)} "
                        f"(--only with a level alone shows the names of its checks)", code=2)  # fmt: skip
     try:
-        written = tuple(write(done, out)) if out else ()
+        written = tuple(write(done, out, with_profile=whole)) if out else ()
     except CliError:
         tell(done, (), args.json)  # what was found is not lost with a full disk
         raise
     tell(done, written, args.json)
+    if not whole:
+        return 130
     return 0 if done.grade.serves else 1
 
 
@@ -112,8 +115,9 @@ def check_names(only: Sequence[str]) -> None:
             raise CliError(f"no level has a check {check!r}; levels are {', '.join(names)}", code=2)
 
 
-def climbed(trial: Trial, folder: Path, patience: float, progress: Progress) -> Report:
+def climbed(trial: Trial, folder: Path, patience: float, progress: Progress) -> tuple[Report, bool]:
     """Climbs, with a line for each thing that is found; the climbing process is gone when this returns or raises.
+    Whether it was left to climb, too: interrupted once the device is known, it reports what it has.
 
     The trial that is told names the model as it was given; the one that is climbed, by its folder.
     """
@@ -121,24 +125,34 @@ def climbed(trial: Trial, folder: Path, patience: float, progress: Progress) -> 
     climb = Climb(msgspec.structs.replace(trial, model=str(folder)), patience)
     progress.begin(trial)
     events = climb.events()
+    whole = True
     try:
         for message in events:
             progress.tell(message)
+    except KeyboardInterrupt:
+        if climb.known is None:
+            raise
+        whole = False
     finally:
-        events.close()  # type: ignore[attr-defined]
+        events.close()
         progress.end()
+    if not whole:
+        for message in climb.leave_out("interrupted"):
+            progress.tell(message)
     climb.trial = trial
-    return report(climb, time.monotonic() - started)
+    return report(climb, time.monotonic() - started), whole
 
 
-def write(done: Report, out: Path) -> Iterator[Path]:
-    """The four files, in a folder that is there."""
+def write(done: Report, out: Path, *, with_profile: bool = True) -> Iterator[Path]:
+    """The three files for people and programs, and the profile that lines are served by, in a folder that is there."""
     try:
         for name, text in (("report.html", html(done)), ("report.md", markdown(done))):
             (out / name).write_text(text, encoding="utf-8")
             yield out / name
         (out / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(done), indent=2) + b"\n")
         yield out / "report.json"
+        if not with_profile:
+            return
         write_profile(profile(done), out / "profile.json")
         yield out / "profile.json"
     except OSError as error:

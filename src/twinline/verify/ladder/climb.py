@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import IO, NamedTuple
 
 import msgspec
@@ -74,13 +74,13 @@ class Climb:
         self._broken: set[tuple[str, str]] = set()
         """(op, provider) that hung or died: in the next dtype it is no news, and does not count as a break."""
 
-    def events(self) -> Iterator[messages.Message]:
+    def events(self) -> Generator[messages.Message]:
         """What the climbing process tells, and findings about the process itself. Raises CannotBegin."""
         while self._left:
             with Child(self._order()) as child:
                 yield from self._follow(child)
             if self._breaks >= MOST_BREAKS and self._left:
-                yield from self._give_up()
+                yield from self.leave_out(f"it hung or died {self._breaks} times")
 
     def _order(self) -> messages.Order:
         trial = msgspec.structs.replace(self.trial, skip=(*self.trial.skip, *self._checks))
@@ -167,11 +167,11 @@ class Climb:
         return self._add(Finding(check=check or level.name, verdict="fail", text=text, rule=rule, op=on.op,
                                  provider=on.provider, dtype=on.dtype))  # fmt: skip
 
-    def _give_up(self) -> Iterator[messages.Message]:
-        for level in self._left:
-            yield self._add(Finding(check=level.name, verdict="skipped",
-                                    text=f"not climbed to its end: it hung or died {self._breaks} times"))  # fmt: skip
-        self._left = []
+    def leave_out(self, why: str) -> list[messages.Found]:
+        """Ends the climb here: what is left of it is told as skipped."""
+        left, self._left = self._left, []
+        return [self._add(Finding(check=level.name, verdict="skipped", text=f"not climbed to its end: {why}"))
+                for level in left]  # fmt: skip
 
     def _add(self, finding: Finding) -> messages.Found:
         self.findings.append(finding)
