@@ -28,7 +28,7 @@ LOADED = 2.0  # lines that are late by themselves take requests until they are s
 DETECTION_SECONDS = 1.5
 FREE_PRICE = 0.01  # of the mean price: what a free line is taken to cost, so that its work still counts
 # When no line is well in time, one that holds most of the prompt counts as so much less late: near capacity every miss
-# is work for all. gateways.md 8.2 halves, and only when no line is within 1.5 of the goal; by benchmarks/routing.py at
+# is work for all. gateways.md 8.2 halves, and only when no line is within 1.5 of the goal; by benchmarks/routing at
 # load 1.0 the goals were then met for 52 % (fleet A) and 71 % (B) of the requests, with this for 78 % and 90 %.
 HOLDER = 0.15
 HOLDER_LATE = 8.0  # beyond, no prefix is worth the queue

@@ -1,0 +1,1 @@
+"""Engines that die under load: `python -m benchmarks.kill`."""

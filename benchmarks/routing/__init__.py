@@ -1,0 +1,1 @@
+"""The routing rule on simulated fleets: `python -m benchmarks.routing`."""
