@@ -323,33 +323,17 @@ async def running(keep: Path) -> AsyncIterator[Gateway]:
 
 
 CHECKS = (
-    "not_a_server_error",
-    "status_code_conformance",
-    "content_type_conformance",
-    "response_schema_conformance",
-    "response_headers_conformance",
-    "negative_data_rejection",
-    "unsupported_method",
-)
+    "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
+    "response_headers_conformance", "negative_data_rejection", "unsupported_method",
+)  # fmt: skip
 
 
 async def schemathesis(gateway: Gateway, counts: Counter[str], executable: str, seconds: int, examples: int) -> None:
     """Over the document that the gateway serves."""
     url = f"http://127.0.0.1:{gateway.port}"
-    command = [executable, "run", f"{url}/openapi.json", "--url", url, "--workers", "1"]
-    command += [
-        "--checks",
-        ",".join(CHECKS),
-    ]
-    command += [
-        "--phases",
-        "examples,coverage,fuzzing",
-        "--max-examples",
-        str(examples),
-        "--request-timeout",
-        "10",
-        "--no-color",
-    ]
+    command = [executable, "run", f"{url}/openapi.json", "--url", url, "--workers", "1", "--no-color"]
+    command += ["--checks", ",".join(CHECKS), "--phases", "examples,coverage,fuzzing", "--request-timeout", "10"]
+    command += ["--max-examples", str(examples)]
     environment = {**os.environ, "SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(HERE / "benchmarks")}
     made = await asyncio.create_subprocess_exec(
         *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
