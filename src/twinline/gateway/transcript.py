@@ -8,7 +8,7 @@ from the journal: what came after it, the parts of a character, is dropped and m
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -145,7 +145,18 @@ class Transcript:
             if tokens:
                 self.shown = True
             return Piece(self._index, parts, tokens, None, delta.prompt_logprobs)
+        if self._calls is not None and self._calls.only_one and len(delta.tokens) > 1:
+            return self._one_by_one(delta)
         return self._careful(delta, finish)
+
+    def _one_by_one(self, delta: Delta) -> Piece:
+        """So that what ends with a call ends with its last token, however many came together."""
+        pieces = []
+        for single in _apart(delta):
+            pieces.append(self._careful(single, single.finish_reason))
+            if pieces[-1].finish is not None:
+                break
+        return _as_one(pieces)
 
     def event(self, tokens: list[int], around: Around) -> bytes | None:
         """`push` of tokens that came alone, and the event of it: where they are text of one part and nothing else; else
@@ -237,6 +248,36 @@ class Transcript:
         return Piece(
             self._index, parts, [], None, None, delta.finish_reason, delta.stop_reason, tool_calls=delta.tool_calls
         )
+
+
+def _apart(delta: Delta) -> Iterator[Delta]:
+    """The same, token by token."""
+    last = len(delta.tokens) - 1
+    for at, token in enumerate(delta.tokens):
+        yield Delta(
+            [token],
+            None if delta.logprobs is None else delta.logprobs[at : at + 1],
+            prompt_logprobs=None if at else delta.prompt_logprobs,
+            finish_reason=delta.finish_reason if at == last else None,
+            stop_reason=delta.stop_reason if at == last else None,
+        )
+
+
+def _as_one(pieces: Sequence[Piece]) -> Piece:
+    """Of what came together; the first has the prompt's part, the last how it ended."""
+    logprobs = [entry for piece in pieces for entry in piece.logprobs or ()]
+    calls = [call for piece in pieces for call in piece.tool_calls or ()]
+    first, last = pieces[0], pieces[-1]
+    return Piece(
+        first.index,
+        [part for piece in pieces for part in piece.parts],
+        [token for piece in pieces for token in piece.tokens],
+        logprobs if any(piece.logprobs is not None for piece in pieces) else None,
+        first.prompt_logprobs,
+        last.finish,
+        last.stop_reason,
+        calls or None,
+    )
 
 
 def _called(calls: CallParser, parts: list[Part], ended: bool) -> tuple[list[Part], list[CallDelta] | None]:

@@ -24,14 +24,14 @@ CallDelta = dict[str, Any]
 class CallParser:
     """The content and the calls in the text pushed so far; the deltas are OpenAI's, the name before the arguments."""
 
-    __slots__ = ("_call", "_format", "_fresh", "_functions", "_held", "_one", "_opened", "_opener", "_raw",
-                 "_series", "_spaces", "_tails", "count")  # fmt: skip
+    __slots__ = ("_call", "_format", "_fresh", "_functions", "_held", "_opened", "_opener", "_raw",
+                 "_series", "_spaces", "_tails", "count", "only_one")  # fmt: skip
 
     def __init__(self, format_: CallFormat, functions: Functions, only_one: bool = False) -> None:
         """`functions`: what may be called; `only_one`: nothing is read behind the first call."""
         self._format = format_
         self._functions = functions
-        self._one = only_one
+        self.only_one = only_one
         self._opener = re.compile("|".join(map(re.escape, format_.openers)))
         self._series = secrets.token_hex(10)
         self._held = ""  # may become an opener or a tail
@@ -46,7 +46,7 @@ class CallParser:
     @property
     def full(self) -> bool:
         """Nothing more is read."""
-        return self._one and self.count > 0
+        return self.only_one and self.count > 0
 
     @property
     def called(self) -> bool:
