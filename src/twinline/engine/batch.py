@@ -107,8 +107,12 @@ def build(
         positions += range(w.start, w.end)
         where += slots(w.request.pages, w.start, w.end, page_size)
         ends.append(len(ids) - 1)
-        pages_P = torch.tensor(w.request.pages[: -(-w.end // page_size)], device=device)
-        prefills.append(PrefillPlan(first, len(ids), w.start, pages_P))
+        output = min(max(len(w.request.prompt), w.start), w.end)  # where the chunk's output begins, if it has any
+        for begin, end in ((w.start, output), (output, w.end)):
+            if begin < end:
+                pages_P = torch.tensor(w.request.pages[: -(-end // page_size)], device=device)
+                at = first + begin - w.start
+                prefills.append(PrefillPlan(at, at + end - begin, begin, pages_P, decoded=begin == output))
     numbers = torch.from_numpy(np.array((ids, positions, where), dtype=np.int64)).to(device)
     decode = None
     if decodes:

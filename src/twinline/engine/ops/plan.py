@@ -34,12 +34,17 @@ class DecodePlan:
 
 @dataclass(frozen=True)
 class PrefillPlan:
-    """Rows `start:end` are one sequence's positions `past` onwards; `pages_P` covers past and chunk."""
+    """Rows `start:end` are one sequence's positions `past` onwards; `pages_P` covers past and chunk.
+
+    `decoded`: they are of an output that goes on after a move or a preemption, and were decodes when they were made; a
+    provider whose decodes round elsewhere than its prefills computes them as decodes again.
+    """
 
     start: int
     end: int
     past: int
     pages_P: Tensor
+    decoded: bool = False
 
     @property
     def total(self) -> int:

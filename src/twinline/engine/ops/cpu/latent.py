@@ -36,10 +36,11 @@ def cheaper_in_latent_space(rows: int, places: int, nope: int, value: int, rank:
 def mla_prefill(
     q_nope_THd: Tensor, q_pe_THR: Tensor, cache: Tensor, uk_HdC: Tensor, uv_HvC: Tensor, plan: PrefillPlan, scale: float
 ) -> Tensor:
-    """Few rows go through the latent space as decodes do, and give the same bits; many have keys and values made."""
+    """Few rows go through the latent space as decodes do, and give the same bits, and so do those that were decodes
+    before; others have keys and values made."""
     rows, heads, nope = q_nope_THd.shape
     value, rank = uv_HvC.shape[1:]
-    if cheaper_in_latent_space(rows, plan.total, nope, value, rank):
+    if plan.decoded or cheaper_in_latent_space(rows, plan.total, nope, value, rank):
         q_latent = mla_absorb(q_nope_THd, uk_HdC)
         return mla_absorb(attend(q_latent, q_pe_THR, cache, cache, rank, plan, scale), uv_HvC.transpose(1, 2))
     out = empty(rows, heads, value, dtype=q_nope_THd.dtype)
