@@ -163,8 +163,10 @@ def test_a_surplus_tensor(name: str, tmp_path: Path) -> None:
 
 
 def test_known_leftovers_are_ignored(tmp_path: Path) -> None:
-    """Rotary tables of old exports, and prediction layers."""
+    """Rotary tables of old exports, scales of an 8-bit cache as quantisers wrote them over time, prediction layers."""
     inert = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(3)}
+    of_cache = ("k_scale", "v_scale", "q_scale", "kv_scale", "k_zero_point", "v_proj.output_scale")
+    inert |= {f"model.layers.{i}.self_attn.{name}": torch.tensor([0.02]) for i in range(3) for name in of_cache}
     inert["model.layers.3.eh_proj.weight"] = torch.zeros(2, 2)
     plain = Driven(write(tmp_path / "plain", R1, weights(R1))).logits(IDS)
     assert same(Driven(changed(tmp_path, lambda w: w.update(inert))).logits(IDS), plain)

@@ -131,8 +131,10 @@ PREDICTOR: Table = {
     "predictor.norm.weight": (_LAYER + "shared_head.norm.weight",),
 }
 
-# Tables of rotary frequencies that old exports and ChatGLM carry, ours are computed; and ERNIE's block that drafts.
+# Tables of rotary frequencies that old exports and ChatGLM carry, ours are computed; scales for keys and values in a
+# cache of 8 bits, ours has the model's dtype (AutoFP8, compressed-tensors); and ERNIE's block that drafts.
 UNUSED = re.compile(
     r"\.rotary_emb\.inv_freq$|^transformer\.rotary_pos_emb\.inv_freq$|"
+    r"\.self_attn\.([qkv]|kv)_(scale|zero_point)$|\.self_attn\.[kv]_proj\.output_scale$|"
     r"^model\.mtp_(block|emb_norm|hidden_norm|linear_proj)\.\d+\."
 )
