@@ -133,7 +133,8 @@ def _compressed(declared: dict[str, Any]) -> Quantization:
 
 def _gptq(declared: dict[str, Any]) -> Quantization:
     scheme = _groups(declared, "bits", "group_size", "gptq")
-    if declared.get("dynamic"):
+    dynamic = declared.get("dynamic") or {}
+    if not all(rule.startswith("-:") for rule in dynamic):  # those are of modules that stay plain, which tensors show
         raise UnsupportedModel("config.json: gptq weights that differ by module (dynamic) cannot be read")
     second = declared.get("checkpoint_format", "gptq") == "gptq_v2"
     return Quantization("gptq", (scheme,), zero_offset=0 if second else 1, ordered=bool(declared.get("desc_act", True)))
