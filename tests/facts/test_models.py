@@ -119,6 +119,19 @@ def test_both_spellings(name: str) -> None:
     assert spec_from_config(new_spelling(PUBLISHED[name])) == spec_from_config(PUBLISHED[name])
 
 
+def test_yarns_flag_is_a_flag() -> None:
+    """Whether its ramp begins and ends at whole dimensions: JSON's true and false, as transformers 5 has it."""
+
+    def truncate(said: Config) -> float:
+        return spec_from_config(V3 | {"rope_scaling": V3["rope_scaling"] | said}).rope["truncate"]
+
+    assert truncate({}) == truncate({"truncate": True}) == 1 and truncate({"truncate": False}) == 0
+
+
+def test_a_dtype_may_be_named_as_torch_prints_it() -> None:
+    assert spec_from_config(V3 | {"torch_dtype": "torch.float16"}).dtype == "float16"
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_extra_fields_do_not_matter(name: str) -> None:
     config = PUBLISHED[name] | {"transformers_version": "9", "auto_map": {"AutoModel": "x"}, "aux_loss_alpha": None}

@@ -199,6 +199,8 @@ def read_rope(config: Config, head_size: int, *, interleaved: bool) -> Rope:
         if fields.get(name) is None and default is None:
             raise UnsupportedModel(f"config.json: rope kind {kind!r} needs {name}")
         given = default if fields.get(name) is None else fields[name]
+        if name == "truncate":  # a flag, among numbers
+            given = float(bool(given))
         # Factors and lengths must be above 0; DeepSeek's mscale fields may be 0, for "not there".
         numbers.append((name, real({name: given}, name, 0.0, above=0.0 if default is None else -1e-9)))
     return Rope(theta, size, interleaved, kind, tuple(numbers), still)
@@ -246,7 +248,7 @@ def decoder(
         experts=experts,
         expert_layers=frozenset(expert_layers),
         tied=bool(config.get("tie_word_embeddings", False)),
-        dtype=str(config.get("dtype") or config.get("torch_dtype") or "bfloat16"),
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch."),
         predictor_layers=count(config, "num_nextn_predict_layers", 0, least=0) if family == "deepseek" else 0,
         **more,
     )
