@@ -107,6 +107,18 @@ def test_abort_ends_waiting_and_running_requests_and_frees_their_pages(built: Bu
     drain(engine)
 
 
+def test_an_abort_that_comes_late_does_not_meet_the_next_request_of_its_id(built: Built) -> None:
+    """A client leaves when its last token is on the way, and comes back under the same name before the next step."""
+    engine = run(built, ask("a", 5))
+    heard(engine).outputs.clear()
+    engine.abort("a")
+    engine.submit(ask("a", 5))
+    engine.submit(ask("b", 5))
+    engine.abort("b")
+    drain(engine)
+    assert [heard(engine).finish(name) for name in "ab"] == ["length", "abort"]
+
+
 def test_an_id_can_be_used_again_once_its_request_ended(built: Built) -> None:
     engine = run(built, ask("a", 5))
     heard(engine).outputs.clear()

@@ -80,7 +80,7 @@ class Engine:
         self._step = 0  # the number of the one that runs, 0 between steps
         self._begun = 0
         self._lock = threading.Condition()
-        self._aborts: list[str] = []
+        self._aborts: list[Request] = []
         self._stopping = False
         self._failures = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -111,10 +111,12 @@ class Engine:
             self._lock.notify()
 
     def abort(self, request_id: str) -> None:
-        """Ends a request at any moment; its pages are free before the next step."""
+        """Ends the request that has this id now, at any moment; its pages are free before the next step."""
         with self._lock:
-            self._aborts.append(request_id)
-            self._lock.notify()
+            request = self.scheduler.find(request_id)
+            if request is not None:  # else the id may soon be another's
+                self._aborts.append(request)
+                self._lock.notify()
 
     def _watch(self) -> None:
         """Ends every request when the loop is stuck in a step, which may never return."""
@@ -207,9 +209,9 @@ class Engine:
     def _end_aborted_and_late(self) -> list[Output]:
         now, ended = time.monotonic(), []
         aborts, self._aborts = self._aborts, []
-        for request_id in aborts:
-            request = self.scheduler.abort(request_id)
-            if request is not None:
+        for request in aborts:
+            if request in self.scheduler:
+                self.scheduler.finish(request)
                 ended.append(self._ended(request, "abort", now))
         ended += [self._ended(request, "deadline", now) for request in self.scheduler.expired(now)]
         return ended

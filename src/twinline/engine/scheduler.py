@@ -145,6 +145,10 @@ class Scheduler:
     def __contains__(self, request: Request) -> bool:
         return self._live.get(request.id) is request
 
+    def find(self, request_id: str) -> Request | None:
+        """The live request of this id."""
+        return self._live.get(request_id)
+
     def submit(self, request: Request) -> None:
         """Puts a new request among the waiting.
 
@@ -338,7 +342,7 @@ class Scheduler:
 
     def abort(self, request_id: str) -> Request | None:
         """Ends a request at any moment, between `schedule` and `commit` too. None if there is none of that id."""
-        request = self._live.get(request_id)
+        request = self.find(request_id)
         if request is not None:
             self.finish(request)
         return request
