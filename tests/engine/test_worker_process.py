@@ -105,6 +105,10 @@ def taken_port() -> tuple[socket.socket, int]:
         (["--max-running", "64", "--max-tokens-per-step", "64"], "must exceed max_running"),
         (["--max-running", "0"], "max_running must be at least 1"),
         (["--max-waiting", "0"], "max_waiting 0 must be at least 1"),
+        (["--threads", "-1"], "threads must be between 0 (derived) and 1024, not -1"),
+        (["--threads", "100000"], "threads must be between"),
+        (["--page-size", "-1"], "page_size must be at least 1, or 0 (derived), not -1"),
+        (["--page-size", str(2**40)], "the least cache, of 2199023255552 tokens,"),
         (["--port", "70000"], "port must be 0-65535"),
     ],
 )

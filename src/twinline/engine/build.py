@@ -47,6 +47,7 @@ SMALL_WEIGHTS = 64 * 2**20
 SPECULATIONS: dict[str, tuple[str, ...]] = {
     "off": (), "ngram": ("ngram",), "mtp": ("mtp",), "ngram+mtp": ("ngram", "mtp"),
 }  # fmt: skip
+MOST_THREADS = 1024  # a number beyond is a slip, and the system would end the process that asks for so many
 DRAFT_ROWS = 8  # of a step that guesses; beyond, rows cost what tokens that are not guessed would
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -121,6 +122,10 @@ def build(
         raise ValueError(f"max_model_len {context} is beyond the model's context of {spec.context} tokens")
     if options.max_running < 1:
         raise ValueError(f"max_running must be at least 1, not {options.max_running}")
+    if not 0 <= options.threads <= MOST_THREADS:
+        raise ValueError(f"threads must be between 0 (derived) and {MOST_THREADS}, not {options.threads}")
+    if options.page_size < 0:
+        raise ValueError(f"page_size must be at least 1, or 0 (derived), not {options.page_size}")
     budget = options.max_tokens_per_step or device.step_tokens
     if budget <= options.max_running:
         raise ValueError(f"max_tokens_per_step {budget} must exceed max_running {options.max_running}")

@@ -60,8 +60,9 @@ def cache_tokens(
     left = free - weights
     if left < least * per_token:
         raise ValueError(
-            f"the weights need {weights / GIB:.2f} GiB in {str(dtype).removeprefix('torch.')} and {free / GIB:.2f} GiB "
-            f"are free: use a smaller model, a smaller dtype, a smaller form of weights or a larger machine"
+            f"the weights need {weights / GIB:.2f} GiB in {str(dtype).removeprefix('torch.')} and the least cache, of "
+            f"{least} tokens, {least * per_token / GIB:.2f} GiB; {free / GIB:.2f} GiB are free: use a smaller model, a "
+            f"smaller dtype, a smaller form of weights, smaller pages or a larger machine"
         )
     tokens = wanted or max(least, min(int(left * device.cache_share) // per_token, useful))
     if tokens * per_token > left:
