@@ -137,14 +137,23 @@ def test_a_port_that_is_taken(
 
 @pytest.mark.parametrize(
     ("generation", "config", "expected"),
-    [(None, 1, {1}), (None, [1, 2], {1, 2}), (3, 1, {3}), ([3, 4], 1, {3, 4}), ({}, 1, {1}), (None, None, set())],
-)
+    [(None, 1, {1}), (None, [1, 2], {1, 2}), (3, 1, {3}), ([3, 4], 1, {3, 4}), ({}, 1, {1}), (None, None, set()),
+     ([], 1, {1})],
+)  # fmt: skip
 def test_end_tokens_are_read_from_either_file(tmp_path: Path, generation: Any, config: Any, expected: set[int]) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": config}))
     if generation is not None:
         body = generation if isinstance(generation, dict) else {"eos_token_id": generation}
         (tmp_path / "generation_config.json").write_text(json.dumps(body))
     assert worker.end_tokens(tmp_path) == expected
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"eos_token_id": "</s>"}', '{"eos_token_id": [1, null]}', "null"])
+def test_end_tokens_that_cannot_be_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"generation_config\.json") as caught:
+        worker.end_tokens(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_end_tokens_of_the_test_model(folder: Path) -> None:

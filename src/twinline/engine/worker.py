@@ -237,13 +237,20 @@ class Worker:
 
 
 def end_tokens(directory: Path) -> frozenset[int]:
-    """The model's end tokens: `generation_config.json` first, then `config.json`; one id or a list."""
+    """The model's end tokens: `generation_config.json` first, then `config.json`; one id or a list.
+
+    Raises ValueError for a file that cannot be read so."""
     for name in ("generation_config.json", "config.json"):
         file = directory / name
-        if file.exists():
-            found = json.loads(file.read_text("utf-8")).get("eos_token_id")
-            if found is not None:
-                return frozenset([found] if isinstance(found, int) else found)
+        try:
+            found = json.loads(file.read_text("utf-8")).get("eos_token_id") if file.exists() else None
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{file} cannot be read: {error}") from None
+        ids = found if isinstance(found, list) else [] if found is None else [found]
+        if not all(type(token) is int for token in ids):
+            raise ValueError(f"{file}: eos_token_id must be a token id or a list of them, not {found!r:.60}")
+        if ids:
+            return frozenset(ids)
     return frozenset()
 
 
@@ -349,8 +356,8 @@ def main() -> int:
     worker = Worker(arguments.name, metrics)
     try:
         sock = bound(arguments.host, arguments.port)
+        worker.eos = end_tokens(arguments.model)  # before the weights, which take minutes
         worker.built = build(arguments.model, engine_options, worker.deliver, metrics.observe)
-        worker.eos = end_tokens(arguments.model)
         worker.grammars = Grammars(arguments.model, worker.built.spec.vocab)
     except Exception as error:
         if not isinstance(error, (ValueError, OSError)):
