@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -262,16 +262,30 @@ def kept_forms(
     forms = as_stored(model, pieces)
     if not wanted.head_as_stored:
         forms = forms.with_head(wanted.head)
-    kept = ops_for(device, dtype, spec, refused, Weights(forms.layers, forms.head))
-    before = {c.op: c.provider for c in plain.choices}
-    lost = [c.op for c in kept.choices if c.op in ("linear", "experts") and c.op in model.uses()
-            and c.provider == "reference" != before[c.op]]  # fmt: skip
-    if lost:
+    if lost := _lost(device, dtype, spec, refused, forms, model.uses()):
         why = f"no provider of {device.name} computes {' and '.join(lost)} with {forms.layers} weights"
+        keeps = [n for n, d in DTYPES.items() if d.itemsize == dtype.itemsize and d != dtype and device.supports(d)
+                 and not _lost(device, d, spec, refused, forms, model.uses())]  # fmt: skip
+        why += f" in {name}; --dtype {keeps[0]} keeps them" if keeps else ""
         log.info("%s", says(declared, pieces, None, name, f"dequantized to {name}: {why}"))
         return None
     log.info("%s", says(declared, pieces, forms, name, ""))
     return forms
+
+
+def _lost(
+    device: Device,
+    dtype: torch.dtype,
+    spec: ModelSpec,
+    refused: Mapping[tuple[str, str], str],
+    forms: Forms,
+    used: Set[str],
+) -> list[str]:
+    """The ops that would fall to the reference if weights were kept in these forms."""
+    plain = {c.op: c.provider for c in ops_for(device, dtype, spec, refused).choices}
+    kept = ops_for(device, dtype, spec, refused, Weights(forms.layers, forms.head))
+    return [c.op for c in kept.choices if c.op in ("linear", "experts") and c.op in used
+            and c.provider == "reference" != plain[c.op]]  # fmt: skip
 
 
 def _refused(profile: Profile | None, device: Device, dtype: torch.dtype) -> dict[tuple[str, str], str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from twinline.engine.models.moe import RoutedExperts
 from twinline.engine.models.parts import Linear
+from twinline.engine.ops.cpu import library
 from twinline.engine.sizes import weight_bytes
 from twinline.facts.models import UnsupportedModel
 from twinline.facts.weight_form import PLAIN, WeightForm
@@ -145,6 +146,15 @@ def test_a_device_whose_kernels_do_not_know_the_form(
     why = f"no provider of {line.built.device.name} computes linear and experts with fp8 weights"
     assert any(why in r.message for r in caplog.records)
     torch.testing.assert_close(line.logits(IDS), Driven(truth).logits(IDS), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(DEVICE != "cpu" or library.why_not() is not None, reason="of the CPU's own kernels")
+def test_a_dtype_that_would_keep_the_form_is_named(made: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Most GPTQ and AWQ checkpoints say float16, in which no kernel of a CPU meets integers."""
+    with caplog.at_level(logging.INFO, logger="twinline.engine.build"):
+        line = Driven(made("awq")[0], dtype="float16")
+    assert set(forms(line).values()) == {PLAIN}
+    assert any("weights in float16; --dtype bfloat16 keeps them" in r.message for r in caplog.records)
 
 
 def test_memory_is_counted_in_the_forms_that_are_kept(made: Any) -> None:
