@@ -98,6 +98,19 @@ def test_many_pages_preemptions_and_late_arrivals(folder: Path) -> None:
     assert guessing.engine.scheduler.preemptions and plain.engine.scheduler.preemptions
 
 
+def test_guesses_are_made_while_others_wait_for_a_place(folder: Path) -> None:
+    """Who waits for a place takes no row of the step; who could enter it goes first."""
+    driven = patient(Driven(folder, speculation="ngram", max_running=2))
+    for i in range(3):
+        driven.submit(f"r{i}", [*LOOP * 3, i], max_tokens=60)
+    scheduler = driven.engine.scheduler
+    driven.step(3)
+    assert (scheduler.running, scheduler.waiting, len(scheduler.decoding)) == (2, 1, 2)
+    driven.engine.abort("r0")
+    driven.engine._end_aborted_and_late()
+    assert (scheduler.running, scheduler.waiting, len(scheduler.decoding)) == (1, 1, 0)
+
+
 def test_a_prefix_that_was_guessed_is_found_again(folder: Path) -> None:
     driven = patient(Driven(folder, speculation="ngram", page_size=4))
     first = driven.submit("first", LOOP * 3, max_tokens=60)

@@ -210,8 +210,9 @@ class Scheduler:
 
     @property
     def decoding(self) -> Sequence[Request]:
-        """The requests that run, if all decode and nobody waits: then a step has rows to spare."""
-        if self._waiting or any(request.remaining != 1 for request in self._running):
+        """The requests that run, if all decode and nobody can enter beside them: then a step has rows to spare."""
+        open_place = len(self._running) < self.max_running
+        if (self._waiting and open_place) or any(request.remaining != 1 for request in self._running):
             return ()
         return self._running
 
