@@ -410,6 +410,41 @@ def test_weighted_passes_over_a_line_that_is_late_while_another_is_not(clock: Cl
     assert lines["slow"] >= 1 and lines["fast"] > lines["slow"]
 
 
+def saturate(router: Router, line: str) -> list[Placement]:
+    placed = []
+    while isinstance(placement := router.choose(ask(4000), (line,), may_wait=True), Placement):
+        placed.append(placement)
+    return placed
+
+
+def test_weighted_owes_no_turns_to_a_line_that_it_passed_over(clock: Clock) -> None:
+    router = router_of(clock, Traits("a"), Traits("b"), rule="weighted")
+    for name in "ab":
+        teach(clock, router, name, 8000, 0.007)
+    kept = saturate(router, "a")
+
+    def turn() -> str:
+        clock.now += 0.3
+        placement = router.choose(ask(1000), ("a", "b"), may_wait=True)
+        assert isinstance(placement, Placement)
+        placement.first_token()
+        placement.end(1)
+        return placement.line
+
+    assert Counter(turn() for _ in range(200))["b"] > 150
+    for placement in kept:
+        placement.end(0, ok=False)
+    clock.now += 60
+    assert Counter(turn() for _ in range(20)) == {"a": 10, "b": 10}
+
+
+def test_weighted_gives_nothing_to_a_line_without_weight_however_late_the_others_are(clock: Clock) -> None:
+    router = router_of(clock, Traits("a"), Traits("none", weight=0.0), rule="weighted")
+    teach(clock, router, "a", 8000, 0.007)
+    saturate(router, "a")
+    assert isinstance(router.choose(ask(4000), ("a", "none"), may_wait=True), Wait)
+
+
 def test_of_lines_that_are_all_late_one_that_has_little_to_do_is_taken(clock: Clock) -> None:
     router = router_of(clock, Traits("a"), Traits("b"), rule="prefer", order=("a", "b"))
     for name in "ab":

@@ -265,24 +265,22 @@ class Router:
         self, ask: Ask, lines: Sequence[Station], held: list[tuple[int, int]], now: float, may_wait: bool
     ) -> Placement | Wait | None:
         """Smooth weighted round robin: each line gains its weight, the richest is chosen and pays them all."""
-        total = 0.0
-        for station in lines:
-            total += station.weight
-            station.credit += station.weight
-        if total <= 0:
+        lines = [station for station in lines if station.weight > 0]
+        if not lines:
             return None
+        for station in lines:
+            station.credit += station.weight
         best = max(lines, key=_credit)
         has, late, ttft = self._predict(ask, best, held)
         if may_wait and late > SATURATED_LATE:
-            free = [s for s in lines if self._predict(ask, s, held)[1] <= SATURATED_LATE]
+            for station in lines:  # one that is passed over is not owed its turn: it would get hundreds at once later
+                station.credit -= station.weight
+            free = [station for station in lines if self._predict(ask, station, held)[1] <= SATURATED_LATE]
             free = free or self._not_worth_waiting_for(ask, lines, held)
-            if not free:
-                for station in lines:
-                    station.credit -= station.weight
-                return Wait(best.name, tier_of(late), late, ttft)
-            best = max(free, key=_credit)
-            has, late, ttft = self._predict(ask, best, held)
-        best.credit -= total
+            if free:
+                return self._weighted(ask, free, held, now, may_wait=False)
+            return Wait(best.name, tier_of(late), late, ttft)
+        best.credit -= sum(station.weight for station in lines)
         return Placement(best, self.index, ask.keys, ask.prompt_tokens, has, late, ttft, now)
 
     def _not_worth_waiting_for(self, ask: Ask, lines: Sequence[Station], held: list[tuple[int, int]]) -> list[Station]:
