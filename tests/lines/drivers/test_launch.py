@@ -80,6 +80,10 @@ def test_a_container_sees_all_that_the_weights_consist_of(tmp_path: Path) -> Non
     (revision / "tokenizer" / "merges.txt").symlink_to("../../../blobs/1f")
     (revision / "again.json").symlink_to("config.json")
     assert seen(revision) == [f"{revision}:{revision}:ro", f"{blobs}:{blobs}:ro"]
+    for number in (1, 2):
+        (blobs / f"2{number}").touch()
+        (revision / f"r1-0000{number}-of-00002.gguf").symlink_to(f"../../blobs/2{number}")
+    assert seen(revision / "r1-00001-of-00002.gguf") == [f"{revision}:{revision}:ro", f"{blobs}:{blobs}:ro"]
     elsewhere = tmp_path / "other"
     elsewhere.mkdir()
     (elsewhere / "vocab.txt").touch()

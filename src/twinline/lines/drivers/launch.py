@@ -6,6 +6,7 @@ to see cards is in the fleet's own words (`container_args`).
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -100,14 +101,15 @@ def launched(spec: LineSpec, port: int, argv: Sequence[str], env: Mapping[str, s
 
 def mounts(weights: Path) -> dict[Path, Path]:
     """What a container has to see, by its path there, to read `weights`: with the other parts of a split GGUF file, and
-    with what the links of a folder lead to, as in the cache of a model hub."""
-    if SPLIT.search(weights.name):
-        return {weights.parent: weights.parent}
-    seen = {weights: weights}
-    for link in sorted(weights.rglob("*")) if weights.is_dir() else ():
+    with what links among these, or in a folder, lead to, as in the cache of a model hub."""
+    split = SPLIT.search(weights.name)
+    root = weights.parent if split else weights
+    parts = root.glob(glob.escape(weights.name[: split.start()]) + "-*-of-*.gguf") if split else root.rglob("*")
+    seen = {root: root}
+    for link in sorted(parts):
         if link.is_symlink() and link.exists():  # one that leads nowhere is nobody's loss
             target, real = Path(os.path.normpath(link.parent / link.readlink())), link.resolve()
-            if target.is_relative_to(weights):
+            if target.is_relative_to(root):
                 continue
             if target.parent.name == BLOBS == real.parent.name:  # a hub's cache, of which only the model's own is there
                 seen[target.parent] = real.parent
