@@ -159,5 +159,10 @@ def test_each_database_has_journals_of_its_own_however_it_is_spelt(
     assert journals("sqlite:///home/twinline.db") == own
     there = journals("postgresql://me:secret@Host/d")
     assert there == journals("postgresql://you@host:5432/d?password=x") == journals("postgresql+psycopg://host/d")
-    others = ("postgresql://host:5433/d", "postgresql://host/e", "sqlite:///x.db")
-    assert len({own, there, *map(journals, others)}) == 5
+    assert there == journals("postgresql://me@/d?host=host") == journals("postgresql://host/e?dbname=d")
+    others = (
+        *("postgresql://host:5433/d", "postgresql://host/e", "postgresql://host/d?port=1", "sqlite:///x.db"),
+        *("postgresql:///d?host=/run/a", "postgresql:///d?host=/run/b", "postgresql:///d?host=/run/a&port=1"),
+        *("postgresql://me@host", "postgresql://you@host", "postgresql:///d?host=a&host=b"),
+    )
+    assert len({own, there, *map(journals, others)}) == 2 + len(others)

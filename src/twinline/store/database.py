@@ -73,8 +73,10 @@ class Database:
     def journals(self) -> Path:
         """Where the journals are kept that go into it. One database is one, however its URL is spelt."""
         if not self.sqlite:
-            host, port = (self.url.host or "").casefold(), self.url.port or POSTGRESQL_PORT
-            return journal_directory(f"{host}:{port}/{self.url.database}")
+            _, given = self.url.get_dialect()().create_connect_args(self.url)  # fields of the query win, as there
+            host, port = given.get("host", ""), given.get("port", POSTGRESQL_PORT)
+            host = host if host.startswith("/") else host.casefold()  # a socket's directory is a path
+            return journal_directory(f"{host}:{port}/{given.get('dbname') or given.get('user')}")
         file = os.path.realpath(self.url.database or "")
         return journal_directory(None if file == os.path.realpath(own_database()) else file)
 
