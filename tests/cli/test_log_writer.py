@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -13,11 +15,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from twinline.cli import log_writer
-from twinline.cli.log_writer import LogWriter
+from twinline.cli.log_writer import LogWriter, Writer
 
 
 @pytest.fixture
@@ -77,7 +80,7 @@ def test_a_reader_that_stops_costs_lines_and_no_time(pipe: tuple[int, int], monk
         logger.warning("it goes on")
         lines = reading.result().splitlines()
     numbers = [int(said.split()[0]) for said in lines if said.endswith("x")]
-    missing = [int(said[1:].split()[0]) for said in lines if "lines of this log are missing" in said]
+    missing = [int(said[1:].split()[0]) for said in lines if "lines are missing here" in said]
     assert numbers == sorted(set(numbers))
     assert len(numbers) + sum(missing) == 2000
     assert len(numbers) < 400  # what the pipe held and what waited, and again what waited when the reader was back
@@ -112,6 +115,54 @@ def test_a_call_that_does_not_fit_its_text_breaks_nothing(
     logger.warning("next")
     assert read_on(pipe[0], "\n") == "next\n"
     assert "Logging error" in capsys.readouterr().err
+
+
+def test_lines_that_nobody_read_are_told_though_no_more_come(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_writer, "MOST_LINES", 100)
+    writer = Writer(pipe[1])
+    for _ in range(400):
+        writer.put("x" * 1000)
+    lines = read_on(pipe[0], "missing here: nobody read them)\n").splitlines()
+    assert len(lines) - 1 + int(lines[-1][1:].split()[0]) == 400
+
+
+def test_a_fleet_is_kept_though_nobody_reads_what_it_says(tmp_path: Path) -> None:
+    """Its pipe is full from the first line on; the gateway comes up, `ps` is answered, SIGTERM ends it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    file = tmp_path / "f.yaml"
+    file.write_text(
+        f"gateway: {{port: {port}}}\nlines:\n  a: {{engine: simulated, model: tiny-r1, weights: embedded}}\n"
+    )
+    command = [sys.executable, "-m", "twinline.cli"]
+    environment = os.environ | {"TWINLINE_HOME": str(tmp_path / "home")}
+    read, write = os.pipe()
+    try:
+        os.set_blocking(write, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(write, b"x")
+        os.set_blocking(write, True)
+        with subprocess.Popen([*command, "up", str(file)], stdout=write, env=environment) as control:
+            try:
+                until = time.monotonic() + 60
+                shown = ""
+                while "serving" not in shown:
+                    assert time.monotonic() < until, shown
+                    time.sleep(0.5)
+                    ps = subprocess.run([*command, "ps", "f"], env=environment, capture_output=True, text=True)
+                    shown = ps.stdout
+            finally:
+                control.terminate()
+                try:
+                    assert control.wait(30) == 0
+                finally:
+                    control.kill()
+    finally:
+        os.close(read)
+        os.close(write)
 
 
 def test_a_served_model_answers_though_nobody_reads_its_log() -> None:

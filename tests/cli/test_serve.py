@@ -65,23 +65,23 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Serving]:
 
 
 def test_a_folder_is_served_under_its_name_and_announced(
-    folder: Path, free_port: int, served: list[Serving], capsys: pytest.CaptureFixture[str]
+    folder: Path, free_port: int, served: list[Serving], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", str(folder), "--port", str(free_port)]) == 0
     assert served == [Serving(folder.resolve(), "my-model", "127.0.0.1", free_port)]
-    first, second = capsys.readouterr().out.splitlines()
+    first, second = capfd.readouterr().out.splitlines()
     assert first == "my-model on cpu, bfloat16 is ready at http://127.0.0.1:8000/v1"
     assert second.startswith("  curl http://127.0.0.1:8000/v1/chat/completions")
     assert json.loads(shlex.split(second)[-1])["model"] == "my-model"
 
 
 def test_without_a_folder_the_demonstration_model_is_served_and_called_so(
-    folder: Path, served: list[Serving], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, served: list[Serving], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("twinline.cli.serve.embedded", lambda: folder)
     assert main(["serve", "--name", "r1", "--port", "0"]) == 0
     assert (served[0].name, served[0].label) == ("r1", "demonstration model")
-    assert capsys.readouterr().out.startswith("r1 (demonstration model) on cpu, bfloat16 is ready")
+    assert capfd.readouterr().out.startswith("r1 (demonstration model) on cpu, bfloat16 is ready")
 
 
 def test_only_options_that_were_given_reach_the_engine() -> None:

@@ -124,9 +124,13 @@ def followed(
 
 
 def show(event: Mapping[str, Any]) -> None:
+    print(line_of(event), flush=True)
+
+
+def line_of(event: Mapping[str, Any]) -> str:
     """One change of state, as a line."""
     clock = time.strftime("%H:%M:%S", time.localtime(float(event["at"])))
-    print(f"{clock}  {event['name']:<16} {event['state']:<11} {event['reason']}", flush=True)
+    return f"{clock}  {event['name']:<16} {event['state']:<11} {event['reason']}"
 
 
 def failed(what: str, failures: list[str]) -> CliError:

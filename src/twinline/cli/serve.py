@@ -14,12 +14,13 @@ import json
 import logging
 import shlex
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from twinline.cli.folder import embedded, read_config
-from twinline.cli.log_writer import LogWriter
+from twinline.cli.log_writer import STDERR, STDOUT, LogWriter, Writer
 from twinline.cli.parser import CliError, integer
 from twinline.facts.models import spec_from_config
 from twinline.facts.pooling import read_pooling
@@ -27,7 +28,6 @@ from twinline.facts.profiles import read_profile
 from twinline.facts.quantization import quantization
 from twinline.facts.weight_form import read_weights
 
-STDERR = 2
 DEMONSTRATION = "demonstration model"
 # options that are the engine's own, handed on when given
 WORKER = {
@@ -118,10 +118,11 @@ async def _serve(args: argparse.Namespace, folder: Path, keys: bool) -> None:
     gateway = await asyncio.to_thread(importlib.import_module, "twinline.gateway.serve")
     what = gateway.Serving(folder, name, args.host, args.port, label, keys)
 
-    def ready(url: str) -> None:  # in one write: the log's thread may write at the same moment
-        print(ready_text(url, name, label, line.facts, keys) + "\n", end="", flush=True)
-
-    await gateway.serve(what, line, ready)
+    out = Writer(STDOUT, sys.stdout.encoding)
+    try:
+        await gateway.serve(what, line, lambda url: out.put(ready_text(url, name, label, line.facts, keys)))
+    finally:
+        out.flush()
 
 
 def worker_flags(args: argparse.Namespace) -> list[str]:

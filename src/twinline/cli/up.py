@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import logging
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from twinline.cli.fleet_control import (
     failed,
     followed,
     last_event,
+    line_of,
     meant,
     read_fleet,
-    show,
 )
+from twinline.cli.log_writer import STDERR, STDOUT, LogWriter, Writer
 from twinline.cli.parser import CliError
 from twinline.cli.serve import check_port
 from twinline.lines.fleet import home
@@ -72,17 +74,25 @@ def url_of(gateway: GatewaySpec) -> str:
 def _foreground(path: Path, fleet: Fleet, leave_running: bool) -> int:
     from twinline.lines.fleet.control import run as control
 
-    logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    out = Writer(STDOUT, sys.stdout.encoding)  # nobody who does not read may hold up the keeping of engines
+    logging.basicConfig(
+        level="WARNING",
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        handlers=[LogWriter(STDERR)],
+    )
 
     def told(event: Event) -> None:
-        show(msgspec.to_builtins(event))
+        out.put(line_of(msgspec.to_builtins(event)))
 
     def begun(failures: list[str]) -> None:
         for failure in failures:
-            print(f"not up: {failure}", flush=True)
-        print(_ready(fleet), flush=True)
+            out.put(f"not up: {failure}")
+        out.put(_ready(fleet))
 
-    asyncio.run(control(path, fleet, fleet_control.GATEWAY, leave_running=leave_running, told=told, begun=begun))
+    try:
+        asyncio.run(control(path, fleet, fleet_control.GATEWAY, leave_running=leave_running, told=told, begun=begun))
+    finally:
+        out.flush()
     return 0
 
 
