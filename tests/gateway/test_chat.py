@@ -67,6 +67,22 @@ def test_reasoning_tokens_are_told_of_which_there_are(door: Gateway, text: str, 
         assert details == ({"reasoning_tokens": 2 * each} if each else None)
 
 
+def test_reasoning_tokens_end_where_other_ids_spell_its_end(door: Gateway) -> None:
+    """As where `</think>` is no token of the vocabulary and its last sign is one with what follows."""
+
+    def ids(text: str) -> list[int]:
+        return door.tokenizer.encode(text, special=False)
+
+    thought = [*ids("It is"), *ids(" easy"), *ids("</th"), *ids("ink>\n")]
+    tokens = [*thought, *ids("42"), *door.tokenizer.eos_ids]
+    assert not set(ids("</think>")) & set(tokens)
+    door.double.script = lambda request: Script(tokens=tokens)
+    answer = door.chat().json()
+    assert answer["choices"][0]["message"]["content"] == "42"
+    told = answer["usage"]["completion_tokens_details"]["reasoning_tokens"]
+    assert len(thought) - len(ids("nk>\n")) < told <= len(thought)
+
+
 def test_the_line_gets_the_templates_prompt_and_defaults(door: Gateway) -> None:
     door.says("x")
     door.chat(

@@ -16,7 +16,7 @@ import msgspec
 from twinline.gateway.spoken import Spoken
 from twinline.gateway.text.calls.parser import CallDelta, CallParser
 from twinline.gateway.text.detokenize import Detokenizer, Vocabulary
-from twinline.gateway.text.reasoning import Kind, Part, ReasoningParser, tokens_to
+from twinline.gateway.text.reasoning import CLOSE, Kind, Part, ReasoningParser, tokens_to
 from twinline.gateway.text.stops import StopMatcher
 from twinline.lines.wire import Delta, TokenLogprob
 
@@ -97,11 +97,21 @@ class Transcript:
         return len(self.journal) + len(self._pending)
 
     def reasoning_tokens(self, mark: Sequence[int]) -> int:
-        """Of the journal, with the `mark` that ends reasoning."""
+        """Of the journal, with the `mark` that ends reasoning: as ids, or as a text that other ids spell, too."""
         if self._reasoning is None or not self._reasoning.reasoned:
             return 0
         found = tokens_to(mark, self.journal)
+        if found is None and not self._reasoning.inside:
+            found = self._tokens_to_text(CLOSE)
         return len(self.journal) if found is None else found
+
+    def _tokens_to_text(self, text: str) -> int | None:
+        whole, end = Detokenizer(self._vocabulary, skip_special=False), ""
+        for count, token in enumerate(self.journal, 1):
+            end = end[1 - len(text) :] + whole.push((token,))
+            if text in end:
+                return count
+        return None
 
     @property
     def last_token(self) -> int | None:

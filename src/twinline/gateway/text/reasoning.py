@@ -95,6 +95,11 @@ class ReasoningParser:
             return None
         return "content" if self._at is _CONTENT else "reasoning" if self._at is _REASONING else None
 
+    @property
+    def inside(self) -> bool:
+        """Reasoning has begun and has not ended."""
+        return self.reasoned and self._at is _REASONING
+
     def push(self, text: str) -> list[Part]:
         """The parts that are certain now, in order; none is empty."""
         if text and not self._held:  # nearly every token, in the middle of its part and free of a tag's beginnings
