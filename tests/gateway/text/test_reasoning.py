@@ -117,6 +117,8 @@ def test_trap_28_reasoning_is_open_where_the_prompt_left_it_open() -> None:
     [
         ("<think>\nI was", " thinking.\n</think>\n\nSo.", (" thinking.", "So."), ("</think>", "")),
         ("<think>\nI was.\n</think>\n\nSo", " it is.", ("", " it is."), ("", "")),
+        ("<think>\nFirst:", "\nthis.\n</think>\n\nSo.", ("\nthis.", "So."), ("</think>", "")),
+        ("<think>\n", "\nThis.\n</think>\n\nSo.", ("This.", "So."), ("</think>", "")),
         ("The answer", " is 4.", ("", " is 4."), ("", "")),
         ("Write <think> first", ", then", ("", ", then"), ("", "")),
         ("<think>\nA tag.\n</think>\n\nIt is <think>", " so.", ("", " so."), ("", "")),
@@ -128,6 +130,13 @@ def test_a_message_that_goes_on_is_reasoning_if_it_was(
     prompt = "<｜User｜>What is <think>?<｜Assistant｜>" + message
     assert split(ReasoningParser.for_prompt(prompt, continued=message), [output]) == expected
     assert around_answer(prompt, message) == before
+
+
+@pytest.mark.parametrize("message", ["So:", "<think>\na\n</think>\n\n<response>\nSo:", "<think>\na\n</think>\n\nSo:"])
+def test_a_message_with_answer_tags_that_goes_on_keeps_the_newlines_in_its_midst(message: str) -> None:
+    parser = ReasoningParser.for_prompt("<｜User｜>1?<｜Assistant｜>" + message, True, message)
+    tail = "\n</response>" if "<response>" in message else ""
+    assert split(parser, ["\n\n- one" + tail]) == ("", "\n\n- one")
 
 
 def test_what_is_certain_is_sent_at_once() -> None:

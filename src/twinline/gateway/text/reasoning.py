@@ -85,7 +85,19 @@ class ReasoningParser:
     @classmethod
     def for_prompt(cls, rendered_prompt: str, answer_tags: bool = False, continued: str = "") -> ReasoningParser:
         """`continued`: as for `around_answer`."""
-        return cls(_inside(rendered_prompt, continued), answer_tags)
+        made = cls(_inside(rendered_prompt, continued), answer_tags)
+        if continued.strip() not in ("", OPEN):
+            made._goes_on(continued)
+        return made
+
+    def _goes_on(self, continued: str) -> None:
+        """The output begins in the middle of a part, whose newlines are its own."""
+        if self._opened:
+            self._at, self.reasoned = _At.REASONING, True
+            return
+        if self._answer_tags and ANSWER_OPEN in continued and ANSWER_CLOSE not in continued:
+            self._at = _At.ANSWER
+        self._answer_tags = False
 
     @property
     def even(self) -> Kind | None:
