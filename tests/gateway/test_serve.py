@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -38,7 +40,7 @@ folder, worker = Path(sys.argv[1]), sys.argv[2]
 line = NativeLine(folder, "tiny-r1", program=(sys.executable, worker))
 async def main():
     ready = lambda url: print(url, line.pid, flush=True)
-    await serve(Serving(folder, "tiny-r1", port=int(sys.argv[3])), line, ready)
+    await serve(Serving(folder, "tiny-r1", port=int(sys.argv[3]), keys="KEYS" in os.environ), line, ready)
 try:
     uvloop.run(main())
 except Exception as error:
@@ -219,3 +221,27 @@ def test_the_unknown_token_is_no_tag_and_no_mark(tmp_path: Path) -> None:
     text = ModelText.load(tmp_path / "without")
     assert text.tokenizer.encode("<response>", special=False) == [0]
     assert not text.answer_tags and not text.marks and not text.call_marks
+
+
+def test_a_database_that_hangs_while_it_is_opened_holds_up_no_end(tiny_folder: Path) -> None:
+    pytest.importorskip("psycopg")
+    asked = threading.Event()
+
+    def take(server: socket.socket) -> None:
+        """Greets as PostgreSQL does and answers no question."""
+        with server.accept()[0] as wire, contextlib.suppress(OSError):
+            greeting = wire.recv(1024)
+            if greeting[4:] == struct.pack("!I", 80877103):  # whether it speaks TLS
+                wire.sendall(b"N")
+                wire.recv(1024)
+            wire.sendall(struct.pack("!cIIcIIIcIc", b"R", 8, 0, b"K", 12, 1, 1, b"Z", 5, b"I"))
+            while wire.recv(1024):
+                asked.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=take, args=(server,), daemon=True).start()
+        url = f"postgresql://u@127.0.0.1:{server.getsockname()[1]}/d"
+        with serving(tiny_folder, KEYS="1", TWINLINE_DATABASE_URL=url) as process:
+            assert asked.wait(60)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from twinline.gateway.access import Access
+from twinline.store.beside import Beside
 from twinline.store.database import Database
 from twinline.store.folder import keep_folding
 from twinline.store.journal import Journal
@@ -26,15 +27,19 @@ async def opened(
 
     Raises StoreError or OSError for a store that cannot be opened.
     """
-    database = await asyncio.to_thread(Database)
+    beside = Beside("opening")  # whoever waits for a database that hangs may be cancelled, and the process can end
+    try:
+        database = await beside.do(Database)
+        ring = KeyRing(Keys(database)) if keys else None
+        if ring is not None:
+            await beside.do(ring.refresh)
+    finally:
+        beside.close()
     journal = Journal(database.journals)
-    ring: KeyRing | None = None
     limits: Limits | None = None
     tasks: list[asyncio.Task[None]] = []
-    if keys:
-        ring = KeyRing(Keys(database))
+    if ring is not None:
         limits = Limits(database)
-        await asyncio.to_thread(ring.refresh)
         tasks += [asyncio.create_task(ring.run()), asyncio.create_task(limits.run())]
     if fold:
         tasks.append(asyncio.create_task(keep_folding(database, database.journals)))

@@ -55,8 +55,15 @@ async def serve(what: Serving, line: NativeLine, ready: Callable[[str], None]) -
             listener = stack.enter_context(contextlib.closing(bound(what.host, what.port)))
             stack.enter_context(stopping.on_signals())
             text = await asyncio.to_thread(ModelText.load, what.model_dir)
-            access = await stack.enter_async_context(opened(keys=True, fold=True)) if what.keys else Access()
-            if not await stopping.unless_asked(line.start(what.start_seconds)):
+            access = Access()
+
+            async def begin() -> None:
+                nonlocal access
+                if what.keys:
+                    access = await stack.enter_async_context(opened(keys=True, fold=True))
+                await line.start(what.start_seconds)
+
+            if not await stopping.unless_asked(begin()):
                 return
             meters = Meters()
             supply = Supply(what.name, Policy("fastest"), ModelMeter(meters, what.name))
