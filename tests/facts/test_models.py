@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from twinline.facts.families import read_anatomy
 from twinline.facts.model_files import bundled
 from twinline.facts.models import (
     FAMILIES,
@@ -104,6 +105,15 @@ def test_r1_distilled() -> None:
     assert qwen.rope.kind == "default" and llama.rope.kind == "llama3" and llama.rope.theta == 500000
     assert not qwen.rope.interleaved and qwen.experts is None and qwen.expert_layers == frozenset()
     assert llama.kv_values == 2 * 8 * 128 * 32 and llama.norm_eps == 1e-5
+
+
+def test_yarn_that_was_added_stretches_the_context_for_whoever_asks() -> None:
+    yarn = {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}}
+    added = R1_QWEN | {"max_position_embeddings": 40960} | yarn
+    assert spec_from_config(added).context == read_anatomy(added).context == 131072
+    assert spec_from_config(V3).context == read_anatomy(V3).context == 163840
+    windowed = added | {"architectures": ["MistralForCausalLM"], "sliding_window": 4096}
+    assert spec_from_config(windowed).context == 4096, "no further than its window reaches"
 
 
 def new_spelling(config: Config) -> Config:

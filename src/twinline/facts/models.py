@@ -206,12 +206,17 @@ def read_rope(config: Config, head_size: int, *, interleaved: bool) -> Rope:
     return Rope(theta, size, interleaved, kind, tuple(numbers), still)
 
 
-def _context(said: int, rope: Rope) -> int:
-    """Tokens. Who adds YaRN to a config.json, as Qwen's and others' model cards tell, leaves the old length in it; vLLM
-    takes the stretched one, too."""
-    if rope.kind != "yarn":
-        return said
-    return max(said, int(rope["original_max_position_embeddings"] * rope["factor"]))
+def completed(config: Config, architecture: str) -> Config:
+    """With what is meant where fields are absent, and the context as YaRN stretches it: who adds YaRN, as Qwen's and
+    others' model cards tell, leaves the old length there; vLLM takes the stretched one, too."""
+    config = ABSENT.get(architecture, {}) | config
+    fields: dict[str, Any] = rope_fields(config)
+    said: Any = config.get("max_position_embeddings")
+    before: Any = fields.get("original_max_position_embeddings")
+    factor: Any = fields.get("factor")
+    if fields["kind"] != "yarn" or not all(isinstance(number, int | float) for number in (said, before, factor)):
+        return config  # a mistake is told by whoever reads the field
+    return config | {"max_position_embeddings": max(said, int(before * factor))}
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:
@@ -242,7 +247,7 @@ def decoder(
         inner=need(config, "intermediate_size"),
         layers=layers,
         norm_eps=real(config, "rms_norm_eps", 1e-6),
-        context=_context(need(config, "max_position_embeddings"), rope),
+        context=need(config, "max_position_embeddings"),
         rope=rope,
         attention=attention,
         experts=experts,
@@ -308,7 +313,7 @@ def spec_from_config(config: Config) -> ModelSpec:
         )
     try:
         family: Any = importlib.import_module(f"twinline.facts.families.{FAMILIES[known]}")
-        spec: ModelSpec = family.spec(ABSENT.get(known, {}) | config, known)
+        spec: ModelSpec = family.spec(completed(config, known), known)
         return replace(spec, headless=True, tied=False) if headless else spec
     except (KeyError, TypeError, ArithmeticError, AttributeError) as error:
         raise UnsupportedModel(f"config.json: cannot be read as {known}: {error!r}") from error

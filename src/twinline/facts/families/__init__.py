@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import importlib
 
-from twinline.facts.absent import ABSENT
-from twinline.facts.models import UnsupportedModel, architecture_of
+from twinline.facts.models import UnsupportedModel, architecture_of, completed
 from twinline.facts.tensors import Anatomy, Config
 
 # architecture: file of this folder with `anatomy(config, architecture) -> Anatomy`
@@ -48,7 +47,7 @@ def read_anatomy(config: Config) -> Anatomy:
         )
     family = importlib.import_module(f"twinline.facts.families.{FAMILIES[known]}")
     try:
-        whole = ABSENT.get(known, {}) | config | ({"tie_word_embeddings": True} if headless else {})
+        whole = completed(config, known) | ({"tie_word_embeddings": True} if headless else {})
         anatomy: Anatomy = family.anatomy(whole, known)
     except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise UnsupportedModel(f"config.json: cannot be read as {known}: {error!r}") from error
