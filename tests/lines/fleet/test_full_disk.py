@@ -120,3 +120,18 @@ def test_what_could_not_be_told_is_told_later(disk: Disk) -> None:
             await until(lambda: told() == controller.keepers["a"].entry.url)
 
     asyncio.run(test())
+
+
+def test_a_roster_that_cannot_be_written_is_tried_by_nobody_twice_at_a_time(disk: Disk) -> None:
+    async def test() -> None:
+        async with controlled(fleet(line())) as controller:
+            disk.full = roster.ROSTER.removesuffix(".json")
+            for price in range(1, 11):
+                assert await controller.apply(fleet(line(price_per_hour=float(price)))) == []
+            before = disk.refused
+            await asyncio.sleep(10 * PACE.poll)
+            assert 0 < disk.refused - before <= 12
+            disk.full = ""
+            await until(lambda: roster.read(controller.directory).entries[0].spec.price_per_hour == 10.0)
+
+    asyncio.run(test())

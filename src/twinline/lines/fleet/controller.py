@@ -64,6 +64,7 @@ class Controller:
         self._quiet = True  # nothing is written before what an earlier control side left is taken up
         self._dirty = False
         self._written: Roster | None = None
+        self._again: asyncio.TimerHandle | None = None  # for a roster that could not be written
 
     # What is asked of it.
 
@@ -355,6 +356,8 @@ class Controller:
     def _publish(self) -> None:
         """Writes the roster, if there is anything new in it; where it cannot, it tries again after a while."""
         self._dirty = False
+        if self._again is not None:
+            self._again.cancel()
         if self._quiet or self.fleet is None:
             return
         kept = {model.name for model in self.fleet.models}
@@ -373,7 +376,7 @@ class Controller:
             except OSError as error:
                 log.error("the roster cannot be written, the gateways go on by the last one: %s", error)
                 self._dirty = True
-                asyncio.get_running_loop().call_later(self._pace.poll, self._publish)
+                self._again = asyncio.get_running_loop().call_later(self._pace.poll, self._publish)
             else:
                 self._written = fresh
 
