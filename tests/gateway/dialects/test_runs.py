@@ -58,6 +58,13 @@ def test_the_end_of_a_call_and_the_text_after_it_may_come_together() -> None:
     ]  # fmt: skip
 
 
+def test_a_call_goes_on_where_every_delta_says_its_id_and_name() -> None:
+    runs = Runs()
+    for arguments in ('{"a"', ": 1", "}"):
+        runs.push(Piece(0, [], [1], tool_calls=[call(0, arguments, "f", "one")]))
+    assert [(run.name, run.text) for run in runs.runs] == [("f", '{"a": 1}')]
+
+
 @pytest.mark.parametrize("between", [[], [("content", "and")]])
 def test_calls_that_all_have_one_index_are_told_apart_by_id_or_name(between: list[Any]) -> None:
     for second in (call(0, "{}", None, "two"), call(0, "{}", "g", None), call(0, "{}", "g", "two")):

@@ -109,8 +109,9 @@ class Runs:
         run, said = self._open, delta.get("function")
         if run is None or run.kind != "call" or self._call != delta.get("index", 0):
             return False
-        named = isinstance(said, dict) and said.get("name") and run.texts
-        return not named and delta.get("id") in (None, "", run.call_id)
+        if call_id := delta.get("id"):  # whoever says it again may say the name again, too
+            return call_id == run.call_id
+        return not (isinstance(said, dict) and said.get("name") and run.texts)
 
     def _begin(self, run: Run, steps: list[Step]) -> Run:
         self._end(steps)
