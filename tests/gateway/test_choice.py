@@ -12,6 +12,8 @@ from tests.gateway.several import Several, events, plain, run
 from tests.lines.line_double import Script, logprob
 
 from twinline.gateway.supply import Bounds
+from twinline.gateway.watch import Patience
+from twinline.lines.spec import LineSpec
 from twinline.lines.state import LineState
 
 TEXT = "It is easy: 你好.\n</think>\n\nThe answer is 👋 4, 数字二十."
@@ -358,3 +360,56 @@ def test_a_client_that_leaves_while_it_waits_for_a_line_is_forgotten(tiny_folder
         assert len(made.asked("a")) == 1
 
     run(tiny_folder, ["a"], test)
+
+
+@pytest.mark.parametrize(
+    "other", [plain("b", context=100), plain("b", lacks=frozenset({"exact"}))], ids=["context", "grammar"]
+)
+def test_a_drained_line_keeps_what_another_of_its_class_cannot_go_on_with(tiny_folder: Path, other: LineSpec) -> None:
+    """A line that lacks room for it, or that would begin a grammar anew, is no line to move to."""
+
+    async def test(made: Several) -> None:
+        made.says(TEXT, delay=0.02)
+        asked = {"max_tokens": 300} if other.context == 100 else {"response_format": {"type": "json_object"}}
+        stream = asyncio.create_task(made.chat(stream=True, **asked))
+        await made.given(1, "a")
+        made.to("a", LineState.DRAINING)
+        assert told(events(await stream)) == (REASONING, CONTENT, "stop")
+        assert not made.asked("b")
+
+    run(tiny_folder, [plain("a"), other], test, bounds=Bounds(resume_seconds=0.5))
+
+
+def test_a_silent_stream_stays_where_no_other_line_can_go_on_with_it(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        tokens = made.tokens(TEXT)
+        going = asyncio.Event()
+        made.doubles["a"].script = lambda request: Script(tokens, hold=going, hold_after=5)
+        stream = asyncio.create_task(made.chat(stream=True))
+        await made.given(1, "a")
+        made.says(TEXT, "a", delay=0.03)  # it is not silent as a whole
+        others = [asyncio.create_task(made.chat(stream=True)) for _ in range(3)]
+        await asyncio.gather(*others)
+        going.set()
+        assert told(events(await stream)) == (REASONING, CONTENT, "stop")
+        assert len(made.asked("a")) == 4
+
+    patience = Patience(tick=0.02, quiet=0.1, longest=0.1, first=0.3, stream=1.0)
+    run(tiny_folder, [plain("a"), plain("b", weights_class="other")], test, patience=patience)
+
+
+def test_one_that_is_refused_everywhere_ends_within_the_time_for_broken_streams(tiny_folder: Path) -> None:
+    """Each refusal would let it wait anew."""
+
+    async def test(made: Several) -> None:
+        made.says(TEXT, delay=0.02)
+        made.doubles["b"].script = lambda request: Script(fault="refuse", headers={"retry-after": "0"})
+        stream = asyncio.create_task(made.chat(stream=True))
+        await made.given(1, "a")
+        began = time.monotonic()
+        made.to("a", LineState.STOPPED)
+        found = events(await stream)
+        assert found[-1]["error"]["code"] == "cannot_continue"
+        assert 0.9 < time.monotonic() - began < 5 and len(made.asked("b")) > 1
+
+    run(tiny_folder, ["a", "b"], test, bounds=Bounds(resume_seconds=1.0))

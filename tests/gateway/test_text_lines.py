@@ -246,3 +246,19 @@ def test_a_call_that_is_being_written_is_no_silence(tiny_folder: Path) -> None:
             await double.stop()
 
     uvloop.run(main())
+
+
+def test_a_line_of_its_class_that_has_no_address_hinders_no_other(tiny_folder: Path) -> None:
+    """Whether it could go on with a text is known without one; an exception there would leave the client waiting."""
+
+    async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
+        remotes["far"].words = Words(breaks_after=2)
+        made.line("gone").at(None)
+        made.to("gone", LineState.STOPPED)
+        async with asyncio.timeout(10):
+            found = events(await made.chat(stream=True))
+        assert found[-1]["error"]["code"] == "cannot_continue"
+        assert len(remotes["far"].requests) > 1
+
+    lines = [remote(name, options={"continuation": "prefill"}) for name in ("gone", "far")]
+    run(tiny_folder, lines, test)

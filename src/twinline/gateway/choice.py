@@ -18,7 +18,7 @@ from twinline.gateway.errors import ApiError, cannot_continue, deadline_passed, 
 from twinline.gateway.faults import is_fault, of_request, reason_of, unreachable
 from twinline.gateway.listener import Listener
 from twinline.gateway.reasons import why_left, why_refused
-from twinline.gateway.routing import Ask, Placement, Ticket
+from twinline.gateway.routing import Ask, Placement, Ticket, block_keys
 from twinline.gateway.segment import Claim, Segment, asked_of, resumed
 from twinline.gateway.spoken import Spoken, said
 from twinline.gateway.transcript import Around, Transcript
@@ -179,7 +179,7 @@ class Choice:
 
     def refused(self, error: ApiError) -> None:
         """No line takes it."""
-        self._fail(self._reported or error)
+        self._fail(error if self.begun else self._reported or error)
 
     def move(self, reason: str, *, drained: bool = False) -> None:
         """On purpose, from a line that goes out of service or is silent: the same as a break, but nobody's fault."""
@@ -307,7 +307,7 @@ class Choice:
         if self._refusals > REFUSALS:
             self._fail(told)
         elif self.begun:
-            self._supply.resume(self)
+            self._supply.resume(self, refused=True)
         elif told.status == 429 or self._supply.has_fresh(self):
             self._supply.place(self)
         else:
@@ -323,7 +323,7 @@ class Choice:
         if counted:
             # One that gets on is no request that breaks every line: its breaks are counted anew.
             self._moves = 1 if self.segments[-1].tokens >= GETS_ON else self._moves + 1
-            if self._moves > self._supply.moves:
+            if self._moves > self._supply.bounds.moves:
                 self._fail(cannot_continue(f"it broke {self._moves} times, {told.message}") if self.begun else told)
                 return
         if self._deadline is not None and time.monotonic() >= self._deadline:
@@ -341,7 +341,7 @@ class Choice:
             return
         self.transcript.cut()
         journal = self.journal
-        keys = self._supply.keys_of([*self.request.prompt, *journal])
+        keys = block_keys([*self.request.prompt, *journal])
         self.ask = resumed(self.ask, len(self.request.prompt), len(journal), keys)
         self._supply.resume(self)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from twinline.gateway.routing import keys_after
-from twinline.gateway.segment import Segment
+from twinline.gateway.routing import Ask, keys_after
+from twinline.gateway.segment import Segment, resumed
 from twinline.gateway.transcript import Transcript
 from twinline.lines.protocol import TokenRequest
 from twinline.lines.wire import Delta, Usage
@@ -46,6 +46,15 @@ def prompt_of(choice: Choice, segment: Segment) -> int:
     if not choice.leads or segment is not next((part for part in choice.segments if part.last), None):
         return 0
     return choice.prompt_tokens
+
+
+def wanted_elsewhere(choice: Choice) -> Ask | None:
+    """What a line must have to take the choice over as it is now; None where none could: a text goes on from content
+    alone."""
+    spoken = choice.transcript.spoken
+    if choice.begun and spoken is not None:
+        return choice.ask if spoken.resumable else None
+    return resumed(choice.ask, len(choice.request.prompt), len(choice.journal), ()) if choice.begun else choice.ask
 
 
 def last_words(transcript: Transcript, request: TokenRequest) -> Delta | None:

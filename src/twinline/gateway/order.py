@@ -13,7 +13,7 @@ from twinline.gateway.access import Access, Visit
 from twinline.gateway.choice import Choice
 from twinline.gateway.door import Target
 from twinline.gateway.listener import Listener
-from twinline.gateway.routing import Ask
+from twinline.gateway.routing import Ask, block_keys
 from twinline.gateway.sampling import Plan
 from twinline.gateway.text.calls.parser import CallParser
 from twinline.gateway.text.reasoning import ReasoningParser
@@ -58,7 +58,7 @@ class Order:
         limit = self._plan.max_tokens if self._bounded else 1
         return Ask(
             prompt_tokens=len(prompt),
-            keys=self._supply.keys_of(prompt),
+            keys=block_keys(prompt),
             output_tokens=self._output,
             needs=self._plan.needs,
             context=len(prompt) + limit,

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from twinline.gateway.choice import MOVES, Choice
+from twinline.gateway.closing import wanted_elsewhere
 from twinline.gateway.errors import cannot_continue, no_line, too_busy
 from twinline.gateway.judging import able, named, traits_of, why_none
 from twinline.gateway.meters import ModelMeter
 from twinline.gateway.room import Room
-from twinline.gateway.routing import Budget, FairQueue, Placement, Policy, Refused, Router, Wait, block_keys
+from twinline.gateway.routing import Budget, FairQueue, Placement, Policy, Refused, Router, Wait
 from twinline.gateway.segment import Segment, cost_of
 from twinline.lines.circuit import Circuit
 from twinline.lines.line import Line
@@ -57,7 +58,6 @@ class Supply:
         self.model = model
         self.meter = meter
         self.bounds = bounds or Bounds()
-        self.moves = self.bounds.moves
         self.lines: dict[str, Line] = {}
         self.circuits: dict[str, Circuit] = {}
         self.router = Router(policy, clock)
@@ -123,15 +123,18 @@ class Supply:
         self._refresh()
         if line.state is LineState.DRAINING:
             for choice in list(line.calls.values()):
-                if self._others(choice, line):
+                if self.elsewhere(choice, line):
                     choice.move(f"line {line.name} is being drained", drained=True)
         elif not line.state.takes_requests:
             for call in list(line.calls):
                 call.give_up(LineBroken(f"line {line.name} is {line.state}: {line.life.reason}", "gone"))
         self.pump()
 
-    def _others(self, choice: Choice, line: Line) -> bool:
-        return any(name != line.name for name in self._open(choice))
+    def elsewhere(self, choice: Choice, line: Line) -> bool:
+        """Whether another line that is up can take over what `line` is at."""
+        ask = wanted_elsewhere(choice)
+        up = self._up_for(choice)
+        return ask is not None and any(name != line.name and able(self.lines[name], ask) for name in up)
 
     def _refresh(self) -> None:
         self._ready = tuple(  # handed on as it is: the router looks its lines up once for each tuple
@@ -151,10 +154,6 @@ class Supply:
     @property
     def waiting(self) -> int:
         return len(self._queue) + len(self._heads) + len(self._resuming)
-
-    @staticmethod
-    def keys_of(tokens: Sequence[int]) -> Sequence[int]:
-        return block_keys(tokens)
 
     def expected_output(self, limit: int) -> int:
         """Tokens that an answer with that limit is likely to have."""
@@ -190,7 +189,7 @@ class Supply:
     def speaks_on(self, choice: Choice) -> bool:
         """Whether any line of its class can go on after the text so far, now or later."""
         lines = [line for line in self.lines.values() if line.spec.weights_class == choice.weights_class]
-        return any(line.text_only and line.client.dialect.carries(choice.request) is None for line in lines)
+        return any(line.driver.dialect(line.spec).carries(choice.request) is None for line in lines if line.text_only)
 
     def full(self, line: Line, retry_after: str | None) -> None:
         """The line has no room: it is not asked before one of its answers ends, or the time that it gave is over."""
@@ -226,7 +225,7 @@ class Supply:
             choice.refused(too_busy(self.model, ticket.reason, ticket.retry_after_seconds))
             return
         choice.ticket = ticket
-        choice.waits_since = choice.waits_since or self._clock()
+        choice.waits_since = self._clock()
         for displaced in ticket.displaced:
             why = "requests of more claim took its place in the queue"
             displaced.refused(too_busy(self.model, why, self._queue.retry_after(displaced.claim.priority)))
@@ -239,12 +238,14 @@ class Supply:
         elif choice in self._heads:
             self._heads.remove(choice)
 
-    def resume(self, choice: Choice) -> None:
-        """Gives a choice that broke to another line: by priority, and not all at once."""
+    def resume(self, choice: Choice, *, refused: bool = False) -> None:
+        """Gives a choice that broke to another line: by priority, and not all at once. Where a line `refused` it, its
+        wait goes on."""
+        if not refused:
+            choice.waits_since = self._clock()
         at_once = not self._resuming and self.has_fresh(choice)
         if at_once and not self._budget.wait(choice.ask.prompt_tokens) and self._try_resume(choice):
             return
-        choice.waits_since = self._clock()
         self._resuming.append((-choice.claim.priority, next(self._order), choice))
 
     def _try_resume(self, choice: Choice) -> bool:
@@ -314,11 +315,17 @@ class Supply:
 
     def _open(self, choice: Choice) -> Sequence[str]:
         """Lines that may be asked for it: healthy, and none that failed it unless there are no others."""
+        ready = self._up_for(choice)
+        if choice.excluded:
+            fit = [name for name in ready if able(self.lines[name], choice.ask)]
+            return [name for name in fit if name not in choice.excluded] or fit or ready
+        return ready
+
+    def _up_for(self, choice: Choice) -> Sequence[str]:
         ready: Sequence[str] = self._ready
-        if choice.pinned is not None:
-            ready = [name for name in ready if named(name, choice.pinned)]
-        if choice.kept_to is not None:
-            ready = [name for name in ready if self.lines[name].spec.weights_class == choice.kept_to]
+        if choice.pinned is not None or choice.kept_to is not None:
+            meant = {line.name for line in self._meant(choice)}
+            ready = [name for name in ready if name in meant]
         if choice.begun:
             request = choice.request
             ready = [
@@ -328,9 +335,6 @@ class Supply:
                 and line.text_only is (choice.transcript.spoken is not None)
                 and line.client.dialect.carries(request) is None
             ]
-        if choice.excluded:
-            fit = [name for name in ready if able(self.lines[name], choice.ask)]
-            return [name for name in fit if name not in choice.excluded] or fit or ready
         return ready
 
     def _meant(self, choice: Choice) -> list[Line]:
@@ -348,15 +352,12 @@ class Supply:
     # What the choices tell.
 
     def first_token(self, choice: Choice, segment: Segment) -> None:
-        self.circuits_well(segment.line)
+        circuit = self.circuits.get(segment.line.name)
+        if circuit is not None:
+            circuit.well(self._clock())
         self.meter.first_token(segment)
         if self._heads or len(self._queue):
             self.pump()
-
-    def circuits_well(self, line: Line) -> None:
-        circuit = self.circuits.get(line.name)
-        if circuit is not None:
-            circuit.well(self._clock())
 
     def ended(self, choice: Choice, segment: Segment, ok: bool) -> None:
         if ok and segment.tokens:
@@ -372,9 +373,8 @@ class Supply:
         circuit = self.circuits.get(line.name)
         if circuit is None or self.lines.get(line.name) is not line:
             return
-        now = self._clock()
         self.meter.fault(line.name)
-        if circuit.fault(now, reason) and (unreachable or self._may_eject(line)):
+        if circuit.fault(self._clock(), reason) and (unreachable or self._may_eject(line)):
             self.trip(line, reason)
 
     def trip(self, line: Line, reason: str) -> None:

@@ -139,9 +139,9 @@ class Watch:
         for call, choice in waited.items():
             silence = now - call.last - (self._stood - seen.calls[call][1])
             if call.tokens:
-                if silence > patience.stream * limit and self._elsewhere(line, choice):
+                if silence > patience.stream * limit and self._supply.elsewhere(choice, line):
                     self._break(line, call, silence)
-            elif silence > self._first(choice) + self._unseen(line) and self._elsewhere(line, choice):
+            elif silence > self._first(choice) + self._unseen(line) and self._supply.elsewhere(choice, line):
                 self._break(line, call, silence)
 
     def _first(self, choice: Choice) -> float:
@@ -155,9 +155,6 @@ class Watch:
         if line.vectors is None or line.vectors.counted:
             return 0.0
         return sum(len(choice.request.prompt) for choice in line.calls.values()) / self._patience.slowest
-
-    def _elsewhere(self, line: Line, choice: Choice) -> bool:
-        return any(name != line.name for name in self._supply.ready)
 
     def _break(self, line: Line, call: Call, silence: float) -> None:
         log.warning("a stream of line %s is silent for %.1f s while others are not: it moves", line.name, silence)
