@@ -413,3 +413,13 @@ def test_one_that_is_refused_everywhere_ends_within_the_time_for_broken_streams(
         assert 0.9 < time.monotonic() - began < 5 and len(made.asked("b")) > 1
 
     run(tiny_folder, ["a", "b"], test, bounds=Bounds(resume_seconds=1.0))
+
+
+def test_cached_tokens_are_told_of_the_line_that_answered(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        made.says(TEXT, "b")
+        made.doubles["a"].script = lambda request: Script(fault="refuse", status=503)
+        usage = (await made.chat()).json()["usage"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] == 3
+
+    run(tiny_folder, ["a", "b"], test)

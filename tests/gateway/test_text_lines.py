@@ -262,3 +262,24 @@ def test_a_line_of_its_class_that_has_no_address_hinders_no_other(tiny_folder: P
 
     lines = [remote(name, options={"continuation": "prefill"}) for name in ("gone", "far")]
     run(tiny_folder, lines, test)
+
+
+def test_what_a_remote_does_not_count_is_counted_here(tiny_folder: Path) -> None:
+    async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
+        remotes["far"].words = Words(usage={"prompt_tokens": 0, "completion_tokens": 0})
+        usage = (await made.chat()).json()["usage"]
+        assert usage["prompt_tokens"] == 7 and usage["completion_tokens"] >= 4
+
+    run(tiny_folder, [remote("far")], test)
+
+
+def test_a_prompt_counts_once_where_another_remote_goes_on(tiny_folder: Path) -> None:
+    """The second is given what was said so far, too, and counts that as prompt."""
+
+    async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
+        remotes["far"].words = Words(breaks_after=2)
+        remotes["near"].words = Words(["blue."], usage={"prompt_tokens": 500, "completion_tokens": 1})
+        found = events(await made.chat(stream=True, stream_options={"include_usage": True}))
+        assert found[-2]["usage"]["prompt_tokens"] < 20 and found[-2]["usage"]["completion_tokens"] == 3
+
+    run(tiny_folder, [remote(name, options={"continuation": "prefill"}) for name in ("far", "near")], test)

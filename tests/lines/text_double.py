@@ -19,6 +19,7 @@ class Words:
     status: int = 200
     finish: str = "stop"
     delay: float = 0.0
+    usage: dict[str, int] | None = None
 
 
 class TextDouble:
@@ -67,7 +68,7 @@ class TextDouble:
             return
         self._event(writer, self._choice(path, "content", "", words.finish))
         usage = {"prompt_tokens": 9, "completion_tokens": len(said) + 1, "total_tokens": len(said) + 10}
-        self._event(writer, {"choices": [], "usage": usage})
+        self._event(writer, {"choices": [], "usage": words.usage or usage})
         writer.write(b"data: [DONE]\n\n")
         await writer.drain()
 

@@ -19,13 +19,13 @@ from twinline.gateway.faults import is_fault, of_request, reason_of, unreachable
 from twinline.gateway.listener import Listener
 from twinline.gateway.reasons import why_left, why_refused
 from twinline.gateway.routing import Ask, Placement, Ticket, block_keys
-from twinline.gateway.segment import Claim, Segment, asked_of, resumed
+from twinline.gateway.segment import Claim, Segment, answered, asked_of, resumed
 from twinline.gateway.spoken import Spoken, said
 from twinline.gateway.transcript import Around, Transcript
 from twinline.lines.client import Call
 from twinline.lines.line import Line
 from twinline.lines.protocol import LineBroken, LineError, LineRefused, TextSource, TokenRequest
-from twinline.lines.wire import Delta, Usage
+from twinline.lines.wire import Delta
 
 if TYPE_CHECKING:
     from twinline.gateway.supply import Supply
@@ -39,14 +39,14 @@ REFUSALS = 8  # lines that may refuse before the client is told
 
 
 class Choice:
-    """A sink for its call. `journal`, `usage` and `segments` tell how far it came. `kept_to`: from the first it may be
+    """A sink for its call. `journal` and `segments` tell how far it came. `kept_to`: from the first it may be
     made by lines of this weights class only."""
 
     kept_to: str | None = None
     __slots__ = (
         "_call", "_deadline", "_finished", "_listener", "_moves", "_refusals", "_reported", "_supply", "_text",
         "_timer", "ask", "claim", "error", "excluded", "index", "leads", "over", "paused", "pinned", "plain",
-        "request", "segments", "ticket", "trace", "transcript", "usage", "waits_since", "weights_class",
+        "request", "segments", "ticket", "trace", "transcript", "waits_since", "weights_class",
     )  # fmt: skip
 
     def __init__(
@@ -83,7 +83,6 @@ class Choice:
         self.excluded: set[str] = set()  # lines that failed this choice
         self.segments: list[Segment] = []
         self.ticket: Ticket[Choice] | None = None
-        self.usage: Usage | None = None
         self.error: ApiError | None = None  # with which it ended
         self.trace: ChoiceTrace | None = None
         self.plain: tuple[Around, Callable[[bytes], None]] | None = None  # how its listener has text alone written
@@ -96,9 +95,9 @@ class Choice:
     @property
     def prompt_tokens(self) -> int:
         """As the line counts them where it has a template of its own, else ours."""
-        if self.usage is not None and self.segments[-1].line.text_only:
-            return self.usage.prompt_tokens
-        return len(self.request.prompt)
+        first = answered(self.segments)
+        usage = first.usage if first is not None and first.line.text_only else None
+        return (0 if usage is None else usage.prompt_tokens) or len(self.request.prompt)
 
     @property
     def completion_tokens(self) -> int:
@@ -107,7 +106,8 @@ class Choice:
 
     @property
     def cached_tokens(self) -> int | None:
-        return self.segments[0].cached if self.segments else None
+        first = answered(self.segments)
+        return None if first is None else first.cached
 
     @property
     def begun(self) -> bool:
@@ -209,7 +209,7 @@ class Choice:
     def delta(self, delta: Delta) -> None:
         segment = self.segments[-1]
         if delta.usage is not None and sane(delta.usage):
-            self.usage = delta.usage
+            segment.usage = delta.usage
             segment.cached = delta.usage.cached_tokens
         finish = delta.finish_reason
         if self._finished or not (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from twinline.gateway.routing import Ask, keys_after
-from twinline.gateway.segment import Segment, resumed
+from twinline.gateway.segment import Segment, answered, resumed
 from twinline.gateway.transcript import Transcript
 from twinline.lines.protocol import TokenRequest
 from twinline.lines.wire import Delta, Usage
@@ -27,7 +27,8 @@ def end_attempt(supply: Supply, choice: Choice, *, ok: bool, fault: bool) -> Non
     """Closes the choice's latest segment, and tells routing and the supply."""
     segment = choice.segments[-1]
     if segment.line.text_only:
-        made = choice.usage.completion_tokens if choice.usage is not None else segment.deltas
+        told = 0 if segment.usage is None else segment.usage.completion_tokens
+        made = told or (segment.deltas if choice.begun else 0)  # some engines count nothing, and say so
     else:
         made = len(choice.journal) - segment.tokens_before
     segment.close(made, prompt_of(choice, segment))
@@ -43,7 +44,7 @@ def end_attempt(supply: Supply, choice: Choice, *, ok: bool, fault: bool) -> Non
 
 def prompt_of(choice: Choice, segment: Segment) -> int:
     """Prompt tokens that count with it: it is the first that answered, and the choice the first of its prompt."""
-    if not choice.leads or segment is not next((part for part in choice.segments if part.last), None):
+    if not choice.leads or segment is not answered(choice.segments):
         return 0
     return choice.prompt_tokens
 

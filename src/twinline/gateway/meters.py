@@ -223,7 +223,7 @@ class ModelMeter:
         if segment.tokens or segment.prompt_tokens:
             meter.prompt_tokens(segment.prompt_tokens)
             meter.completion_tokens(segment.tokens)
-            meter.cached_tokens(segment.cached or 0)
+            meter.cached_tokens(min(segment.cached or 0, segment.prompt_tokens))
         if segment.cost:
             meter.cost(segment.cost)
         if segment.left:

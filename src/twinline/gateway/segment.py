@@ -14,6 +14,7 @@ import msgspec
 from twinline.gateway.routing import Ask, Placement, Station
 from twinline.lines.line import Line
 from twinline.lines.protocol import TokenRequest, VectorRequest
+from twinline.lines.wire import Usage
 
 HELD = frozenset({"grammar", "patterns", "tool_choice"})  # features of an answer that is held to a grammar
 
@@ -30,7 +31,7 @@ class Segment(msgspec.Struct, eq=False):
     """What one line did for the choice. `waste` are tokens prefilled again because the answer moved there.
 
     `queued` is how long the choice waited for its first line; `left` is why it left this one (`reasons.py`), empty
-    while it has not.
+    while it has not; `usage` is what the line itself counted.
     """
 
     line: Line
@@ -45,6 +46,7 @@ class Segment(msgspec.Struct, eq=False):
     prompt_tokens: int = 0  # of the prompt, where it counts
     tokens: int = 0
     cached: int | None = None
+    usage: Usage | None = None
     last: float = 0.0  # arrival of its latest token
     longest_gap: float = 0.0  # seconds between two arrivals
     deltas: int = 0
@@ -57,7 +59,14 @@ class Segment(msgspec.Struct, eq=False):
         """
         self.seconds = time.monotonic() - self.began
         self.tokens, self.prompt_tokens = made, prompt_tokens
+        if not self.last:  # it gave nothing: as far as anybody knows it did nothing
+            self.waste = 0
         self.cost = cost_of(self.placement.station, prompt_tokens, made, self.cached or 0)
+
+
+def answered(segments: Sequence[Segment]) -> Segment | None:
+    """The first that gave anything; the prompt counts there."""
+    return next((segment for segment in segments if segment.last), None)
 
 
 def cost_of(station: Station, prompt_tokens: int, output_tokens: int, cached_tokens: int = 0) -> float:

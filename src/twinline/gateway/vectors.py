@@ -56,7 +56,7 @@ class VectorChoice(Choice):
             self._fail(excess)
             return
         if delta.usage is not None and sane(delta.usage):
-            self.usage = delta.usage
+            self.segments[-1].usage = delta.usage
         self._listener.piece(self, VectorPiece(self.index, [], [], finish="stop", vectors=delta.vectors))
         self._finished = True
         self._first(self.segments[-1])
