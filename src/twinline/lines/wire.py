@@ -100,8 +100,8 @@ class Chunk(msgspec.Struct, gc=False):
 
 
 class EventLines:
-    """Cuts a byte stream into payloads: those of its `data:` lines (comments and other fields are dropped), or, without
-    `sse`, its lines."""
+    """Cuts a byte stream into payloads: those of its `data:` lines (comments, other fields and empty ones, which keep a
+    connection alive, are dropped), or, without `sse`, its lines."""
 
     __slots__ = ("_parts", "_sse", "pending")
 
@@ -114,7 +114,7 @@ class EventLines:
         if not self._parts and self._sse and data.startswith(b"data: ") and data.endswith(b"\n\n"):
             payloads = data[6:-2].split(b"\n\ndata: ")
             if data.count(b"\n") == 2 * len(payloads):  # whole events of one line each, as nearly always
-                return [payload.strip() for payload in payloads]
+                return [said for payload in payloads if (said := payload.strip())]
         head, *lines = data.split(b"\n")
         if not lines:
             self._parts.append(head)
@@ -128,7 +128,7 @@ class EventLines:
             self._parts.append(last)
         self.pending = len(last)
         if self._sse:
-            return [line[5:].strip() for line in (head, *lines) if line.startswith(b"data:")]
+            return [said for line in (head, *lines) if line.startswith(b"data:") and (said := line[5:].strip())]
         return [line for line in (head.strip(), *map(bytes.strip, lines)) if line]
 
 

@@ -14,7 +14,7 @@ from twinline.lines.drivers import driver
 from twinline.lines.drivers.openai import read_text
 from twinline.lines.protocol import LineBroken, TextSource
 from twinline.lines.spec import LineSpec
-from twinline.lines.wire import Usage
+from twinline.lines.wire import EventLines, Usage
 
 OPENAI, OLLAMA = driver("openai"), driver("ollama")
 REMOTE = LineSpec(name="a", model="chat", engine="openai", url="https://api.example.com/v1", upstream="big-model")
@@ -80,6 +80,67 @@ def test_usage_comes_in_every_form_that_remotes_have() -> None:
         delta = read_text(event(choices=[], usage=said_so))
         assert delta is not None and delta.usage == Usage(9, 4, cached)
     assert read_text(event(id="x", choices=[])) is None
+
+
+def test_what_is_null_or_empty_in_a_remotes_stream_says_nothing() -> None:
+    assert read_text(b"null") is None and read_text(event(choices=None)) is None
+    ended = read_text(event(choices=None, usage={"prompt_tokens": None, "completion_tokens": None}))
+    assert ended is not None and ended.usage == Usage(0, 0)
+    stream = b'data: \n\n: ping\n\ndata:\n\nevent: ping\r\ndata: {"choices":[{"delta":{"content":"so"}}]}\r\n\r\n'
+    assert [payload[:1] for payload in EventLines().feed(stream)] == [b"{"]
+    assert EventLines().feed(b"data: \n\n") == []
+
+
+def test_content_in_parts_is_text_and_reasoning() -> None:
+    """As Mistral's API gives that of models that think."""
+    thought = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm, "}, {"type": "text", "text": "so"}]}]
+    first = read_text(event(choices=[{"index": 0, "delta": {"content": thought}, "finish_reason": None}]))
+    assert first is not None and (first.reasoning, first.text) == ("hm, so", "")
+    both = [*thought, {"type": "text", "text": "It is"}, {"type": "reference", "reference_ids": [1]}]
+    second = read_text(event(choices=[{"index": 0, "delta": {"content": both}}]))
+    assert second is not None and (second.reasoning, second.text) == ("hm, so", "It is")
+    with pytest.raises(ValueError, match="no text"):
+        read_text(event(choices=[{"delta": {"content": [{"type": "text", "text": 5}]}}]))
+
+
+def called(index: int | None, name: str | None, arguments: object, call_id: str | None = None) -> dict[str, Any]:
+    call = {"index": index, "id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+    return call if index is not None else {key: value for key, value in call.items() if key != "index"}
+
+
+@pytest.mark.parametrize(
+    ("fragments", "expected"),
+    [
+        # OpenAI
+        ([called(0, "f", "", "a"), called(0, None, '{"x":'), called(0, None, "1}"), called(1, "g", "{}", "b")],
+         [(0, '{"x":1}'), (1, "{}")]),
+        # Gemini's, which calls all of them 0, or nothing
+        ([called(0, "f", '{"x":1}', "a"), called(0, "f", '{"x":2}', "b")], [(0, '{"x":1}'), (1, '{"x":2}')]),
+        ([called(None, "f", '{"x":1}', "a"), called(None, "f", '{"x":2}', "b")], [(0, '{"x":1}'), (1, '{"x":2}')]),
+        # an id anew with each fragment, or the same id and name
+        ([called(0, "f", "", "a"), called(0, None, "{", "b"), called(0, "", "}", "c")], [(0, "{}")]),
+        ([called(3, "f", "{", "a"), called(3, "f", "}", "a")], [(0, "{}")]),
+        # arguments as an object
+        ([called(0, "f", {"x": 1}, "a")], [(0, '{"x":1}')]),
+    ],
+)  # fmt: skip
+def test_each_of_a_remotes_tool_calls_has_its_own_number(
+    fragments: list[dict[str, Any]], expected: list[tuple[int, str]]
+) -> None:
+    read = OPENAI.dialect(REMOTE).reader(ask())
+    arguments: dict[int, str] = {}
+    for fragment in fragments:
+        delta = read(event(choices=[{"delta": {"tool_calls": [fragment]}}]))
+        assert delta is not None
+        for call in delta.tool_calls or ():
+            arguments[call["index"]] = arguments.get(call["index"], "") + call["function"]["arguments"]
+    assert list(arguments.items()) == expected
+
+
+@pytest.mark.parametrize("call", [{"index": [0], "function": {"name": "f"}}, {"index": 0, "function": "f"}])
+def test_what_is_no_tool_call_breaks_the_answer(call: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="tool call"):
+        OPENAI.dialect(REMOTE).reader(ask())(event(choices=[{"delta": {"tool_calls": [call]}}]))
 
 
 @pytest.mark.parametrize(
@@ -299,3 +360,12 @@ def test_ollamas_command_line_is_its_environment() -> None:
     assert (command.env["OLLAMA_CONTEXT_LENGTH"], command.env["OLLAMA_NUM_PARALLEL"]) == ("99", "2")
     with pytest.raises(ValueError, match="no option 'num_gpu'"):
         OLLAMA.check(local(num_gpu=1))
+
+
+def test_ollamas_counts_and_calls_may_be_missing() -> None:
+    read = OLLAMA.dialect(LOCAL).reader(ask())
+    call = {"function": {"name": "now", "arguments": None}}
+    first = read(event(message={"content": "", "tool_calls": [call]}, done=False))
+    assert first is not None and first.tool_calls and first.tool_calls[0]["function"]["arguments"] == "{}"
+    last = read(event(done=True, done_reason="stop", prompt_eval_count=9, prompt_eval_cached_count=8, eval_count=2))
+    assert last is not None and last.usage == Usage(9, 2, 8)

@@ -33,7 +33,7 @@ _encode = msgspec.json.Encoder().encode
 class _Function(msgspec.Struct):
     name: str = ""
     index: int | None = None
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] | None = None
 
 
 class _ToolCall(msgspec.Struct):
@@ -54,6 +54,7 @@ class _Line(msgspec.Struct):
     done: bool = False
     done_reason: str | None = None
     prompt_eval_count: int = 0
+    prompt_eval_cached_count: int | None = None  # of newer versions: how many of them it had
     eval_count: int = 0
     error: str | None = None
 
@@ -82,7 +83,7 @@ class Answer:
         finish = "tool_calls" if self._calls and line.done_reason == "stop" else line.done_reason
         return Delta(
             finish_reason=finish,
-            usage=Usage(line.prompt_eval_count, line.eval_count),
+            usage=Usage(line.prompt_eval_count, line.eval_count, line.prompt_eval_cached_count),
             text=message.content,
             reasoning=message.thinking,
             tool_calls=calls or None,
@@ -91,7 +92,7 @@ class Answer:
     def _call(self, call: _ToolCall) -> dict[str, Any]:
         index = self._calls
         self._calls += 1
-        arguments = _encode(call.function.arguments).decode()
+        arguments = _encode(call.function.arguments or {}).decode()
         return {
             "index": index,
             "id": call.id or f"call_{index}",

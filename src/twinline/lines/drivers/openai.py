@@ -51,7 +51,7 @@ class _Failure(msgspec.Struct):
 
 
 class _Words(msgspec.Struct):
-    content: str | None = None
+    content: str | list[dict[str, Any]] | None = None  # a list: Mistral's API, of a model that thinks
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
@@ -68,24 +68,24 @@ class _Cached(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
+    prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: _Cached | None = None
     prompt_cache_hit_tokens: int | None = None  # DeepSeek's API
 
 
 class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
+    choices: list[_Choice] | None = None
     usage: _Usage | None = None
     error: _Failure | str | None = None
 
 
-_decode = msgspec.json.Decoder(_Chunk).decode
+_decode = msgspec.json.Decoder(_Chunk | None).decode
 
 
 def read_text(payload: bytes) -> Delta | None:
     """One chunk of `/v1/chat/completions` or `/v1/completions`. Raises LineBroken for an error inside the stream."""
-    chunk = _decode(payload)
+    chunk = _decode(payload) or _Chunk()
     if chunk.error is not None:
         failure = chunk.error if isinstance(chunk.error, _Failure) else _Failure(chunk.error)
         raise LineBroken(
@@ -95,18 +95,57 @@ def read_text(payload: bytes) -> Delta | None:
     if chunk.usage is not None:
         details = chunk.usage.prompt_tokens_details
         cached = chunk.usage.prompt_cache_hit_tokens if details is None else details.cached_tokens
-        usage = Usage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens or 0, cached)
+        usage = Usage(chunk.usage.prompt_tokens or 0, chunk.usage.completion_tokens or 0, cached)
     if not chunk.choices:
         return None if usage is None else Delta(usage=usage)
     choice = chunk.choices[0]
     words = choice.delta or _Words()
+    content, thought = (words.content or "", "") if not isinstance(words.content, list) else _parts(words.content)
     return Delta(
         finish_reason=choice.finish_reason or None,
         usage=usage,
-        text=(words.content if choice.text is None else choice.text) or "",
-        reasoning=words.reasoning_content or words.reasoning or "",
+        text=content if choice.text is None else choice.text,
+        reasoning=words.reasoning_content or words.reasoning or thought,
         tool_calls=words.tool_calls or None,
     )
+
+
+def _parts(content: list[dict[str, Any]]) -> tuple[str, str]:
+    """Content and reasoning of a message in parts. Raises ValueError for a text that is none."""
+    texts = [part.get("text") or "" for part in content if part.get("type") == "text"]
+    thoughts = [part.get("thinking") or "" for part in content if part.get("type") == "thinking"]
+    said = [_parts(thought)[0] if isinstance(thought, list) else thought for thought in thoughts]
+    if not all(isinstance(text, str) for text in (*texts, *said)):
+        raise ValueError("a part of its content is no text")
+    return "".join(texts), "".join(said)
+
+
+class Answer:
+    """`read_text` of one answer, whose tool calls each have a number of their own: Gemini's API gives all of them 0, or
+    none. A call's further fragments may have its id, another (vLLM before 2025) or none; they have no name."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[object, int] = {}  # by what the remote calls it
+        self._ids: list[str] = []
+
+    def __call__(self, payload: bytes) -> Delta | None:
+        delta = read_text(payload)
+        if delta is None or not delta.tool_calls:
+            return delta
+        return msgspec.structs.replace(delta, tool_calls=[self._numbered(call) for call in delta.tool_calls])
+
+    def _numbered(self, call: dict[str, Any]) -> dict[str, Any]:
+        """Raises ValueError for what is no call."""
+        given, named, function = call.get("index"), str(call.get("id") or ""), call.get("function") or {}
+        if not isinstance(given, int | None) or not isinstance(function, dict):
+            raise ValueError("a tool call of another shape than OpenAI's")
+        number = self._numbers.get(given)
+        if number is None or (named and function.get("name") and named != self._ids[number]):
+            number = self._numbers[given] = len(self._ids)
+            self._ids.append(named)
+        if isinstance(function.get("arguments"), dict):
+            call = {**call, "function": {**function, "arguments": _encode(function["arguments"]).decode()}}
+        return call if given == number else {**call, "index": number}
 
 
 def going_on(body: dict[str, Any], shown: str, added: Mapping[str, Any]) -> None:
@@ -158,7 +197,7 @@ class TextDialect:
         return f"{self._base}/{'chat/' if text.chat else ''}completions", _encode(body)
 
     def reader(self, request: TokenRequest) -> Reader:
-        return read_text
+        return Answer()
 
     def carries(self, request: TokenRequest) -> str | None:
         return NO_CONTINUATION if self._continuation is None else None
