@@ -11,6 +11,7 @@ from contextlib import aclosing
 import pytest
 import uvloop
 
+from twinline.gateway.faults import is_fault
 from twinline.lines import http
 from twinline.lines.client import LineClient
 from twinline.lines.protocol import LineBroken, LineError, LineRefused, TokenRequest
@@ -340,3 +341,84 @@ def test_cancelling_closes_the_connection_and_only_that() -> None:
         assert peer.connections == 2
 
     run(hangs, test)
+
+
+def test_a_connection_that_lay_idle_for_long_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands between may have forgotten it, and then nothing that is sent there comes back."""
+
+    async def test(peer: Peer, client: LineClient) -> None:
+        monkeypatch.setattr(http, "IDLE_SECONDS", 60.0)
+        for _ in range(2):
+            assert await tokens(client) == [1, 2]
+        assert peer.connections == 1
+        monkeypatch.setattr(http, "IDLE_SECONDS", 0.0)
+        assert await tokens(client) == [1, 2]
+        assert peer.connections == 2 and len(client.pool._idle) == 1
+
+    run(well, test)
+
+
+def test_what_comes_before_the_answer_is_passed_over() -> None:
+    async def hinted(writer: asyncio.StreamWriter, connection: int, number: int) -> bool:
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.01)
+        writer.write(HEAD + WHOLE + END)
+        return True
+
+    async def test(peer: Peer, client: LineClient) -> None:
+        for _ in range(2):
+            assert await tokens(client) == [1, 2]
+        assert (await client.ask("GET", "/health"))[0] == 200
+        assert peer.connections == 1
+
+    run(hinted, test)
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "status", "words", "code"),
+    [
+        (b"200 OK", b'{"error": {"message": "no credit", "code": 402}}', 402, "no credit", "402"),
+        (b"200 OK", b' {"error": {"message": "busy", "code": "busy"}}', 502, "busy", "busy"),
+        (b"200 OK", b'{"object": "chat.completion", "choices": []}', 502, "it answered with something", None),
+        (b"404 X", b'{"error": "model not found, try pulling it"}', 404, "model not found, try pulling it", None),
+        (b"400 X", b'{"object": "error", "message": "too long", "code": 400, "param": null}', 400, "too long", "400"),
+        (b"403 X", b'{"detail": "Not authenticated"}', 403, "Not authenticated", None),
+        (b"502 X", b"<html><head><title>502 Bad Gateway</title></head></html>", 502,
+         "status 502, with a page: 502 Bad Gateway", None),
+        (b"301 X", b"<!doctype html>moved", 301, "status 301, with a page", None),
+        (b"500 X", b'{"error": {"message": 5, "code": [1]}, "detail": [2]}', 500, '{"error": {"message": 5', None),
+    ],
+)  # fmt: skip
+def test_refusals_of_every_shape_are_read(head: bytes, body: bytes, status: int, words: str, code: str | None) -> None:
+    async def refuses(writer: asyncio.StreamWriter, connection: int, number: int) -> bool:
+        writer.write(b"HTTP/1.1 %b\r\ncontent-length: %d\r\n\r\n%b" % (head, len(body), body))
+        return True
+
+    async def test(peer: Peer, client: LineClient) -> None:
+        with pytest.raises(LineRefused) as refused:
+            await tokens(client)
+        assert (refused.value.status, refused.value.code) == (status, code)
+        assert refused.value.message.startswith(words) and is_fault(refused.value) is (status not in (400, 403))
+
+    run(refuses, test)
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [("http://[::1]:8001", b"[::1]:8001"), ("https://host/v1", b"host"), ("http://host:443", b"host:443"),
+     ("http://host", b"host")],
+)  # fmt: skip
+def test_a_request_names_its_host_as_http_wants_it_and_who_asks(url: str, named: bytes) -> None:
+    head = LineClient(url).pool.request("GET", "/health")
+    assert b"\r\nhost: %b\r\n" % named in head and b"\r\nuser-agent: twinline/" in head
+
+
+def test_a_host_that_can_be_none_is_unreachable() -> None:
+    async def asked() -> None:
+        with pytest.raises(LineRefused) as refused:
+            await tokens(LineClient("http://a..b:1"))
+        assert refused.value.code == "line_unreachable"
+
+    for runner in (asyncio.run, uvloop.run):
+        runner(asyncio.wait_for(asked(), 5))

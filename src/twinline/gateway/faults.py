@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 def is_fault(error: LineError) -> bool:
     """Whether an error is the line's own doing: not a refusal of this request, a full queue, or a deadline."""
     if isinstance(error, LineRefused):
-        return error.status >= 500 or error.status in OURS
+        return not 400 <= error.status < 500 or error.status in OURS
     return not (isinstance(error, LineBroken) and (error.code in NOBODYS or of_request(error)))
 
 

@@ -63,7 +63,7 @@ class Call:
 
     __slots__ = (
         "_alone", "_bytes", "_client", "_connection", "_deadline", "_events", "_finish_timer", "_finished", "_headers",
-        "_longest", "_over", "_paused", "_plain_events", "_reader", "_refused", "_sink", "_status", "_task",
+        "_longest", "_opens", "_over", "_paused", "_plain_events", "_reader", "_refused", "_sink", "_status", "_task",
         "_usage_after", "last", "plain", "started", "tokens",
     )  # fmt: skip
 
@@ -91,6 +91,7 @@ class Call:
         self._status = 0
         self._headers: dict[bytes, bytes] = {}
         self._refused: list[bytes] | None = None
+        self._opens = client.dialect.framing == "sse"  # its first bytes tell whether it is events
         self._finished = self._over = self._paused = False
         self.started = self.last = time.monotonic()
         self.tokens = 0
@@ -184,6 +185,11 @@ class Call:
     def data(self, data: bytes) -> None:
         if self._over:
             return
+        if self._opens:
+            self._opens = False
+            if self._refused is None and data.lstrip().startswith(b"{"):
+                self._refused = []  # an object where events should be: nearly always an error
+                self.plain = self._plain_events = False
         if self._refused is not None:
             self._refused.append(data)
             if sum(map(len, self._refused)) > LONGEST_REFUSAL_BYTES:

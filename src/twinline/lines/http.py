@@ -10,16 +10,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
 
+from twinline import __version__
 from twinline.lines.turn import Outlet, Turn
 
 CONNECT_SECONDS = 5.0
 LEFT_SECONDS = 2.0  # how long the end of a body may take that nobody waits for
 MOST_IDLE = 256  # connections that a pool keeps
+IDLE_SECONDS = 60.0  # and how long: what forwards them may forget one in minutes, and then drops all without a word
 LONGEST_HEAD_BYTES = 256 << 10  # of an answer
 MOST_HEADERS = 1000  # of an answer, its trailers among them
 LAST_CHUNK = b"0\r\n\r\n"
@@ -64,8 +67,16 @@ class Target:
     def __str__(self) -> str:
         if self.unix:
             return f"unix://{self.unix}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"  # some keep a secret in the path
+        return f"{'https' if self.tls else 'http'}://{self._host}:{self.port}"  # some keep a secret in the path
+
+    @property
+    def _host(self) -> str:
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
+    def authority(self) -> str:
+        """As HTTP's host header has it: some servers compare it with their name, which has no usual port."""
+        return self._host if self.port == (443 if self.tls else 80) else f"{self._host}:{self.port}"
 
     @classmethod
     def shown(cls, url: str) -> str:
@@ -132,7 +143,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_answer", "_between", "_body", "_chunk_over", "_closed", "_complete", "_head_bytes", "_headed", "_headers",
-        "_keep", "_parser", "_paused", "_pool", "_timer", "_transport", "served",
+        "_keep", "_parser", "_paused", "_pool", "_timer", "_transport", "idle_since", "served",
     )  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
@@ -152,6 +163,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._closed = False
         self.served = 0  # answers that ended well
+        self.idle_since = 0.0  # monotonic seconds, where it lies in its pool
 
     # What the caller does.
 
@@ -296,6 +308,8 @@ class Connection(asyncio.Protocol):
         self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
+        if self._parser.get_status_code() < 200:
+            return  # such as 100 or 103: the answer is still to come
         self._headed = True
         self._chunk_over = self._headers.get(b"transfer-encoding") == b"chunked"
         if self._answer is not None:
@@ -311,6 +325,9 @@ class Connection(asyncio.Protocol):
         self._chunk_over = True
 
     def on_message_complete(self) -> None:
+        if not self._headed:
+            self._headers = {}
+            return
         self._complete = True
         self._chunk_over = False
         self._keep = self._parser.should_keep_alive()  # it forgets with the end of the message
@@ -321,7 +338,8 @@ class Pool:
 
     def __init__(self, target: Target, headers: Mapping[str, str] | None = None) -> None:
         self.target = target
-        lines = [f"host: {target.host}:{target.port}"] + [f"{name}: {value}" for name, value in (headers or {}).items()]
+        plain = {"host": target.authority, "user-agent": f"twinline/{__version__}", "accept-encoding": "identity"}
+        lines = [f"{name}: {value}" for name, value in (plain | dict(headers or {})).items()]
         if any("\r" in line or "\n" in line for line in lines):
             raise ValueError("a header must be one line")
         self._head = ("\r\n".join(lines) + "\r\n").encode("latin-1")
@@ -337,7 +355,12 @@ class Pool:
 
     def idle(self) -> Connection | None:
         """One that is open and free, or None. The one used last is taken first, so that the others can be closed."""
-        return self._idle.pop() if self._idle else None
+        while self._idle:
+            connection = self._idle.pop()
+            if monotonic() - connection.idle_since < IDLE_SECONDS:
+                return connection
+            connection.close()
+        return None
 
     async def connect(self) -> Connection:
         """A fresh connection. Raises ConnectionBroken when nobody answers within `CONNECT_SECONDS`."""
@@ -353,12 +376,13 @@ class Pool:
                     )
         except TimeoutError:
             raise ConnectionBroken(f"no connection to {target} within {CONNECT_SECONDS:g} s") from None
-        except OSError as error:
-            raise ConnectionBroken(f"cannot connect to {target}: {error.strerror or error}") from error
+        except (OSError, UnicodeError) as error:  # the latter of a name that can be none, as by an empty label
+            raise ConnectionBroken(f"cannot connect to {target}: {getattr(error, 'strerror', '') or error}") from error
         return made
 
     def keep(self, connection: Connection) -> None:
         if len(self._idle) < MOST_IDLE:
+            connection.idle_since = monotonic()
             self._idle.append(connection)
         else:
             connection.close()
