@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 from random import Random
 
@@ -225,3 +227,20 @@ def test_memory_is_bounded_by_what_waits(clock: Clock) -> None:
     assert group is None or len(group.backlogs) < 500
     assert len(queue._arrivals) < 100
     assert all(len(b.tickets) < 100 for c in queue._classes.values() for b in c.backlogs.values())
+
+
+def test_what_has_left_is_not_kept_alive(clock: Clock) -> None:
+    class Item: ...
+
+    queue: FairQueue[Item] = FairQueue(clock)
+    kept = []
+    for key in ("alice", "bob"):
+        items = [Item() for _ in range(4)]
+        tickets = [queue.put(item, key) for item in items]
+        kept += [weakref.ref(item) for item in items]
+        assert isinstance(tickets[1], Ticket) and queue.remove(tickets[1])
+        del items, tickets
+    while queue.pop() is not None:
+        pass
+    gc.collect()
+    assert not any(item() for item in kept)

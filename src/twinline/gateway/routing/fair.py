@@ -210,16 +210,17 @@ class FairQueue(Generic[Item]):
                 del group.backlogs[name]
 
     def _gone(self, ticket: Ticket[Item]) -> None:
-        """Out of all counts. Its places in the lists are cleared when they are looked at, or when most are so."""
+        """Out of all counts. Its places in the lists are cleared when they are looked at, or when most or all are so:
+        nothing is kept alive by a queue that nobody looks at."""
         ticket.waits = False
         backlog = self._classes[ticket.priority].backlogs[ticket.key]
         backlog.tokens -= ticket.tokens
         backlog.waiting -= 1
         self._waiting -= 1
         self.tokens = self.tokens - ticket.tokens if self._waiting else 0.0
-        if len(backlog.tickets) > 2 * backlog.waiting + 16:
+        if not backlog.waiting or len(backlog.tickets) > 2 * backlog.waiting + 16:
             backlog.tickets = deque(t for t in backlog.tickets if t.waits)
-        if len(self._arrivals) > 2 * self._waiting + 16:
+        if not self._waiting or len(self._arrivals) > 2 * self._waiting + 16:
             self._arrivals = deque(t for t in self._arrivals if t.waits)
 
     @staticmethod
