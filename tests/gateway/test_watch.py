@@ -381,3 +381,38 @@ async def test_a_stopped_engine_is_found_dead_and_lives_again(tiny_folder: Path,
             await until(lambda: at.closed("a"))
         for name in ("a", "b"):
             supply.remove(name)
+
+
+@looped
+async def test_a_line_that_tells_nothing_of_its_work_is_given_more_time(tokenizer: Tokenizer) -> None:
+    """A remote may think for minutes before its first word."""
+    patience = Patience(tick=0.02, quiet=0.1, longest=0.1, stream=NEVER, first=0.3, ask=1, idle=0.5, blind=1.5)
+    async with place(tokenizer, 1, patience=patience) as at:
+        at.doubles[0].health = lambda: {"status": "ok"}
+        at.doubles[0].script = lambda request: Script(TOKENS, hold=going)
+        going = asyncio.Event()
+        choice, heard = at.ask("a")
+        await asyncio.sleep(1.0)
+        assert len(choice.segments) == 1 and not heard.done.is_set()
+        going.set()
+        await heard.done.wait()
+        assert heard.tokens == TOKENS and at.closed("a")
+        at.doubles[0].script = lambda request: Script(TOKENS, fault="hang")
+        _, heard = at.ask("a")
+        await heard.done.wait()
+        assert "computed nothing" in at.supply.circuits["a"].reason
+
+
+@looped
+async def test_a_request_over_which_every_line_is_silent_is_waited_for_longer_each_time(tokenizer: Tokenizer) -> None:
+    async with place(tokenizer, patience=Patience(tick=0.02, quiet=0.1, longest=0.1, first=0.2, ask=1)) as at:
+        for double in at.doubles:
+            double.script = lambda request: Script(TOKENS, delay=0.0, hold=asyncio.Event())
+        steps = count()
+        for double in at.doubles:
+            double.health = lambda: {"status": "ok", "steps": next(steps)}
+        choice, _ = at.ask("a")
+        await until(lambda: len(choice.segments) == 3)
+        first, second, _ = choice.segments
+        assert second.seconds > 3 * first.seconds
+        choice.abort()

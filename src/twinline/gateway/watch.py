@@ -32,8 +32,10 @@ class Patience:
     """Seconds of silence. `quiet` is the least after which a line is asked whether it still computes; lines with slow
     steps get 20 of their 99th-percentile gaps, up to `longest`. `stream` is how much longer one stream may be silent
     while others of its line are not, in those units; `first` is for the first token, beside what was predicted. `ask`
-    bounds the question. `idle`: a line that answers it but computes nothing for so long is dead all the same; `slowest`
-    is how many tokens a second an engine that cannot be seen computing vectors may take beside that.
+    bounds the question. `idle`: a line that answers it but computes nothing for so long is dead all the same; `blind` is
+    the same of one that tells nothing of what it computes: remotes think for minutes without a word, and Ollama reads
+    a model from disk. `slowest` is how many tokens a second an engine that cannot be seen computing vectors may take
+    beside that.
     """
 
     tick: float = 0.25
@@ -43,6 +45,7 @@ class Patience:
     first: float = 30.0
     ask: float = 2.0
     idle: float = 60.0
+    blind: float = 600.0
     slowest: float = 20.0
     probe: float = 30.0
 
@@ -145,9 +148,11 @@ class Watch:
                 self._break(line, call, silence)
 
     def _first(self, choice: Choice) -> float:
-        """How long its first token may take; what was predicted counts, but not without bound: a hang spoils it."""
+        """How long its first token may take; what was predicted counts, but not without bound: a hang spoils it. Four
+        times as long where another line was silent over it, too: then it is the request that takes so long."""
         first = self._patience.first
-        return first + min(5 * choice.segments[-1].placement.ttft, 10 * first)
+        silent = sum(segment.left == "stalled" for segment in choice.segments)
+        return (first + min(5 * choice.segments[-1].placement.ttft, 10 * first)) * 4**silent
 
     def _unseen(self, line: Line) -> float:
         """Seconds that the vectors under way may take of an engine which shows nothing before a whole share is there:
@@ -182,7 +187,9 @@ class Watch:
         now = time.monotonic()
         if progress is not None and progress != seen.progress:
             seen.progress, seen.moved = progress, now
-        elif now - seen.moved > self._patience.idle + self._unseen(line) and line.calls:
+            return
+        limit = self._patience.blind if progress is None else self._patience.idle
+        if now - seen.moved > limit + self._unseen(line) and line.calls:
             self._dead(line, f"it answers, but computed nothing for {now - seen.moved:.0f} s")
 
     async def _progress(self, line: Line) -> float | None:
