@@ -16,6 +16,7 @@ from tests.lines.text_double import TextDouble, Words
 
 from twinline.gateway.order import text_source
 from twinline.gateway.supply import Bounds
+from twinline.lines.line import Line, VerificationFailed
 from twinline.lines.spec import LineSpec
 from twinline.lines.state import LineState
 
@@ -283,3 +284,28 @@ def test_a_prompt_counts_once_where_another_remote_goes_on(tiny_folder: Path) ->
         assert found[-2]["usage"]["prompt_tokens"] < 20 and found[-2]["usage"]["completion_tokens"] == 3
 
     run(tiny_folder, [remote(name, options={"continuation": "prefill"}) for name in ("far", "near")], test)
+
+
+@pytest.mark.parametrize("lacks", [None, "max_tokens", "temperature", "messages"])
+def test_a_remote_that_refuses_limits_is_tested_without(lacks: str | None) -> None:
+    """OpenAI's models that reason take no `max_tokens`, and no temperature but theirs."""
+
+    async def main() -> list[str]:
+        double = TextDouble(Words(lacks=lacks))
+        spec = remote("far", url=await double.start())
+        line = Line("far", spec)
+        try:
+            if lacks == "messages":
+                with pytest.raises(VerificationFailed, match="Unsupported parameter"):
+                    await line.verify()
+            else:
+                await line.verify()
+        finally:
+            await double.stop()
+        assert line.state is (LineState.QUARANTINED if lacks == "messages" else LineState.SERVING)
+        return [" ".join(sorted(asked)) for _, asked in double.requests]
+
+    asked = uvloop.run(main())
+    bare = "messages model stream stream_options"
+    limited = f"max_tokens {bare} temperature"
+    assert asked == ([limited] if lacks is None else [limited, bare])

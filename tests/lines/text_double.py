@@ -20,6 +20,7 @@ class Words:
     finish: str = "stop"
     delay: float = 0.0
     usage: dict[str, int] | None = None
+    lacks: str | None = None  # a field that it refuses
 
 
 class TextDouble:
@@ -49,6 +50,10 @@ class TextDouble:
 
     async def _answer(self, writer: asyncio.StreamWriter, path: str) -> None:
         words = self.words
+        if words.lacks in self.requests[-1][1]:
+            body = b'{"error": {"message": "Unsupported parameter", "code": "unsupported_parameter"}}'
+            writer.write(b"HTTP/1.1 400 X\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+            return
         if words.status != 200:
             body = json.dumps({"error": {"message": "the remote is not well", "code": "overloaded"}}).encode()
             writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%b" % (words.status, len(body), body))

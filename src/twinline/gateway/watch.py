@@ -32,10 +32,10 @@ class Patience:
     """Seconds of silence. `quiet` is the least after which a line is asked whether it still computes; lines with slow
     steps get 20 of their 99th-percentile gaps, up to `longest`. `stream` is how much longer one stream may be silent
     while others of its line are not, in those units; `first` is for the first token, beside what was predicted. `ask`
-    bounds the question. `idle`: a line that answers it but computes nothing for so long is dead all the same; `blind` is
-    the same of one that tells nothing of what it computes: remotes think for minutes without a word, and Ollama reads
-    a model from disk. `slowest` is how many tokens a second an engine that cannot be seen computing vectors may take
-    beside that.
+    bounds the question. `idle`: a line that answers it but computes nothing for so long is dead all the same; `blind`
+    is the same of one that tells nothing of what it computes: remotes think for minutes without a word, and Ollama
+    reads a model from disk. `slowest` is how many tokens a second an engine that cannot be seen computing vectors may
+    take beside that.
     """
 
     tick: float = 0.25
