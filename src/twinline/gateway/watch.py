@@ -151,8 +151,9 @@ class Watch:
         """How long its first token may take; what was predicted counts, but not without bound: a hang spoils it. Four
         times as long where another line was silent over it, too: then it is the request that takes so long."""
         first = self._patience.first
+        least = first + min(5 * choice.segments[-1].placement.ttft, 10 * first)
         silent = sum(segment.left == "stalled" for segment in choice.segments)
-        return (first + min(5 * choice.segments[-1].placement.ttft, 10 * first)) * 4**silent
+        return max(least, min(least * 4**silent, self._patience.blind))
 
     def _unseen(self, line: Line) -> float:
         """Seconds that the vectors under way may take of an engine which shows nothing before a whole share is there:
