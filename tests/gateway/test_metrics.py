@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 from tests.gateway.harness import MODEL, SPEC, Gateway, served
+from tests.gateway.several import Several, run
 from tests.lines.line_double import Script
 
 from twinline.gateway.meters import Meters
@@ -88,3 +89,26 @@ def test_simulated_lines_are_told_from_others(tiny_folder: Path) -> None:
             ("soft", "native", "cpu", "true"),
         )
     }
+
+
+def test_an_answer_moves_to_the_line_that_goes_on_and_not_by_way_of_one_that_refuses(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        tokens = made.says("It is easy. </think>", "c")
+        made.doubles["a"].script = lambda request: Script(tokens, fault="reset", fault_after=4)
+        made.doubles["b"].script = lambda request: Script(fault="refuse", status=503)
+        assert (await made.chat()).status_code == 200 and made.asked("b")
+        text = (await made.client.get("/metrics")).text
+        told = [
+            line for line in text.splitlines() if line.startswith("twinline_gateway_moves") and line.endswith(" 1.0")
+        ]
+        assert told == [
+            'twinline_gateway_moves_total{line="c",model="tiny-r1"} 1.0',
+            'twinline_gateway_moves_from_total{line="a",model="tiny-r1",reason="broken"} 1.0',
+        ]
+        assert not [
+            line
+            for line in text.splitlines()
+            if "refilled_tokens_total{" in line and 'line="b"' in line and not line.endswith(" 0.0")
+        ]
+
+    run(tiny_folder, ["a", "b", "c"], test)

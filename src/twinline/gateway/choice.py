@@ -155,9 +155,8 @@ class Choice:
         if self.over:
             placement.end(ok=False)
             return
-        goes_on = self.begun
         now = time.monotonic()
-        waste = self.ask.prompt_tokens if goes_on else 0
+        waste = self.ask.prompt_tokens if self.begun else 0
         queued = now - self.waits_since if self.waits_since and not self.segments else 0.0
         self.segments.append(Segment(line, placement, now, len(self.journal), waste, queued))
         if self.trace is not None:
@@ -174,8 +173,6 @@ class Choice:
         line.calls[self._call] = self
         if self.paused:
             self._call.pause()
-        if goes_on:
-            self._supply.meter.moved(line.name, self.segments[-2])
 
     def refused(self, error: ApiError) -> None:
         """No line takes it."""
@@ -237,6 +234,9 @@ class Choice:
 
     def _first(self, segment: Segment) -> None:
         segment.placement.first_token()
+        if self.begun:  # it went on here, after the last that gave anything
+            before = answered(self.segments[-2::-1])
+            self._supply.meter.moved(segment.line.name, before or segment)
         self.weights_class = segment.line.spec.weights_class
         self._supply.first_token(self, segment)
 

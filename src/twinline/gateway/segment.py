@@ -65,7 +65,7 @@ class Segment(msgspec.Struct, eq=False):
 
 
 def answered(segments: Sequence[Segment]) -> Segment | None:
-    """The first that gave anything; the prompt counts there."""
+    """The first that gave anything; of all segments of a choice, the one where its prompt counts."""
     return next((segment for segment in segments if segment.last), None)
 
 
