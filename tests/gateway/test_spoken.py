@@ -47,6 +47,13 @@ def test_reasoning_alone_or_a_tool_call_cannot_be_continued() -> None:
     assert not spoken.resumable
 
 
+def test_white_space_before_a_tool_call_does_not_come_after_it() -> None:
+    spoken = Spoken()
+    assert spoken.push(Delta(text="So.")) == [("content", "So.")] and spoken.push(Delta(text="\n\n")) == []
+    assert spoken.push(Delta(tool_calls=[{"index": 0}])) == [("content", "\n\n")]
+    assert spoken.push(Delta(finish_reason="tool_calls")) == []
+
+
 class Remote:
     """An OpenAI endpoint that goes on after an assistant's last message, and breaks off an answer of its own."""
 

@@ -51,7 +51,7 @@ class Spoken:
         if delta.reasoning:
             parts.append(("reasoning", delta.reasoning))
         text = self._held + delta.text
-        kept = text if delta.finish_reason is not None else text.rstrip()
+        kept = text if delta.finish_reason is not None or self.called else text.rstrip()  # none goes on after a call
         self._held = text[len(kept) :]
         if kept:
             parts.append(("content", kept))
