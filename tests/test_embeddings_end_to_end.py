@@ -85,7 +85,7 @@ def test_hundreds_in_one_request(client: openai.OpenAI, of: embedders.Embedder) 
 
 
 def test_what_is_wrong_is_the_clients_error(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="takes texts of 512 tokens at most, but input\\[0\\] has 901"):
+    with pytest.raises(openai.BadRequestError, match="context length is 512 tokens, but input\\[0\\] has 901"):
         client.embeddings.create(model=MODEL, input="x" * 900)
     with pytest.raises(openai.BadRequestError, match="input is empty"):
         client.embeddings.create(model=MODEL, input="")

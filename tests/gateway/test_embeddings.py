@@ -146,7 +146,7 @@ def test_a_text_of_the_whole_context_and_one_that_is_longer(tiny_folder: Path) -
         (vector,) = await at.vectors([5] * 64)
         assert vector[1] == 64
         told = await at.refused(400, "input", [[5], [5] * 67])
-        assert told == "This model takes texts of 64 tokens at most, but input[1] has 67; shorten it by 3."
+        assert told == "This model's maximum context length is 64 tokens, but input[1] has 67; shorten it by 3."
 
     run(tiny_folder, test, line(context=64))
 

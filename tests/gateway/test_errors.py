@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from typing import Any
@@ -170,8 +171,26 @@ def test_too_long_for_the_context(door: Gateway) -> None:
     error = error_of(door.chat(max_tokens=MAX_MODEL_LEN), 400)
     assert error["code"] == "context_length_exceeded"
     prompt = len(door.tokenizer.encode("<｜begin▁of▁sentence｜><｜User｜>hi<｜Assistant｜><think>\n", special=False))
+    assert error["message"].startswith(f"This model's maximum context length is {MAX_MODEL_LEN} tokens, but ")
     assert f"lower max_tokens to {MAX_MODEL_LEN - prompt}" in error["message"]
     assert door.chat(max_tokens=MAX_MODEL_LEN - prompt).status_code == 200
+
+
+def test_too_long_in_words_that_clients_read(door: Gateway) -> None:
+    """By these words and numbers Claude Code asks for less or shortens the conversation, and LiteLLM and LangChain tell
+    it from other errors."""
+
+    def told(text: str) -> str:
+        body = {"model": MODEL, "max_tokens": MAX_MODEL_LEN, "messages": [{"role": "user", "content": text}]}
+        response = door.client.post("/v1/messages", json=body)
+        assert response.status_code == 400
+        return str(response.json()["error"]["message"])
+
+    found = re.search(r"input length and `max_tokens` exceed context limit: (\d+) \+ (\d+) > (\d+)", told("hi"))
+    assert found is not None and [int(number) for number in found.groups()][1:] == [MAX_MODEL_LEN] * 2
+    found = re.search(r"prompt is too long: (\d+) tokens > (\d+) maximum", told("a " * MAX_MODEL_LEN))
+    assert found is not None and int(found[1]) > int(found[2]) == MAX_MODEL_LEN - 1
+    assert "prompt is too long" in told("a " * 200_000)
 
 
 def test_a_bad_timeout_header(door: Gateway) -> None:

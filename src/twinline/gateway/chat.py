@@ -25,7 +25,7 @@ from twinline.gateway.api_types import (
 from twinline.gateway.aside import made
 from twinline.gateway.choice import Choice
 from twinline.gateway.door import Door, Target
-from twinline.gateway.errors import ApiError, bad_request
+from twinline.gateway.errors import ApiError, bad_request, over_context
 from twinline.gateway.exchange import Exchange
 from twinline.gateway.forms import Asked, Form, decoder_of, has_form
 from twinline.gateway.logprobs import chat_logprobs, checked, prompt_logprobs
@@ -306,11 +306,8 @@ def check(request: ChatRequest, served: ServedModel) -> None:
         },
     )
     if len(request.messages) > served.max_model_len:
-        raise bad_request(
-            f"{len(request.messages)} messages do not fit this model's context of {served.max_model_len} tokens.",
-            "messages",
-            "context_length_exceeded",
-        )
+        told = f"the prompt is too long: it has {len(request.messages)} messages"
+        raise over_context(served.max_model_len, told, "messages")
     if request.top_logprobs and not request.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true.", "top_logprobs")
     if request.continue_final_message:

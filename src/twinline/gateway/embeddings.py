@@ -21,7 +21,7 @@ from twinline.gateway.answer import Answer
 from twinline.gateway.aside import made
 from twinline.gateway.choice import Choice
 from twinline.gateway.door import Door, Target
-from twinline.gateway.errors import ApiError, bad_request
+from twinline.gateway.errors import ApiError, bad_request, over_context
 from twinline.gateway.exchange import Exchange
 from twinline.gateway.judging import named
 from twinline.gateway.routing import Ask
@@ -235,8 +235,7 @@ def _check_lengths(inputs: Iterable[Input], served: ServedModel) -> None:
             raise bad_request(f"input[{number}] has no tokens, at least one is needed.", "input")
         if count > limit:
             change = f"shorten it by {count - limit}"
-            told = f"This model takes texts of {limit} tokens at most, but input[{number}] has {count}; {change}."
-            raise bad_request(told, "input", "context_length_exceeded")
+            raise over_context(limit, f"input[{number}] has {count}; {change}", "input")
 
 
 class _Whole:

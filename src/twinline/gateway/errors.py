@@ -78,6 +78,20 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return ApiError(400, message, param=param, code=code)
 
 
+def over_context(limit: int, why: str, param: str) -> ApiError:
+    """A prompt, or all of a request, is longer than the model takes. These are OpenAI's words and its code: clients
+    that can go on with a shorter conversation know the case by the one or the other."""
+    told = f"This model's maximum context length is {limit} tokens, but {why}."
+    return bad_request(told, param, "context_length_exceeded")
+
+
+def beyond(prompt: int, output: int, context: int) -> str:
+    """Why so many tokens do not fit, in Anthropic's words: clients look for them, too, and read the numbers."""
+    if prompt >= context:
+        return f"the prompt is too long: {prompt} tokens > {context - 1} maximum"
+    return f"input length and `max_tokens` exceed context limit: {prompt} + {output} > {context}"
+
+
 def model_not_found(name: str) -> ApiError:
     return ApiError(404, f"The model `{name}` does not exist.", param="model", code="model_not_found")
 

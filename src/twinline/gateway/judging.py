@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from twinline.gateway.errors import ApiError, no_line, unfit
+from twinline.gateway.errors import ApiError, beyond, no_line, unfit
 from twinline.gateway.routing import Ask, Traits
 from twinline.lines.circuit import Circuit
 from twinline.lines.line import Line
@@ -51,7 +51,8 @@ def unfit_for(model: str, ask: Ask, lines: Iterable[Line]) -> ApiError:
         if lacking:
             why.append(f"line {line.name} lacks {', '.join(lacking)}")
         elif line.context is not None and ask.context > line.context:
-            why.append(f"line {line.name} has a context of {line.context} tokens, {ask.context} are needed")
+            told = beyond(ask.prompt_tokens, ask.context - ask.prompt_tokens, line.context)
+            why.append(f"line {line.name} has a context of {line.context} tokens: {told}")
     return unfit(model, why, next((FIELDS[need] for need in sorted(lacked) if need in FIELDS), None))
 
 

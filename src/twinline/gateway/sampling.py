@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Any
 
 from twinline.gateway.api_types import IGNORED, MAX_STOPS, NOT_SUPPORTED, Common
-from twinline.gateway.errors import ApiError, bad_request
+from twinline.gateway.errors import ApiError, bad_request, beyond, over_context
 from twinline.gateway.grammar import grammar_of
 from twinline.gateway.served import ServedModel
 from twinline.gateway.transcript import TextRules
@@ -174,11 +174,8 @@ def check_text(characters: int, served: ServedModel, param: str) -> None:
     """Refuses a text that is surely too long before minutes are spent on tokenizing it. Raises ApiError 400."""
     least = characters // LONGEST_TOKEN_CHARACTERS
     if least > served.max_model_len:
-        raise bad_request(
-            f"This model's context is {served.max_model_len} tokens, but {characters} characters are at least {least}.",
-            param,
-            "context_length_exceeded",
-        )
+        told = f"the prompt is too long: its {characters} characters are at least {least} tokens"
+        raise over_context(served.max_model_len, told, param)
 
 
 def check_given(ids: list[int], served: ServedModel, param: str) -> None:
@@ -198,14 +195,11 @@ def room(prompt_tokens: int, wanted: int | None, served: ServedModel, param: str
     limit = served.max_model_len
     left = limit - prompt_tokens
     if left < (1 if wanted is None else wanted):
-        what = f"the prompt has {prompt_tokens}" + ("" if wanted is None else f" and max_tokens asks for {wanted}")
         if left >= 1:
             change = f"lower max_tokens to {left} or shorten the prompt by {(wanted or 1) - left} tokens"
         else:
             change = f"shorten the prompt by at least {1 - left} tokens"
-        raise bad_request(
-            f"This model's context is {limit} tokens, but {what}; {change}.", param, "context_length_exceeded"
-        )
+        raise over_context(limit, f"{beyond(prompt_tokens, wanted or 1, limit)}; {change}", param)
     return left if wanted is None else wanted
 
 
