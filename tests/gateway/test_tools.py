@@ -22,6 +22,8 @@ from tests.gateway.text.calls.test_parser import (
     SECTION,
     SECTION_END,
     SEP,
+    V4_SECTION,
+    V4_SECTION_END,
     coder,
     dsml,
     glm4,
@@ -67,6 +69,8 @@ SAYS = {
               f"{THINK}{hermes('weather', ARGUMENTS)}\n{hermes('search', '{}')}"),
     "v32": (f"\n\n{SECTION}\n{dsml('weather', ARGUMENTS)}\n{SECTION_END}",
             f"\n\n{SECTION}\n{dsml('weather', ARGUMENTS)}\n{dsml('search', '{}')}\n{SECTION_END}"),
+    "v4": (f"\n\n{V4_SECTION}\n{dsml('weather', ARGUMENTS)}\n{V4_SECTION_END}",
+           f"\n\n{V4_SECTION}\n{dsml('weather', ARGUMENTS)}\n{dsml('search', '{}')}\n{V4_SECTION_END}"),
 }  # fmt: skip
 # Marks that are one token, and whether the vocabulary calls them special: then a reader must ask for their text.
 MARKS = {
@@ -80,6 +84,7 @@ MARKS = {
     ),
     "glm4": dict.fromkeys(("<|assistant|>", "<|observation|>", "<|user|>"), True),
     "v32": {"｜DSML｜": True},
+    "v4": {"｜DSML｜": True},
     "ernie": dict.fromkeys(("<tool_call>", "</tool_call>", "<response>", "</response>", "<|im_end|>"), False),
 }
 
@@ -244,8 +249,9 @@ def test_what_is_no_call(family: Family) -> None:
     choice = family.ask().choices[0]
     assert choice.message.tool_calls is None and choice.finish_reason == "stop"
     assert choice.message.content == unknown.split("</think>\n\n")[-1]
-    tokens = family.door.says(family.one)
-    choice = family.ask(max_tokens=len(tokens) - 30).choices[0]
+    family.door.says(family.one)
+    cut = family.one[: family.one.index("note")]
+    choice = family.ask(max_tokens=len(family.door.tokenizer.encode(cut, special=False))).choices[0]
     ((name, arguments),) = told(choice.message)
     assert name == "weather" and ARGUMENTS.startswith(arguments) and choice.finish_reason == "length"
 
@@ -269,6 +275,7 @@ AROUND = {
     "glm45": {"after": "</think>", "opener": "<think>"},
     "glm4": {"after": "</think>", "opener": "<think>"},
     "v32": {"after": "", "opener": ""},
+    "v4": {"after": "", "opener": ""},
     "ernie": {"after": "</think>", "opener": ""},
 }
 

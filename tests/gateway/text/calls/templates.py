@@ -213,6 +213,36 @@ V32 = """\
 {%- endfor %}
 """
 
+V4 = """\
+{%- set mark = '｜DSML｜' %}
+{%- set thinks = thinking is defined and thinking %}
+{{- bos_token }}
+{%- for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}
+{%- for tool in tools or [] %}{{ '\\n' + tool.function | tojson }}{% endfor %}
+{%- if tools %}{{ '\\n<' + mark + 'tool_calls>\\n<' + mark + 'invoke name="NAME">' }}{% endif %}
+{%- for m in messages if m.role != 'system' %}
+  {%- if m.role == 'user' %}{{ '<｜User｜>' + m.content }}
+  {%- elif m.role == 'tool' %}{{ '<｜User｜><tool_result>' + m.content + '</tool_result>' }}
+  {%- else %}{{ '<｜Assistant｜>' }}
+    {%- if thinks %}{{ '<think>' + (m.reasoning_content or '') }}{% endif %}
+    {{- '</think>' + (m.content or '') }}
+    {%- if m.tool_calls %}{{ '\\n\\n<' + mark + 'tool_calls>\\n' }}
+      {%- for c in m.tool_calls %}
+        {{- '<' + mark + 'invoke name="' + c.function.name + '">\\n' }}
+        {%- for k, v in c.function.arguments | items %}
+          {{- '<' + mark + 'parameter name="' + k + '" string="' + ('true' if v is string else 'false') + '">' }}
+          {{- v if v is string else v | tojson }}{{ '</' + mark + 'parameter>\\n' }}
+        {%- endfor %}
+        {{- '' if c.function.arguments else '\\n' }}{{ '</' + mark + 'invoke>\\n' }}
+      {%- endfor %}
+      {{- '</' + mark + 'tool_calls>' }}
+    {%- endif %}
+    {{- eos_token }}
+  {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<｜Assistant｜>' + ('<think>' if thinks else '</think>') }}{% endif %}
+"""
+
 ERNIE = """\
 {%- if tools %}{{ '<|im_start|>system\\n<tool_list>' + tools | tojson + '</tool_list>' }}
   {{- '<tool_call>\\n{"name": name, "arguments": object}\\n</tool_call><|im_end|>\\n' }}
@@ -242,6 +272,7 @@ TEMPLATES = {
     "glm45": GLM45,
     "glm4": GLM4,
     "v32": V32,
+    "v4": V4,
     "ernie": ERNIE,
 }
 LISTS_NONE = {"r1", "v31"}

@@ -4,7 +4,19 @@ import json
 from typing import Any
 
 import pytest
-from tests.gateway.text.calls.templates import CODER, GLM4, GLM45, LISTS_NONE, LLAMA3, QWEN3, R1, TEMPLATES, V31, V32
+from tests.gateway.text.calls.templates import (
+    CODER,
+    GLM4,
+    GLM45,
+    LISTS_NONE,
+    LLAMA3,
+    QWEN3,
+    R1,
+    TEMPLATES,
+    V4,
+    V31,
+    V32,
+)
 
 from twinline.gateway.text.calls.formats import GLM47, detect
 from twinline.gateway.text.calls.history import HistoryStyle
@@ -46,6 +58,7 @@ def test_formats_are_known_by_their_templates() -> None:
         "glm45": "glm45",
         "glm4": "glm4",
         "v32": "deepseek_v32",
+        "v4": "deepseek_v4",
         "ernie": "hermes",
     }
     assert detect([]) is None and detect(["{{ messages }}"]) is None
@@ -57,7 +70,7 @@ def test_formats_are_known_by_their_templates() -> None:
     assert detect(["[gMASK]<sop>{{ messages }}"]) is None
 
 
-ONE_BY_ONE = {"coder", "glm45", "v32"}  # arguments
+ONE_BY_ONE = {"coder", "glm45", "v32", "v4"}  # arguments
 EXPECTED = {
     "r1": "<｜Assistant｜><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n"
     f"```json\n{ARGUMENTS}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜><E><｜tool▁output▁begin｜>晴",
@@ -74,6 +87,10 @@ EXPECTED = {
     '<｜DSML｜parameter name="city" string="true">東京</｜DSML｜parameter>\n'
     '<｜DSML｜parameter name="days" string="false">2</｜DSML｜parameter>\n'
     "</｜DSML｜invoke>\n</｜DSML｜function_calls><E>\n\n<function_results>\n<result>晴",
+    "v4": '<｜Assistant｜></think>\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="weather">\n'
+    '<｜DSML｜parameter name="city" string="true">東京</｜DSML｜parameter>\n'
+    '<｜DSML｜parameter name="days" string="false">2</｜DSML｜parameter>\n'
+    "</｜DSML｜invoke>\n</｜DSML｜tool_calls><E><｜User｜><tool_result>晴",
     "llama3": f'assistant<|end_header_id|>\n\n{{"name": "weather", "parameters": {ARGUMENTS}}}<|eot_id|>',
 }
 
@@ -167,7 +184,7 @@ def test_arguments_that_are_no_object() -> None:
     for source in (R1, V31, QWEN3):
         assert cut in template(source).render([HI, called(cut)])
     assert cut in template(GLM4).render([HI, called(cut)])
-    for source in (LLAMA3, CODER, GLM45, V32):
+    for source in (LLAMA3, CODER, GLM45, V32, V4):
         with pytest.raises(ValueError, match=r"messages\[1\].tool_calls\[0\].function.arguments must be the text of"):
             template(source).render([HI, called(cut)])
 

@@ -13,6 +13,7 @@ from twinline.gateway.chat import whole_calls
 from twinline.gateway.text.calls.format import CallFormat
 from twinline.gateway.text.calls.formats import (
     DEEPSEEK_V3,
+    DEEPSEEK_V4,
     DEEPSEEK_V31,
     DEEPSEEK_V32,
     GLM4,
@@ -40,6 +41,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
 BEGINS, ENDS = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 BEGIN, END, SEP = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"
 
+V4_SECTION, V4_SECTION_END = "<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>"
 SECTION, SECTION_END = "<｜DSML｜function_calls>", "</｜DSML｜function_calls>"
 
 Calls = list[tuple[str, str]]
@@ -224,6 +226,14 @@ FORMATS: dict[str, tuple[CallFormat, list[tuple[str, str, Calls]]]] = {
             ("no section", f"Let me see.\n\n{dsml('weather', TOKYO)}", [("weather", TOKYO)]),
         ],
     ),
+    "v4": (
+        DEEPSEEK_V4,
+        [
+            ("one", f"Let me see.\n\n{V4_SECTION}\n{dsml('weather', TOKYO)}\n{V4_SECTION_END}", [("weather", TOKYO)]),
+            ("two", f"Let me see.\n\n{V4_SECTION}\n{dsml('search', '{}')}\n{dsml('search', '{}')}\n{V4_SECTION_END}",
+             [("search", "{}"), ("search", "{}")]),
+        ],
+    ),
 }  # fmt: skip
 CASES = [
     pytest.param(format_, text, calls, id=f"{family} {name}")
@@ -338,7 +348,8 @@ def test_two_answers_have_ids_of_their_own() -> None:
 scraps = st.sampled_from(
     [BEGINS, ENDS, BEGIN, END, SEP, "function", "weather", "\n```json\n", "\n```", "{", "}", '{"name": "weather"',
      ', "arguments": {', '"parameters": {"a": "', '"', "\\", "<tool_call>", "</tool_call>", "<|python_tag|>", "; ",
-     SECTION, SECTION_END, '<｜DSML｜invoke name="weather">', '<｜DSML｜parameter name="n" string="false">',
+     SECTION, SECTION_END, V4_SECTION, V4_SECTION_END,
+     '<｜DSML｜invoke name="weather">', '<｜DSML｜parameter name="n" string="false">',
      "</｜DSML｜parameter>", "</｜DSML｜invoke>", "<function=weather>", "<function=", "<parameter=city>",
      "<parameter=n>", "<parameter=", "</parameter>", "\n</parameter>", "</function>", "<tool_call>search\n",
      "<arg_key>", "</arg_key>",

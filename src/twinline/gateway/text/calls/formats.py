@@ -23,6 +23,7 @@ from twinline.gateway.text.calls.line_call import LineCall, may_begin
 from twinline.gateway.text.calls.marked_formats import (
     ARG_KEY,
     ARG_VALUE,
+    DEEPSEEK_V4,
     DEEPSEEK_V32,
     DSML,
     END_TAG,
@@ -114,6 +115,7 @@ _SIGNS: tuple[tuple[CallFormat, tuple[str, ...], tuple[str, ...]], ...] = (
     (DEEPSEEK_V3, (CALLS_BEGIN, SEPARATOR, "```json"), ()),
     (DEEPSEEK_V31, (CALLS_BEGIN, SEPARATOR), ()),
     (DEEPSEEK_V32, (DSML, "function_calls>", "invoke name="), ()),
+    (DEEPSEEK_V4, (DSML, "tool_calls>", "invoke name="), ()),
     (QWEN3_CODER, (TAG, FUNCTION, PARAMETER), ()),
     (GLM47, (TAG, f"</arg_key>{ARG_VALUE}"), ("<tool_sep>",)),  # Hunyuan's, whose head is another
     (GLM45, (TAG, ARG_KEY, ARG_VALUE), ("<tool_sep>",)),

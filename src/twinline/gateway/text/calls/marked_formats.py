@@ -1,8 +1,8 @@
-"""The formats whose arguments stand one by one between marks: Qwen3-Coder's, GLM-4.5's and DeepSeek V3.2's.
+"""The formats whose arguments stand one by one between marks: Qwen3-Coder's, GLM-4.5's and DeepSeek V3.2's and V4's.
 
 Owns their marks. Sources: the chat templates of Qwen3-Coder, GLM-4.6 and GLM-4.7-Flash; DeepSeek V3.2's
-`encoding/encoding_dsv32.py`. Qwen3-Coder leaves out the outer tag or a parameter's end at times: vLLM's tests of its
-parsers `qwen3coder` and `qwen3xml` have both.
+`encoding/encoding_dsv32.py`; llama.cpp's templates for DeepSeek V4. Qwen3-Coder leaves out the outer tag or a
+parameter's end at times: vLLM's tests of its parsers `qwen3coder` and `qwen3xml` have both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TAG, END_TAG = "<tool_call>", "</tool_call>"
 FUNCTION, PARAMETER = "<function=", "<parameter="
 ARG_KEY, ARG_VALUE = "<arg_key>", "<arg_value>"
 DSML = "｜DSML｜"
-_SECTION, _INVOKE = f"<{DSML}function_calls>", f'<{DSML}invoke name="'
+_INVOKE = f'<{DSML}invoke name="'
 _LENGTH = f"{{0,{LONGEST_HEAD}}}"  # of a key: one without an end must not be looked for through the whole text
 _MANNER = "A call is written so, with one such part for each argument, objects and arrays as JSON:"
 
@@ -85,22 +85,29 @@ def _glm(name: str, line: str) -> CallFormat:
 
 
 GLM45, GLM47 = _glm("glm45", "\n"), _glm("glm47", "")
-DEEPSEEK_V32 = _marked(
-    "deepseek_v32",
-    Marks(
-        begins=_INVOKE,
-        named='">',
-        parameter=f'<{DSML}parameter name="',
-        head=re.compile(rf'<{DSML}parameter name="(?P<key>[^"]{_LENGTH})" string="(?P<string>true|false)">'),
-        value_ends=f"</{DSML}parameter>",
-        ends=(f"</{DSML}invoke>",),
-    ),
-    Written(
-        f'{_INVOKE}{Written.NAME}">\n', f"</{DSML}invoke>", "\n", f"{_SECTION}\n", f"\n</{DSML}function_calls>",
-        style="deepseek_xml",
-    ),
-    f'<{DSML}parameter name="PARAMETER_NAME" string="true|false">VALUE</{DSML}parameter>\n',
-    openers=(_SECTION, _INVOKE),
-    tails=(f"</{DSML}function_calls>",),
-    inside=(DSML,),
-)  # fmt: skip
+
+
+def _dsml(name: str, section: str) -> CallFormat:
+    """`section`: the name of the mark around all calls."""
+    opens, closes = f"<{DSML}{section}>", f"</{DSML}{section}>"
+    return _marked(
+        name,
+        Marks(
+            begins=_INVOKE,
+            named='">',
+            parameter=f'<{DSML}parameter name="',
+            head=re.compile(rf'<{DSML}parameter name="(?P<key>[^"]{_LENGTH})" string="(?P<string>true|false)">'),
+            value_ends=f"</{DSML}parameter>",
+            ends=(f"</{DSML}invoke>",),
+        ),
+        Written(
+            f'{_INVOKE}{Written.NAME}">\n', f"</{DSML}invoke>", "\n", f"{opens}\n", f"\n{closes}", style="deepseek_xml"
+        ),
+        f'<{DSML}parameter name="PARAMETER_NAME" string="true|false">VALUE</{DSML}parameter>\n',
+        openers=(opens, _INVOKE),
+        tails=(closes,),
+        inside=(DSML,),
+    )
+
+
+DEEPSEEK_V32, DEEPSEEK_V4 = _dsml("deepseek_v32", "function_calls"), _dsml("deepseek_v4", "tool_calls")
