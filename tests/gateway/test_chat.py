@@ -215,6 +215,20 @@ def test_continuing_the_last_message(door: Gateway) -> None:
     assert shown.endswith("<｜Assistant｜>One")
 
 
+def test_a_last_message_that_is_marked_as_a_prefix_is_gone_on_with(door: Gateway) -> None:
+    """Also where a request without the mark was answered just before."""
+    door.says(" and more")
+    asked = {"role": "user", "content": "q"}
+    for prefix in (None, True, False, True):
+        begun = {"role": "assistant", "content": "One", "prefix": prefix}
+        message = door.chat(messages=[asked, begun]).json()["choices"][0]["message"]
+        shown = door.tokenizer.decode(door.asked()["prompt"], skip_special=False)
+        assert shown.endswith("<｜Assistant｜>One") == bool(prefix)
+        assert message["content"] == (" and more" if prefix else "") or not prefix
+    door.chat(messages=[{**asked, "prefix": True}])
+    assert door.tokenizer.decode(door.asked()["prompt"], skip_special=False).endswith("<think>\n")
+
+
 def test_a_long_prompt_is_made_aside_and_is_the_same(door: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "a" + "word" * 30
     tokens = door.tokenizer.encode(text, special=False)

@@ -169,7 +169,13 @@ def test_trap_29_a_request_turns_thinking_on_and_off(family: Family) -> None:
     """By the template's own switch or by OpenAI's field; and the answer is read as the prompt's end wants it."""
     switch = {"v31": "thinking", "qwen3": "enable_thinking"}[family.name]
     for thinks, effort in ((True, "high"), (False, "none")):
-        for told_by in ({"extra_body": {"chat_template_kwargs": {switch: thinks}}}, {"reasoning_effort": effort}):
+        vendors = {"thinking": {"type": "enabled" if thinks else "disabled"}}, {"enable_thinking": thinks}
+        by_name = {"chat_template_kwargs": {switch: thinks}}
+        for told_by in (
+            {"reasoning_effort": effort},
+            *({"extra_body": body} for body in (by_name, *vendors)),
+            *({"extra_body": body, "reasoning_effort": "none" if thinks else "high"} for body in vendors),
+        ):
             opened = "<think>\n" if family.name == "qwen3" else ""
             family.door.says(f"{opened}Hm.\n</think>\n\nSo." if thinks else "So.")
             message = family.ask(tools=openai.NOT_GIVEN, **told_by).choices[0].message

@@ -142,6 +142,13 @@ class Message(msgspec.Struct, omit_defaults=True):
     reasoning_content: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    prefix: bool | None = None
+
+
+class ThinkingSwitch(msgspec.Struct):
+    """DeepSeek's and GLM's switch of reasoning; `adaptive` and `auto`, which others have, leave it to the model."""
+
+    type: Literal["enabled", "disabled", "adaptive", "auto"]
 
 
 class ChatRequest(Common, kw_only=True):
@@ -158,6 +165,8 @@ class ChatRequest(Common, kw_only=True):
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Effort | None = None
+    thinking: ThinkingSwitch | None = None
+    enable_thinking: bool | None = None
     functions: list[Any] | None = None
 
 

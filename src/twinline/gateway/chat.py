@@ -19,7 +19,6 @@ from twinline.gateway.api_types import (
     ChatDelta,
     ChatLogprobs,
     ChatRequest,
-    Message,
     ReplyMessage,
 )
 from twinline.gateway.aside import made
@@ -30,6 +29,7 @@ from twinline.gateway.exchange import Exchange
 from twinline.gateway.forms import Asked, Form, decoder_of, has_form
 from twinline.gateway.logprobs import chat_logprobs, checked, prompt_logprobs
 from twinline.gateway.order import Order
+from twinline.gateway.rendering import continued_text, going_on, plain, switches
 from twinline.gateway.reply import DONE, Counting, Envelope, usage_of
 from twinline.gateway.sampling import (
     TIMEOUT_HEADER,
@@ -44,7 +44,7 @@ from twinline.gateway.sampling import (
 )
 from twinline.gateway.served import ServedModel
 from twinline.gateway.text.reasoning import ReasoningParser, around_answer
-from twinline.gateway.text.template import encode_prompt, text_of
+from twinline.gateway.text.template import encode_prompt
 from twinline.gateway.tools import tool_use
 from twinline.gateway.transcript import Around, Piece
 from twinline.lines.wire import TokenLogprob
@@ -69,7 +69,7 @@ class Chat:
             return _shape(envelope, request, target.served, prompt)
 
         shared = await self.serve(exchange, visit, request, target, body, shape)
-        if request.tools or request.continue_final_message or not has_form(request, shared, exchange):
+        if request.tools or going_on(request) or not has_form(request, shared, exchange):
             return None
         bare = msgspec.structs.replace(request, messages=[])
         return _Form(bare, target, shared, exchange.told, chat=True, bounded=_limit(request) is not None)
@@ -93,7 +93,7 @@ class Chat:
         use = tool_use(request, served.calls)
         exchange.warn(ignored(request))
         rendered, prompt = await prompt_of(request, served, exchange.body_bytes)
-        continued = _continued(request)
+        continued = continued_text(request)
         limit = _limit(request)
         if limit == 0:
             raise bad_request("max_tokens must be at least 1.", "max_tokens")
@@ -138,6 +138,8 @@ class _Form(Form[ChatRequest]):
         try:
             part.decode("utf-8")  # the decoder does not look inside fields it skips
             request = msgspec.structs.replace(self.request, messages=_read_messages(part))
+            if going_on(request):
+                return None
             check(request, served)
             rendered, prompt = _made(request, served, None)
             prompt = _checked(prompt, request, served)
@@ -347,14 +349,14 @@ def _made(
     template = served.template
     if template is None:
         raise bad_request(f"The model {served.name} has no chat template; use /v1/completions.", "model")
-    going_on = bool(request.continue_final_message)
-    opening = not going_on if request.add_generation_prompt is None else request.add_generation_prompt
+    continued = going_on(request)
+    opening = not continued if request.add_generation_prompt is None else request.add_generation_prompt
     rendered = template.render(
-        [_plain(message) for message in request.messages],
+        [plain(message) for message in request.messages],
         tools,
         add_generation_prompt=opening,
-        continue_final_message=going_on,
-        **(switches(request.reasoning_effort) | (request.chat_template_kwargs or {})),
+        continue_final_message=continued,
+        **(switches(request) | (request.chat_template_kwargs or {})),
     )
     check_text(len(rendered), served, "messages")
     return rendered, encode_prompt(served.tokenizer, rendered)
@@ -369,29 +371,3 @@ def _checked(prompt: list[int], request: ChatRequest, served: ServedModel) -> li
 def _limit(request: ChatRequest) -> int | None:
     """Output tokens at most, by either field that says so."""
     return request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
-
-
-def switches(effort: str | None) -> dict[str, Any]:
-    """What a template is told of reasoning: by the names that DeepSeek V3.1, Qwen3 and GLM, and gpt-oss ask for."""
-    if effort is None:
-        return {}
-    thinks = effort != "none"
-    return {"thinking": thinks, "enable_thinking": thinks, "reasoning_effort": effort}
-
-
-def _continued(request: ChatRequest) -> str:
-    """The message that the output goes on with, if it does so."""
-    content = _plain(request.messages[-1])["content"] if request.continue_final_message else ""
-    return content if isinstance(content, str) else text_of(content or ())
-
-
-def _plain(message: Message) -> dict[str, Any]:
-    """What the client sent: templates ask whether a field is there.
-
-    OpenAI's `developer` is what every template calls `system`; under its new name many would drop it silently.
-    """
-    plain: dict[str, Any] = msgspec.to_builtins(message)
-    plain.setdefault("content", None)
-    if message.role == "developer":
-        plain["role"] = "system"
-    return plain

@@ -139,6 +139,12 @@ def test_a_message_with_answer_tags_that_goes_on_keeps_the_newlines_in_its_midst
     assert split(parser, ["\n\n- one" + tail]) == ("", "\n\n- one")
 
 
+def test_a_prefix_that_the_template_puts_into_reasoning() -> None:
+    """V3.1's does so with a message marked as one, if it thinks."""
+    parser = ReasoningParser.for_prompt("<｜User｜>2+2?<｜Assistant｜><think>two and", continued="two and")
+    assert split(parser, [" two</think>4"]) == (" two", "4")
+
+
 def test_what_is_certain_is_sent_at_once() -> None:
     parser = ReasoningParser(opened=True)
     assert parser.push("let me ") == [("reasoning", "let me ")]

@@ -312,6 +312,7 @@ def test_a_request_in_ollamas_words() -> None:
         False,
     )
     assert asked["tools"] == [{"type": "function"}]
+    assert said(OLLAMA.dialect(LOCAL), ask(), chat(reasoning_effort="none"))[1]["think"] is False
 
 
 def test_no_limit_is_sent_where_the_client_gave_none() -> None:

@@ -36,7 +36,8 @@ def around_answer(rendered_prompt: str, continued: str = "") -> tuple[str, str]:
 def _inside(rendered_prompt: str, continued: str) -> bool:
     """Whether the prompt ends inside reasoning, which happens once, at the beginning of a message."""
     if continued:
-        return continued.lstrip().startswith(OPEN) and CLOSE not in continued
+        before = rendered_prompt.rstrip().removesuffix(continued.strip()).rstrip()
+        return (continued.lstrip().startswith(OPEN) or before.endswith(OPEN)) and CLOSE not in continued
     return rendered_prompt.rstrip().endswith(OPEN)
 
 

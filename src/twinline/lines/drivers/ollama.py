@@ -135,8 +135,9 @@ class OllamaDialect:
         form = _format(source.get("response_format"))
         if form is not None:
             body["format"] = form
-        if source.get("reasoning_effort") in EFFORTS:
-            body["think"] = source["reasoning_effort"]
+        effort = source.get("reasoning_effort")
+        if effort in EFFORTS or effort == "none":
+            body["think"] = False if effort == "none" else effort
         if not text.chat:
             if not isinstance(source.get("prompt"), str):
                 raise ValueError("prompt: Ollama takes one text")
