@@ -217,6 +217,31 @@ def test_how_an_answer_goes_on_at_a_remote(how: str, fields: dict[str, Any], add
     assert "continue_final_message" not in plain
 
 
+@pytest.mark.parametrize("field", [True, False], ids=["vllm's field", "deepseek's mark"])
+def test_a_client_begins_the_answer_itself(field: bool) -> None:
+    """A remote is told in its own way, or not asked; an answer that was moved goes on in the same message."""
+    begun = {"role": "assistant", "content": "The sky"} | ({} if field else {"prefix": True})
+    body = {"messages": [*MESSAGES, begun]} | ({"continue_final_message": True} if field else {})
+    for dialect in (OPENAI.dialect(REMOTE), OLLAMA.dialect(LOCAL)):
+        with pytest.raises(ValueError, match=r"options\.continuation"):
+            dialect.encode(ask(), TextSource(body, True))
+    for shown in ("", " is"):
+        _, asked = said(OPENAI.dialect(remote(continuation="prefix")), ask(), TextSource(body, True, shown))
+        assert asked["messages"] == [*MESSAGES, {"role": "assistant", "content": "The sky" + shown, "prefix": True}]
+        _, asked = said(
+            OPENAI.dialect(remote(continuation="continue_final_message")), ask(), TextSource(body, True, shown)
+        )
+        assert asked["continue_final_message"] and len(asked["messages"]) == len(MESSAGES) + 1
+        _, asked = said(OLLAMA.dialect(local(continuation="prefill")), ask(), TextSource(body, True, shown))
+        assert asked["messages"][len(MESSAGES) :] == [{"role": "assistant", "content": "The sky" + shown}]
+    parts = {
+        "messages": [*MESSAGES, {**begun, "content": [{"type": "text", "text": "The sky"}]}],
+        "continue_final_message": True,
+    }
+    _, asked = said(OPENAI.dialect(remote(continuation="prefill")), ask(), TextSource(parts, True, " is"))
+    assert [part["text"] for part in asked["messages"][-1]["content"]] == ["The sky", " is"]
+
+
 def test_token_ids_cannot_be_put_to_a_text_line() -> None:
     for dialect in (OPENAI.dialect(REMOTE), OLLAMA.dialect(LOCAL)):
         with pytest.raises(ValueError, match="text only"):

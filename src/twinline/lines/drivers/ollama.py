@@ -15,7 +15,7 @@ import msgspec
 
 from twinline.lines.drivers.driver import Command, EngineMetrics, Reader
 from twinline.lines.drivers.launch import LOOPBACK, OURS, launched, program
-from twinline.lines.drivers.openai import NO_CONTINUATION, check_continuation, going_on
+from twinline.lines.drivers.openai import NO_CONTINUATION, begun, check_continuation, going_on
 from twinline.lines.drivers.resume import continued_seed
 from twinline.lines.drivers.vectors import OllamaVectors
 from twinline.lines.drivers.vllm import bearer, check_weights
@@ -119,10 +119,10 @@ class OllamaDialect:
         if request.min_tokens > text.shown_tokens:
             raise ValueError("min_tokens: Ollama has nothing like it")
         source = dict(text.body)
-        if text.shown:
+        if text.shown or (text.chat and begun(source)):
             if self._continuation is None:
                 raise ValueError(NO_CONTINUATION)
-            going_on(source, text.shown, {})
+            going_on(source, source, text.shown, {})
         body: dict[str, Any] = {
             "model": self._model,
             "stream": True,

@@ -148,10 +148,24 @@ class Answer:
         return call if given == number else {**call, "index": number}
 
 
-def going_on(body: dict[str, Any], shown: str, added: Mapping[str, Any]) -> None:
-    """Puts the text already delivered at the end of `body`'s messages or prompt. Raises ValueError where it cannot."""
+def begun(source: Mapping[str, Any]) -> bool:
+    """Whether the client's own last message is the beginning of the answer."""
+    last = (source.get("messages") or [{}])[-1]
+    return bool(source.get("continue_final_message") or (last.get("prefix") and last.get("role") == "assistant"))
+
+
+def going_on(body: dict[str, Any], source: Mapping[str, Any], shown: str, added: Mapping[str, Any]) -> None:
+    """Puts the text already delivered at the end of `body`'s messages or prompt, behind the beginning that the client
+    gave in `source`. Raises ValueError where it cannot."""
     if "messages" in body:
-        body["messages"] = [*body["messages"], {"role": "assistant", "content": shown, **added}]
+        messages = list(body["messages"])
+        last = messages.pop() if begun(source) else {"role": "assistant", "content": ""}
+        said = last.get("content") or ""
+        if isinstance(said, str):
+            said += shown
+        elif shown:
+            said = [*said, {"type": "text", "text": shown}]
+        body["messages"] = [*messages, {**last, "content": said, **added}]
     elif isinstance(body.get("prompt"), str):
         body["prompt"] += shown
     else:
@@ -180,11 +194,11 @@ class TextDialect:
             raise ValueError("this line takes text only: a request in token ids cannot be put to it")
         body = {name: value for name, value in text.body.items() if name in self._passed and value is not None}
         body |= {"model": request.model, "stream": True, "stream_options": {"include_usage": True}}
-        if text.shown:
+        if text.shown or (text.chat and begun(text.body)):
             if self._continuation is None:
                 raise ValueError(NO_CONTINUATION)
             fields, added = CONTINUATIONS[self._continuation]
-            going_on(body, text.shown, added)
+            going_on(body, text.body, text.shown, added)
             if text.chat:
                 body |= fields
             k = text.shown_tokens
@@ -207,7 +221,8 @@ class TextDialect:
 
 
 NO_CONTINUATION = (
-    "the answer so far: a line without token ids can go on with a text only where options.continuation says how "
+    "the beginning of the answer: a line without token ids can go on with a text only where options.continuation says "
+    "how "
     f"({', '.join(CONTINUATIONS)})"
 )
 
