@@ -155,6 +155,15 @@ def test_what_a_chats_request_becomes() -> None:
     }  # fmt: skip
 
 
+def test_a_form_of_the_answer_by_its_newer_and_its_older_name() -> None:
+    form = {"type": "json_schema", "schema": {"type": "object"}}
+    for fields in ({"output_config": {"format": form}}, {"output_format": form}):
+        asked = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "q"}], **fields}
+        chat = to_chat(msgspec.convert(asked, MessagesRequest))
+        assert chat.response_format is not None and chat.response_format.json_schema is not None
+        assert chat.response_format.json_schema.schema == form["schema"]
+
+
 CALLS = [
     Piece(0, [("content", "Let me see.")], [1]),
     Piece(0, [], [2], tool_calls=[{"index": 0, "id": "c", "function": {"name": "f", "arguments": '{"a'}}]),
@@ -209,7 +218,20 @@ def test_errors_are_the_clients_own(door: Gateway, client: anthropic.Anthropic) 
     [
         ({"max_tokens": None}, "max_tokens"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "image"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "type image is not"),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "document", "source": {}}]}
+                        ],
+                    }
+                ]
+            },
+            "type document is not",
+        ),
         ({"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}]}, "role user"),
         ({"messages": [{"role": "assistant", "content": [{"type": "tool_result", "tool_use_id": "1"}]}]}, "assistant"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "tool"),

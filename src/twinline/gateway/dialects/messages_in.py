@@ -5,6 +5,7 @@ Owns that translation, pure. Must not know how a chat is answered.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +13,8 @@ import msgspec
 from twinline.gateway.api_types import ChatRequest, ContentPart, Effort, JsonSchema, Message, ResponseFormat
 from twinline.gateway.dialects.messages_types import (
     NOT_SUPPORTED,
+    DocumentIn,
+    ImageIn,
     MessageIn,
     MessagesRequest,
     PromptRequest,
@@ -30,7 +33,7 @@ _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 def prompt_chat(request: PromptRequest) -> ChatRequest:
     """What makes the prompt, as a chat's request. Raises ApiError 400."""
-    messages = [] if request.system is None else [Message("system", _content(request.system))]
+    messages = [] if request.system is None else [Message("system", _content(request.system, "system"))]
     for index, message in enumerate(request.messages):
         messages += _messages(message, index)
     prefilled = request.messages[-1].role == "assistant"  # the answer goes on from there
@@ -48,8 +51,9 @@ def prompt_chat(request: PromptRequest) -> ChatRequest:
         chat.tool_choice = _tool_choice(choice)
         if choice.disable_parallel_tool_use:
             chat.parallel_tool_calls = False
-    if config is not None and config.format is not None:
-        schema = JsonSchema(name="output", schema=config.format.schema)
+    form = request.output_format if config is None or config.format is None else config.format
+    if form is not None:
+        schema = JsonSchema(name="output", schema=form.schema)
         chat.response_format = ResponseFormat("json_schema", schema)
     return chat
 
@@ -67,8 +71,15 @@ def to_chat(request: MessagesRequest) -> ChatRequest:
     return chat
 
 
-def _content(given: str | list[TextIn]) -> str | list[ContentPart]:
-    return given if isinstance(given, str) else [ContentPart("text", block.text) for block in given]
+def _content(given: str | Sequence[TextIn | ImageIn | DocumentIn], where: str) -> str | list[ContentPart]:
+    return given if isinstance(given, str) else [_part(block, where) for block in given]
+
+
+def _part(block: TextIn | ImageIn | DocumentIn, where: str) -> ContentPart:
+    if isinstance(block, TextIn):
+        return ContentPart("text", block.text)
+    told = f"Content of the type {block.__struct_config__.tag} is not supported, only text."
+    raise ApiError(400, told, param=where, code="unsupported_parameter")
 
 
 def _messages(given: MessageIn, index: int) -> list[Message]:
@@ -80,14 +91,15 @@ def _messages(given: MessageIn, index: int) -> list[Message]:
     thinking: list[str] = []
     calls: list[dict[str, Any]] = []
     for place, block in enumerate(given.content):
-        if isinstance(block, TextIn):
-            texts.append(ContentPart("text", block.text))
+        where = f"messages[{index}].content[{place}]"
+        if isinstance(block, TextIn | ImageIn | DocumentIn):
+            texts.append(_part(block, where))
             continue
         assistants = isinstance(block, ThinkingIn | RedactedThinking | ToolUse)
         if assistants != (given.role == "assistant"):
             kind = block.__struct_config__.tag
             told = f"A message of the role {given.role} cannot have a block of the type {kind}."
-            raise bad_request(told, f"messages[{index}].content[{place}]")
+            raise bad_request(told, where)
         if isinstance(block, ThinkingIn):
             thinking.append(block.thinking)
         elif isinstance(block, ToolUse):
@@ -95,7 +107,7 @@ def _messages(given: MessageIn, index: int) -> list[Message]:
             function = {"name": block.name, "arguments": arguments}
             calls.append({"id": block.id, "type": "function", "function": function})
         elif not isinstance(block, RedactedThinking):
-            found.append(Message("tool", _content(block.content or ""), tool_call_id=block.tool_use_id))
+            found.append(Message("tool", _content(block.content or "", where), tool_call_id=block.tool_use_id))
     if texts or thinking or calls or not found:
         content = texts or (None if calls else "")
         reasoning = "".join(thinking) or None

@@ -24,6 +24,14 @@ class TextIn(msgspec.Struct, tag="text"):
     text: str
 
 
+class ImageIn(msgspec.Struct, tag="image"):
+    """Known, so that it can be refused by its name."""
+
+
+class DocumentIn(msgspec.Struct, tag="document"):
+    """The same."""
+
+
 class ThinkingIn(msgspec.Struct, tag="thinking"):
     thinking: str
     signature: str | None = None
@@ -43,13 +51,13 @@ class ToolUse(msgspec.Struct, tag="tool_use"):
 
 class ToolResult(msgspec.Struct, tag="tool_result"):
     tool_use_id: str
-    content: str | list[TextIn] | None = None
+    content: str | list[TextIn | ImageIn | DocumentIn] | None = None
     is_error: bool | None = None
 
 
 class MessageIn(msgspec.Struct):
     role: Literal["user", "assistant", "system"]
-    content: str | list[TextIn | ThinkingIn | RedactedThinking | ToolUse | ToolResult]
+    content: str | list[TextIn | ImageIn | DocumentIn | ThinkingIn | RedactedThinking | ToolUse | ToolResult]
 
 
 class Tool(msgspec.Struct):
@@ -93,6 +101,7 @@ class PromptRequest(msgspec.Struct, kw_only=True):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None  # where `output_config.format` was before; older clients send it
 
 
 class MessagesRequest(PromptRequest, kw_only=True):
