@@ -464,6 +464,19 @@ def test_bytes_that_only_begin_like_the_head_before_are_read_like_any(door: Gate
     assert old.count(b"HTTP/1.1 200 OK") == 1
 
 
+def test_a_stream_for_http_1_0_ends_with_its_connection(door: Gateway, taken: list[str]) -> None:
+    """Its clients know no chunks: they would take the sizes for text."""
+    door.says("</think>yes")
+    body = json.dumps({"model": MODEL, "prompt": "Hi", "stream": True}).encode()
+    chunked = post(body)
+    raw(door, chunked)
+    for _ in range(2):  # without a task, too
+        head, _, events = raw(door, chunked.replace(b"HTTP/1.1", b"HTTP/1.0")).partition(b"\r\n\r\n")
+        assert b"transfer-encoding" not in head and b"connection: close" in head
+        assert events.startswith(b"data: {") and events.endswith(b"data: [DONE]\n\n") and b"\r\n" not in events
+    assert taken
+
+
 def test_a_chunked_body_and_an_expectation_are_not_for_it(door: Gateway, taken: list[str]) -> None:
     raw(door, post(BODY))
     taken.clear()

@@ -81,8 +81,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_connection", "_cycle", "_headers", "_held", "_keep", "_kept", "_life", "_receive", "_source", "_told",
-        "_wait", "afterwards", "body_bytes", "cause", "done", "gone", "lines", "model", "reason", "request_id",
+        "_chunked", "_connection", "_cycle", "_headers", "_held", "_keep", "_kept", "_life", "_receive", "_source",
+        "_told", "_wait", "afterwards", "body_bytes", "cause", "done", "gone", "lines", "model", "reason", "request_id",
         "status", "streaming", "tenant", "turn", "wording",
     )  # fmt: skip
 
@@ -100,6 +100,7 @@ class Exchange:
         # Taken out, for it holds the scope: what was answered is freed at once, not by the collector.
         self._cycle: RequestResponseCycle = scope.pop(CYCLE)
         self._connection.watcher = self
+        self._chunked = scope["http_version"] != "1.0"  # there an answer ends with its connection (RFC 9112, 6.1)
         self.turn: Turn = self._connection.turn
         self._source: Source | None = None
         self._life: Life | None = None
@@ -233,17 +234,19 @@ class Exchange:
     def events(self, data: bytes, *, last: bool = False) -> None:
         """Sends finished events; the first call also begins the answer, `last` ends it."""
         self.turn.events += 1
-        data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        if data and self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
         if self.streaming and not (last or self._held or self.gone or self._connection.full):
             if not self._cycle.disconnected:  # nearly every token
                 self._cycle.transport.write(data)
             return
-        if last:
+        if last and self._chunked:
             data += LAST_CHUNK
         if not self.streaming:
             self.streaming = True
             self.status = 200
-            data = head(self._cycle, 200, _EVENTS + self._id_line() + CHUNKED) + data
+            lines = _EVENTS + self._id_line() + (CHUNKED if self._chunked else b"")
+            data = head(self._cycle, 200, lines) + data
         self._out(data, last)
 
     def error(self, error: ApiError) -> bool:
