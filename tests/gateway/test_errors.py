@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import socket
@@ -165,6 +166,15 @@ def test_a_body_too_large(door: Gateway) -> None:
     pieces = iter([body[: MAX_BODY // 2]] * 4)  # without a length
     error_of(door.client.post(CHAT, content=pieces), 413)
     assert door.chat().status_code == 200
+
+
+def test_a_body_that_is_compressed(door: Gateway) -> None:
+    """The client is told so, not that its JSON is wrong."""
+    body = gzip.compress(json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "x"}]}).encode())
+    response = door.client.post(CHAT, content=body, headers={"content-encoding": "gzip"})
+    assert "in the coding gzip" in error_of(response, 415)["message"]
+    body = gzip.decompress(body)
+    assert door.client.post(CHAT, content=body, headers={"content-encoding": "identity"}).status_code == 200
 
 
 def test_too_long_for_the_context(door: Gateway) -> None:

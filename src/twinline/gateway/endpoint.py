@@ -106,6 +106,9 @@ class Endpoint(Generic[R]):
         if body is None:
             exchange.left()
             return
+        coding = exchange.header("content-encoding") or "identity"
+        if coding.lower() != "identity":
+            raise ApiError(415, f"A body in the coding {coding} is not read here: send it as it is.")
         request = decode(self._decoder, body)
         model = cast(Named, request).model
         exchange.model = model or "-"

@@ -23,8 +23,8 @@ _CODES = frozenset(
 )
 _STATUSES = {
     400: "bad_request", 401: "invalid_api_key", 403: "forbidden", 404: "not_found", 408: "slow_body",
-    413: "body_too_large", 429: "line_full", 500: "internal_error", 502: "line_broken", 503: "line_unavailable",
-    504: "deadline_exceeded",
+    413: "body_too_large", 415: "bad_request", 429: "line_full", 500: "internal_error", 502: "line_broken",
+    503: "line_unavailable", 504: "deadline_exceeded",
 }  # fmt: skip
 
 
