@@ -121,6 +121,21 @@ def test_what_a_chats_request_becomes() -> None:
     }  # fmt: skip
 
 
+def test_reasoning_without_an_answer_is_not_the_next_ones() -> None:
+    """An answer that was cut inside its reasoning comes back as that alone."""
+    thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm"}]}
+    asked = [{"role": "user", "content": "q"}, thought, {"role": "user", "content": "so?"}]
+    said = [{**thought, "content": [{"type": "reasoning_text", "text": "Ah"}]}, {"role": "assistant", "content": "4"}]
+    messages = to_chat(request(input=[*asked, *said, {"role": "user", "content": "why?"}])).messages
+    assert [(message.role, message.content, message.reasoning_content) for message in messages] == [
+        ("user", "q", None),
+        ("assistant", "", "Hm"),
+        ("user", "so?", None),
+        ("assistant", "4", "Ah"),
+        ("user", "why?", None),
+    ]
+
+
 def test_calls_are_items_whole_and_streamed() -> None:
     pieces = [
         Piece(0, [("content", "Let me see.")], [1]),

@@ -88,6 +88,9 @@ def _messages(items: Sequence[Item]) -> list[Message]:
             if message.tool_calls and last is not None and last.role == "assistant" and not message.reasoning_content:
                 last.tool_calls = [*(last.tool_calls or []), *message.tool_calls]
                 continue
+        elif reasoning:  # of an answer that was cut before it said anything
+            found.append(Message("assistant", "", reasoning_content="".join(reasoning)))
+            reasoning = []
         found.append(message)
     return found
 
