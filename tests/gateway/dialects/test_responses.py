@@ -136,6 +136,28 @@ def test_reasoning_without_an_answer_is_not_the_next_ones() -> None:
     ]
 
 
+def test_functions_of_a_namespace_have_one_name_for_the_model_and_two_for_the_client() -> None:
+    tools = [{"type": "namespace", "name": "crm", "tools": [{"type": "function", "name": "f"}]}, {"type": "web_search"}]
+    call = {"type": "function_call", "call_id": "1", "namespace": "crm", "name": "f", "arguments": "{}"}
+    asked = request(tools=tools, input=[call, {"type": "function_call_output", "call_id": "1", "output": "r"}])
+    chat = to_chat(asked)
+    assert chat.tools == [{"type": "function", "function": {"name": "crm__f"}}]
+    assert chat.messages[0].tool_calls is not None
+    assert chat.messages[0].tool_calls[0]["function"]["name"] == "crm__f"
+    made = {"index": 0, "id": "1", "function": {"name": "crm__f", "arguments": "{}"}}
+    piece = Piece(0, [], [1], None, None, "tool_calls", tool_calls=[made])
+    whole, streamed = Whole(asked, "r"), Streamed(asked, "r")
+    whole.news(piece)
+    (item,) = json.loads(whole.end(()))["output"]
+    assert {name: item[name] for name in call} == call
+    lines = [
+        line for line in (streamed.news(piece) + streamed.end(())).decode().split("\n") if line.startswith("data: ")
+    ]
+    events = [json.loads(line[6:]) for line in lines]
+    assert all("crm__f" not in json.dumps(event) for event in events)
+    assert [event["name"] for event in events if event["type"].endswith("arguments.done")] == ["f"]
+
+
 def test_calls_are_items_whole_and_streamed() -> None:
     pieces = [
         Piece(0, [("content", "Let me see.")], [1]),
@@ -192,7 +214,15 @@ def test_errors_are_the_clients_own(door: Gateway, client: openai.OpenAI) -> Non
         ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0]", "have a text"),
         ({"input": [{"type": "function_call", "name": "f"}]}, "input[0].call_id", "call_id"),
         ({"input": [{"type": "function_call_output", "call_id": "1"}]}, "input[0].output", "output"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "functions"),
+        ({"tools": [{"type": "local_shell"}]}, "tools[0].type", "functions"),
+        ({"tools": [{"type": "namespace", "name": "n"}]}, "tools[0]", "list of tools"),
+        ({"tools": [{"type": "namespace", "name": "n", "tools": [5]}]}, "tools[0].tools[0]", "object"),
+        (
+            {"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "custom"}]}]},
+            "tools[0].tools[0].type",
+            "custom",
+        ),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice", "needs tools"),
         ({"tool_choice": "maybe"}, "tool_choice", "maybe"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema", "schema"),
         ({"max_output_tokens": 0}, "max_output_tokens", ">= 1"),
@@ -212,5 +242,8 @@ def test_what_has_no_effect_is_told_by_a_header(door: Gateway) -> None:
         door, store=True, truncation="auto", reasoning={"summary": "auto"}, text={"verbosity": "low"}, stream=True
     )
     told = '299 twinline "ignored: store, truncation, text.verbosity, reasoning.summary"'
+    assert given.status_code == 200 and given.headers["warning"] == told
+    given = post(door, tools=[{"type": "web_search_2025_08_26"}, {"type": "image_generation"}])
+    told = '299 twinline "ignored: tools[0] (web_search), tools[1] (image_generation)"'
     assert given.status_code == 200 and given.headers["warning"] == told
     assert "warning" not in post(door, store=False, truncation="disabled").headers

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from twinline.gateway.api_types import ChatRequest, ContentPart, JsonSchema, Message, ResponseFormat
+from twinline.gateway.dialects.responses_tools import chat_tools, flat_name, left_out
 from twinline.gateway.dialects.responses_types import (
     IGNORED,
     NOT_SUPPORTED,
@@ -35,8 +36,8 @@ def to_chat(request: ResponsesRequest) -> ChatRequest:
     chat.max_tokens = request.max_output_tokens
     chat.temperature, chat.top_p = request.temperature, request.top_p
     chat.reasoning_effort = None if request.reasoning is None else request.reasoning.effort
-    if request.tools:
-        chat.tools = [_tool(tool, index) for index, tool in enumerate(request.tools)]
+    if tools := chat_tools(request.tools or ()):
+        chat.tools = tools
         chat.parallel_tool_calls = request.parallel_tool_calls
     chat.tool_choice = _tool_choice(request.tool_choice)
     format_ = None if request.text is None else request.text.format
@@ -52,7 +53,7 @@ def without_effect(request: ResponsesRequest) -> list[str]:
         named.append("text.verbosity")
     if request.reasoning is not None and request.reasoning.summary is not None:
         named.append("reasoning.summary")
-    return named
+    return named + left_out(request.tools or ())
 
 
 def _refuse(request: ResponsesRequest) -> None:
@@ -97,7 +98,8 @@ def _messages(items: Sequence[Item]) -> list[Message]:
 
 def _message(item: Item, where: str) -> Message:
     if item.type == "function_call":
-        function = {"name": _needed(item.name, where, "name"), "arguments": item.arguments or "{}"}
+        name = flat_name(item.namespace, _needed(item.name, where, "name"))
+        function = {"name": name, "arguments": item.arguments or "{}"}
         call_id = _needed(item.call_id, where, "call_id")
         return Message("assistant", tool_calls=[{"id": call_id, "type": "function", "function": function}])
     if item.type == "function_call_output":
@@ -134,19 +136,6 @@ def _content(given: str | list[Part], where: str) -> str | list[ContentPart]:
             raise bad_request(told, f"{where}[{index}]")
         parts.append(ContentPart("text", text))
     return parts
-
-
-def _tool(tool: dict[str, Any], index: int) -> dict[str, Any]:
-    """The same function, one level deeper."""
-    kind = tool.get("type")
-    if kind != "function":
-        told = f"A tool of the type {kind!r} is not there; tools are functions that the client runs."
-        raise ApiError(400, told, param=f"tools[{index}].type", code="unsupported_parameter")
-    names = ("name", "description", "parameters", "strict")
-    function = {name: tool[name] for name in names if tool.get(name) is not None}
-    if not isinstance(function.get("name"), str):
-        raise bad_request("A function needs a name.", f"tools[{index}].name")
-    return {"type": "function", "function": function}
 
 
 def _tool_choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:

@@ -13,6 +13,7 @@ import msgspec
 
 from twinline.gateway.api_types import ReasoningTokens
 from twinline.gateway.choice import Choice
+from twinline.gateway.dialects.responses_tools import spaced_names
 from twinline.gateway.dialects.responses_types import (
     Cached,
     CallItem,
@@ -51,6 +52,7 @@ class Whole:
         """`mark`: the token ids that end reasoning."""
         self.runs = Runs(mark)
         self._request_id = request_id
+        self._spaced = spaced_names(request.tools or ())
         text = request.text or TextConfig()
         self._blank = ResponseOut(
             id=f"resp_{request_id}",
@@ -108,7 +110,10 @@ class Whole:
         """Of a run that was just opened: without any text."""
         name = self.id_of(run)
         if run.kind == "call":
-            return CallItem(id=name, status=status, call_id=run.call_id, name=run.name, arguments=run.text)
+            space, called = self._spaced.get(run.name, (msgspec.UNSET, run.name))
+            return CallItem(
+                id=name, status=status, call_id=run.call_id, name=called, arguments=run.text, namespace=space
+            )
         if run.kind == "content":
             return MessageItem(id=name, status=status, content=[OutputText(run.text)] if run.texts else [])
         return ReasoningItem(id=name, status=status, content=[ReasoningText(run.text)] if run.texts else [])
@@ -185,7 +190,7 @@ class Streamed(Whole):
         text = run.text
         kind = f"{_DELTAS[run.kind]}.done"
         if run.kind == "call":
-            data = self._of(run, kind, arguments=text, name=run.name)
+            data = self._of(run, kind, arguments=text, name=self._spaced.get(run.name, ("", run.name))[1])
         else:
             more: dict[str, object] = {"logprobs": []} if run.kind == "content" else {}
             part = OutputText(text) if run.kind == "content" else ReasoningText(text)

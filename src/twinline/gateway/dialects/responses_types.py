@@ -40,6 +40,7 @@ class Item(msgspec.Struct, kw_only=True):
     role: Literal["user", "assistant", "system", "developer"] | None = None
     content: str | list[Part] | None = None
     call_id: str | None = None
+    namespace: str | None = None
     name: str | None = None
     arguments: str | None = None
     output: str | list[Part] | None = None
@@ -130,6 +131,7 @@ class CallItem(msgspec.Struct, frozen=True, kw_only=True, tag="function_call"):
     call_id: str
     name: str
     arguments: str
+    namespace: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Cached(msgspec.Struct, frozen=True):
