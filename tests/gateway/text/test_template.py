@@ -111,9 +111,8 @@ def test_continuing_the_last_message_as_transformers_does(folder: Path, last: st
 
 def test_a_last_message_that_cannot_be_continued(tiny_dir: Path) -> None:
     template = ChatTemplate.load(tiny_dir)
-    for chat in ([], [*CHATS[0], {"role": "assistant", "content": None}]):
-        with pytest.raises(ValueError, match="needs a last message"):
-            template.render(chat, continue_final_message=True)
+    with pytest.raises(ValueError, match="needs a last message"):
+        template.render([], continue_final_message=True)
     dropped = [*CHATS[0], {"role": "assistant", "content": "<think>hm</think>so"}]
     with pytest.raises(ValueError, match="alters the last message"):
         template.render(dropped, continue_final_message=True)
@@ -155,7 +154,7 @@ def test_the_templates_refusal_is_the_error(tiny_dir: Path) -> None:
 
 def test_messages_that_do_not_fit_are_a_value_error(tiny_dir: Path) -> None:
     with pytest.raises(ValueError, match="does not fit these messages"):
-        ChatTemplate.load(tiny_dir).render([{"role": "user"}])
+        ChatTemplate({"default": "{{ messages[0].content + 1 }}"}, {}).render(CHATS[0])
 
 
 def test_the_sandbox_holds(tiny_dir: Path) -> None:

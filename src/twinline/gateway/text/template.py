@@ -147,7 +147,8 @@ def _is_named(entry: object) -> bool:
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy whose content is a string, or None (templates ask `is none`, and clients may leave it out)."""
+    """A copy whose content is a string, or None beside calls (templates ask `is none`); and no list of no calls: a
+    template may take it for calls, or None for a text."""
     if not isinstance(message, Mapping):
         raise ValueError(f"a message must be an object, not {type(message).__name__}")
     content = message.get("content")
@@ -155,7 +156,11 @@ def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
         content = text_of(content)
     elif content is not None and not isinstance(content, str):
         raise ValueError(f"a message's content must be a string or a list of parts, not {type(content).__name__}")
-    return {**message, "content": content}
+    plain = {**message, "content": content}
+    if not plain.get("tool_calls"):
+        plain.pop("tool_calls", None)
+        plain["content"] = content or ""
+    return plain
 
 
 def text_of(parts: Iterable[object]) -> str:

@@ -204,6 +204,18 @@ def test_a_call_that_is_none(call: object, message: str) -> None:
             template(source).render([HI, {"role": "assistant", "content": None, "tool_calls": [call]}])
 
 
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_no_content_and_no_calls_are_neither_text_nor_calls(family: str) -> None:
+    """Clients send null for an answer without text, and an empty list for no calls."""
+
+    def rendered(**said: Any) -> str:
+        return template(TEMPLATES[family]).render([HI, {"role": "assistant", **said}, HI])
+
+    for said in ({"content": None}, {}, {"content": None, "tool_calls": []}, {"content": "", "tool_calls": None}):
+        assert rendered(**said) == rendered(content="")
+    assert rendered(content="a", tool_calls=[]) == rendered(content="a")
+
+
 def test_messages_are_left_alone_where_no_tool_is_spoken_of() -> None:
     chat = [HI, {"role": "assistant", "content": "a", "tool_calls": []}, {"role": "user", "content": "b"}]
     assert "a<E>" in template(R1).render(chat) and "tool" not in template(R1).render(chat)

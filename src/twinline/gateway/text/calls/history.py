@@ -101,10 +101,8 @@ class HistoryStyle:
             return [line for number, message in enumerate(messages) for line in self._lines(message, number)]
         chat: list[Message] = []
         for number, message in enumerate(messages if self.several else _one_by_one(messages)):
-            if message.get("role") == "tool" and message["content"] is None:
-                chat.append({**message, "content": ""})
-            elif not message.get("tool_calls"):
-                chat.append({name: value for name, value in message.items() if name != "tool_calls"})
+            if not message.get("tool_calls"):
+                chat.append(message)
             else:
                 chat += self._called(message, f"messages[{number}]")
         return chat
