@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.gateway.harness import MODEL, Gateway
 from tests.gateway.several import Several, run
 from tests.lines.line_double import Script
 
+from twinline.gateway.dialects import messages_out
 from twinline.gateway.dialects.body import body_of
 from twinline.gateway.dialects.messages_in import to_chat
 from twinline.gateway.dialects.messages_out import Streamed, Whole
@@ -66,6 +68,19 @@ def test_what_was_not_asked_to_be_shown_is_not(door: Gateway, client: anthropic.
     with client.messages.stream(model=MODEL, max_tokens=99, messages=HI) as stream:
         assert "".join(stream.text_stream) == "Hello you"
         assert said(stream.get_final_message()) == said(answer)
+
+
+def test_a_stream_that_shows_nothing_for_long_says_that_it_goes_on(
+    door: Gateway, client: anthropic.Anthropic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hidden thinking takes minutes, and proxies take silence for the end."""
+    door.says("Think and think.</think>Hello", delay=0.01)
+    assert "event: ping" not in post(door, stream=True).text
+    monkeypatch.setattr(messages_out, "PING_SECONDS", 0.0)
+    kinds = re.findall(r"event: (\w+)", post(door, stream=True).text)
+    assert kinds[:3] == ["message_start", "ping", "ping"] and "ping" not in kinds[kinds.index("content_block_start") :]
+    with client.messages.stream(model=MODEL, max_tokens=99, messages=HI) as stream:
+        assert "".join(stream.text_stream) == "Hello"
 
 
 def test_why_it_stopped(door: Gateway, client: anthropic.Anthropic) -> None:

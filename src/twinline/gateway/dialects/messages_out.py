@@ -5,6 +5,7 @@ Owns how they are written. Must not know requests beyond what an answer repeats,
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from twinline.gateway.errors import ApiError
 from twinline.gateway.reply import usage_of
 from twinline.gateway.transcript import Piece
 
+PING_SECONDS = 10.0  # proxies give up after 30 or 60
 _encode = msgspec.json.Encoder().encode
 _DELTAS = {
     "content": ("text_delta", "text"),
@@ -104,9 +106,11 @@ class Whole:
 
 
 class Streamed(Whole):
-    """Nothing is sent before the first piece, so that a refusal is still an HTTP status."""
+    """Nothing is sent before the first piece, so that a refusal is still an HTTP status. While nothing of an answer is
+    shown, such as thinking that was not asked for, pings tell the client and proxies that it goes on."""
 
     _begun = False
+    _told = 0.0  # when the last event was
 
     def news(self, piece: Piece) -> bytes:
         data = b"" if self._begun else self._start()
@@ -119,6 +123,11 @@ class Streamed(Whole):
                 data += _event("content_block_start", index=run.place, content_block=_empty(run))
             else:
                 data += _event("content_block_stop", index=run.place)
+        now = time.monotonic()
+        if not data and now - self._told >= PING_SECONDS:
+            data = _event("ping")
+        if data:
+            self._told = now
         return data
 
     def end(self, choices: Sequence[Choice]) -> bytes:
