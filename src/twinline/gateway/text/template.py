@@ -15,7 +15,7 @@ from jinja2 import Template
 from jinja2.exceptions import TemplateError
 
 from twinline.gateway.text.calls.formats import CallFormat, detect
-from twinline.gateway.text.calls.history import HistoryStyle, with_tools_inside, with_tools_told
+from twinline.gateway.text.calls.history import HistoryStyle, with_one_system, with_tools_inside, with_tools_told
 from twinline.gateway.text.folder import ModelFolder, read_text
 from twinline.gateway.text.sandbox import compile_template
 from twinline.gateway.text.tokenizer import Tokenizer
@@ -72,6 +72,8 @@ class ChatTemplate:
         """
         try:
             chat = self._history.rewritten([_plain(message) for message in messages])
+            if self._history.one_system:
+                chat = with_one_system(chat)
             if tools and self._history.tools_inside:
                 chat = with_tools_inside(chat, tools)
             elif tools and self.calls is not None and not self._history.lists_tools:

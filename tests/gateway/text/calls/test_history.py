@@ -216,6 +216,20 @@ def test_no_content_and_no_calls_are_neither_text_nor_calls(family: str) -> None
     assert rendered(content="a", tool_calls=[]) == rendered(content="a")
 
 
+@pytest.mark.parametrize(
+    "other", ["", "{{- raise_exception('only one') if ns.system }}"], ids=["the last wins", "refused"]
+)
+def test_instructions_of_several_system_messages_are_all_told(other: str) -> None:
+    """Codex sends two. R1's distills show the last alone, others take none but the first: there they become one."""
+    source = R1.replace("{% set ns.system = ns.system + m['content'] %}", other + "{% set ns.system = m['content'] %}")
+    assert source != R1
+    chat = [{"role": "system", "content": "A"}, HI, {"role": "system", "content": "B"}, HI]
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    rendered = template(source).render(chat, tools)
+    assert "A\n\nB" in rendered and "weather" in rendered and rendered.count("<｜User｜>hi") == 2
+    assert "A\n\nB" not in template(QWEN3).render(chat)
+
+
 def test_messages_are_left_alone_where_no_tool_is_spoken_of() -> None:
     chat = [HI, {"role": "assistant", "content": "a", "tool_calls": []}, {"role": "user", "content": "b"}]
     assert "a<E>" in template(R1).render(chat) and "tool" not in template(R1).render(chat)

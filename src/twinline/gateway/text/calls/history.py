@@ -35,7 +35,7 @@ class HistoryStyle:
     `empty` is the content of a message that has calls and says nothing. `apart`: content and calls of one message have
     to be two messages, or the calls would be left out. `several`: a message may have more than one call. `lines`: each
     call is a message of its own, named by its metadata. `lists_tools`: it tells the model of its tools; `tools_inside`:
-    of those in the system message.
+    of those in the system message. `one_system`: of two system messages it shows one (R1's distills), or refuses both.
     """
 
     objects: bool
@@ -46,6 +46,7 @@ class HistoryStyle:
     lists_tools: bool
     lines: bool = False
     tools_inside: bool = False
+    one_system: bool = False
 
     @classmethod
     def of(cls, render: Render) -> HistoryStyle:
@@ -91,7 +92,9 @@ class HistoryStyle:
             lines = texts = _LINES.search(tried([_HI, named, {"role": "observation", "content": "1"}])) is not None
         lists_tools = _NAME in tried([_HI], [_TOOL])
         inside = not lists_tools and _NAME in tried(with_tools_inside([_HI], [_TOOL]))
-        return cls(objects, texts, empty, apart, several or lines, lists_tools, lines, inside)
+        instructions = tried([{"role": "system", "content": said} for said in (_NAME, _SAID)] + [_HI])
+        one = _NAME not in instructions or _SAID not in instructions
+        return cls(objects, texts, empty, apart, several or lines, lists_tools, lines, inside, one)
 
     def rewritten(self, messages: Sequence[Message]) -> list[Message]:
         """The messages as the template wants them. Raises ValueError for a call that it cannot write."""
@@ -181,6 +184,15 @@ def _one_by_one(messages: Sequence[Message]) -> Iterator[Message]:
             for place in of.pop(name, ()) if name is None or isinstance(name, str) else ():
                 yield results.pop(place)
         yield from results.values()
+
+
+def with_one_system(messages: Sequence[Message]) -> list[Message]:
+    """The messages with one system message at most, first and of the texts of all."""
+    systems = [message for message in messages if message.get("role") == "system"]
+    if not systems:
+        return list(messages)
+    content = "\n\n".join(message["content"] for message in systems)
+    return [{**systems[0], "content": content}, *(each for each in messages if each.get("role") != "system")]
 
 
 def with_tools_told(messages: Sequence[Message], told: str) -> list[Message]:
