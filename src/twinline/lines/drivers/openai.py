@@ -222,8 +222,7 @@ class TextDialect:
 
 NO_CONTINUATION = (
     "the beginning of the answer: a line without token ids can go on with a text only where options.continuation says "
-    "how "
-    f"({', '.join(CONTINUATIONS)})"
+    f"how ({', '.join(CONTINUATIONS)})"
 )
 
 
