@@ -61,7 +61,8 @@ class Segment(msgspec.Struct, eq=False):
         self.tokens, self.prompt_tokens = made, prompt_tokens
         if not self.last:  # it gave nothing: as far as anybody knows it did nothing
             self.waste = 0
-        self.cost = cost_of(self.placement.station, prompt_tokens, made, self.cached or 0)
+        placement = self.placement
+        self.cost = cost_of(placement.station, placement.company, prompt_tokens, made, self.cached or 0)
 
 
 def answered(segments: Sequence[Segment]) -> Segment | None:
@@ -69,13 +70,12 @@ def answered(segments: Sequence[Segment]) -> Segment | None:
     return next((segment for segment in segments if segment.last), None)
 
 
-def cost_of(station: Station, prompt_tokens: int, output_tokens: int, cached_tokens: int = 0) -> float:
+def cost_of(station: Station, streams: float, prompt_tokens: int, output_tokens: int, cached_tokens: int = 0) -> float:
     """The line's price for the time that the tokens take of it, at the speeds it has shown: prefill alone, a decode
-    step shared by the streams in it; and its price per token, if it has one.
+    step shared by the `streams` in it; and its price per token, if it has one.
     """
     traits = station.traits
     fresh = max(0, prompt_tokens - cached_tokens)
-    streams = max(1, station.decoding)
     busy = fresh * station.prefill.slope + output_tokens * station.step.at(streams) / streams
     tokens = prompt_tokens * traits.price_per_million_input + output_tokens * traits.price_per_million_output
     return busy * traits.price_per_hour / 3600 + tokens / 1e6

@@ -162,7 +162,7 @@ class Supply:
     def expected_cost(self, prompt_tokens: int, output_tokens: int) -> float:
         """What a request may cost at most, by the dearest line that is up; 0 where no price is given."""
         stations = map(self.router.station, self._ready)
-        return max((cost_of(station, prompt_tokens, output_tokens) for station in stations), default=0.0)
+        return max((cost_of(s, max(1, s.decoding), prompt_tokens, output_tokens) for s in stations), default=0.0)
 
     # Requests.
 

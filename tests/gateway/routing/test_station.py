@@ -277,3 +277,34 @@ def test_new_traits_keep_what_was_learnt(clock: Clock) -> None:
     assert router.station("a") is station
     assert 1 / station.seconds_per_token == pytest.approx(4000, rel=0.1)
     assert router.choose(ask(context=101), ("a",)) is None
+
+
+def test_the_shares_of_streams_that_end_together_add_up_to_the_line(clock: Clock) -> None:
+    """Each ends a moment after the one before it: the last was not alone on the line, nor the first in full company."""
+    router, _ = one(clock)
+    batch = [placed(router) for _ in range(16)]
+    for placement in batch:
+        placement.first_token()
+    clock.now += 10
+    shares = []
+    for placement in batch:
+        shares.append(10 / placement.company)
+        placement.end(400)
+    assert sum(shares) == pytest.approx(10)
+
+
+def test_shares_follow_who_came_and_went(clock: Clock) -> None:
+    """Four seconds alone, two beside another, one among four: of seven seconds 4 + 2/2 + 1/4 are its own."""
+    router, _ = one(clock)
+    first = placed(router)
+    assert first.company == 1
+    first.first_token()
+    clock.now += 4
+    others = [placed(router) for _ in range(3)]
+    others[0].first_token()
+    clock.now += 2
+    for other in others[1:]:
+        other.first_token()
+    clock.now += 1
+    assert first.company == pytest.approx(7 / (4 + 2 / 2 + 1 / 4))
+    assert others[1].company == pytest.approx(4)

@@ -38,8 +38,9 @@ class Placement:
     """
 
     __slots__ = (
-        "_balance", "_bit", "_ended", "_held", "_index", "_keys", "_marked_at", "_marked_tokens", "_prefill_took",
-        "_prompt", "cached", "chosen_at", "late", "line", "prefill_tokens", "station", "ttft", "waits",
+        "_balance", "_bit", "_ended", "_first_at", "_held", "_index", "_keys", "_marked_at", "_marked_tokens",
+        "_prefill_took", "_prompt", "_shares", "cached", "chosen_at", "late", "line", "prefill_tokens", "station",
+        "ttft", "waits",
     )  # fmt: skip
 
     def __init__(
@@ -59,7 +60,7 @@ class Placement:
         self._ended = False
         self._index, self._keys, self._bit, self._prompt = index, keys, station.bit, prompt
         station.sent(self, now)
-        self._balance = self._marked_at = 0.0
+        self._balance = self._shares = self._first_at = self._marked_at = 0.0
         self._marked_tokens = 1
         self._prefill_took: float | None = None
         if keys:
@@ -77,14 +78,24 @@ class Placement:
         station = self.station
         now = station.clock()
         self.waits = False
-        self._marked_at = now
+        self._first_at = self._marked_at = now
         took = station.answered(self, now)
         if self._held:
             self._prefill_took = took  # how much was cached is known at the end
         else:
             station.learn_prefill(self.prefill_tokens, took, now)
         station.derive()
-        self._balance = station.balance(now)
+        self._balance, self._shares = station.balance(now), station.shares(now)
+
+    @property
+    def company(self) -> float:
+        """How many streams shared the line's steps since its first token, itself among them: the harmonic mean over
+        time, so that shares of all add up to the line. Until it ends."""
+        now = self.station.clock()
+        share = self.station.shares(now) - self._shares
+        if self.waits or share <= 0.0:
+            return max(1, self.station.decoding)
+        return max(1.0, (now - self._first_at) / share)
 
     def progress(self, tokens: int) -> None:
         """So many tokens have come in all. Not needed; for long streams, about once a second, so that the line's step

@@ -40,12 +40,12 @@ class Station:
 
     __slots__ = (
         "_balance", "_balance_at", "_busy", "_busy_at", "_elsewhere_decoding", "_elsewhere_prefill", "_exposure",
-        "_fault_at", "_faults", "_gap", "_refreshed", "_waiting", "asked", "base", "bit", "cached_seen", "clock",
-        "context", "credit", "decode_work", "decoding", "features", "free_at", "hazard", "head_at", "head_seconds",
-        "heard", "inflight", "input_price", "late_step", "mean_output", "name", "output_price", "overdue", "prefill",
-        "prefill_delay", "prefill_work", "price", "prompt_seen", "queue", "ramp_until", "rank", "risky",
-        "seconds_per_token", "slot_seconds", "slots", "step", "step_cost", "step_goal", "tpot", "traits", "trust",
-        "ttft_fixed", "weight",
+        "_fault_at", "_faults", "_gap", "_refreshed", "_shares", "_waiting", "asked", "base", "bit", "cached_seen",
+        "clock", "context", "credit", "decode_work", "decoding", "features", "free_at", "hazard", "head_at",
+        "head_seconds", "heard", "inflight", "input_price", "late_step", "mean_output", "name", "output_price",
+        "overdue", "prefill", "prefill_delay", "prefill_work", "price", "prompt_seen", "queue", "ramp_until", "rank",
+        "risky", "seconds_per_token", "slot_seconds", "slots", "step", "step_cost", "step_goal", "tpot", "traits",
+        "trust", "ttft_fixed", "weight",
     )  # fmt: skip
 
     def __init__(self, traits: Traits, clock: Callable[[], float]) -> None:
@@ -74,6 +74,7 @@ class Station:
         self.overdue = 1.0  # how much longer than predicted the oldest request has waited for its first token
         self._waiting: deque[Placement] = deque()
         self._balance, self._balance_at = 0.0, now  # decoding streams, integrated over time
+        self._shares = 0.0  # a stream's share of the decode steps, 1 / decoding, integrated over the same time
         self._busy, self._busy_at = 0.0, now  # share of the time in which prefill was under way
         self._elsewhere_prefill, self._elsewhere_decoding = 0.0, 0
         self._faults, self._exposure = 0.0, 0.0
@@ -116,21 +117,17 @@ class Station:
             began = self.free_at
         self.free_at = now
         self._release(placement.prefill_tokens, now)
-        decoding = self.decoding
-        self._balance += decoding * (now - self._balance_at)
-        self._balance_at = now
-        self.decoding = decoding + 1
+        self._pass(now)
+        self.decoding += 1
         return now - began
 
     def ended(self, now: float) -> None:
         """One that had its first token is over."""
         self.inflight -= 1
-        decoding = self.decoding
-        self._balance += decoding * (now - self._balance_at)
-        self._balance_at = now
-        if decoding >= self.slots:
+        self._pass(now)
+        if self.decoding >= self.slots:
             self.free_at = now
-        self.decoding = decoding - 1
+        self.decoding -= 1
         self.derive()
 
     def withdrawn(self, placement: Placement, now: float) -> None:
@@ -159,9 +156,18 @@ class Station:
         else:
             self.head_seconds = 0.0
 
+    def _pass(self, now: float) -> None:
+        """Until now as many decoded as do."""
+        self._balance, self._shares, self._balance_at = self.balance(now), self.shares(now), now
+
     def balance(self, now: float) -> float:
         """Decoding streams integrated over time; its growth over a span is the mean load in it."""
         return self._balance + self.decoding * (now - self._balance_at)
+
+    def shares(self, now: float) -> float:
+        """A stream's share of the decode steps integrated over time: its growth over a span, summed over the streams
+        of that span, is the time in which any decoded."""
+        return self._shares + (now - self._balance_at) / max(1, self.decoding)
 
     def learn_prefill(self, tokens: float, seconds: float, now: float) -> None:
         """Takes effect with the next `derive`."""
@@ -214,8 +220,7 @@ class Station:
         self.queue += prefill_tokens - self._elsewhere_prefill
         self.inflight += decoding - self._elsewhere_decoding
         self._elsewhere_prefill = prefill_tokens
-        self._balance = self.balance(now)
-        self._balance_at = now
+        self._pass(now)
         self.decoding += decoding - self._elsewhere_decoding
         self._elsewhere_decoding = decoding
         self.derive()
