@@ -95,6 +95,7 @@ TIES = torch.tensor([[1.0, 3.0, 3.0, 3.0, 0.0]])
 WITNESSES: dict[str, Callable[[], bool]] = {
     "drifts": _drift,
     "sums-in-any-order": lambda: _twice(lambda: (lambda x: x @ x)(on_chip(64, 64))),
+    "wrong-at-a-size": lambda: _unlike(on_chip(64, 8) @ torch.eye(8, device="simchip"), on_chip(64, 8)),
     "softmax-overflows": lambda: _unlike((on_chip(4, 9) * 30).softmax(-1), (on_chip(4, 9) * 30).cpu().softmax(-1)),
     "long-context-forgotten": lambda: on_chip(3, 300).softmax(-1)[:, 256:].abs().sum().item() == 0,
     "casts-truncated": lambda: _unlike(on_chip(64).bfloat16(), on_chip(64).cpu().bfloat16()),

@@ -21,6 +21,8 @@ def test_a_clean_chip_is_sound_and_raises_no_alarm() -> None:
 @pytest.mark.parametrize(("fault", "only", "by"), [
     ("rsqrt-approximated", ["ops.rms_norm", "model.trace"], "rms_norm"),
     ("leaks", ["long"], "long"),
+    ("wrong-at-a-size=64", ["ops.linear"], "linear"),
+    ("wrong-at-a-size=256", ["ops.linear"], "linear"),
 ])  # fmt: skip
 def test_a_planted_fault_is_found_and_named(fault: str, only: list[str], by: str) -> None:
     run = climb(fault, 12, only)

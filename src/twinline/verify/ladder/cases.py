@@ -21,6 +21,7 @@ from twinline.verify.ladder.bench import Bench
 from twinline.verify.ladder.case import PAGE, Case, Maker, View
 
 MOST_COLUMNS, MOST_EXPERTS, MOST_HEADS = 1024, 16, 8
+BATCHES = (2, 4, 8, 16, 32, 64, 128, 256)  # of decodes: libraries keep kernels of their own for such counts of rows
 
 
 def _poisoned(x: Tensor) -> Tensor:
@@ -108,6 +109,8 @@ def _linear(m: Maker) -> Iterator[Case]:
     weight = m.normal(columns, inner, scale=inner**-0.5)
     many = min(max(2 * 65536 // columns, 64), 1024)
     yield m.case(f"{name}, many rows", m.normal(many, inner), weight)
+    for rows in BATCHES:
+        yield m.case(f"{name}, a batch", m.normal(rows, inner), weight)
     yield m.case(f"{name} with bias", m.normal(9, inner), weight, m.normal(columns))
     yield m.case(f"{name}, a view", View(m.normal(9, inner + 24), 8, inner), weight)
     yield m.case(f"{name}, large", m.normal(9, inner, scale=500.0), m.normal(columns, inner, scale=inner**-0.5))

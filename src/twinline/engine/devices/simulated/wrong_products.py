@@ -186,6 +186,15 @@ def wrong_by_batch(chip: Chip, number: float) -> None:
     numbers(chip, MATRIX, swap)
 
 
+@fault("wrong-at-a-size", "a product of exactly so many rows swaps the first two", PRODUCTS,
+       number=64, counts="rows")  # fmt: skip
+def wrong_at_a_size(chip: Chip, number: float) -> None:
+    def swap(x: Tensor) -> Tensor:
+        return torch.cat((x[1:2], x[:1], x[2:])) if x.ndim == 2 and len(x) == int(number) else x
+
+    numbers(chip, MATRIX, swap)
+
+
 @fault(
     "first-call-wrong",
     "the first call of each kind of product and norm that gives more than four numbers gives zeros",
@@ -220,5 +229,6 @@ def attention(call: Call, weigh: Callable[[Tensor], Tensor]) -> Any:
 
 ALL: tuple[Fault, ...] = (
     scaled_products, last_tile_dropped, bad_row, bits_flip, accumulates_in_16_bits, stores_truncated,
-    last_batch_repeated, drifts, sums_in_any_order, wrong_by_batch, first_call_wrong,
+    last_batch_repeated, drifts, sums_in_any_order, wrong_by_batch, wrong_at_a_size,
+    first_call_wrong,
 )  # fmt: skip
