@@ -13,8 +13,8 @@ from tests.facts.test_profiles import PROFILE
 import twinline
 from twinline.engine.build import Built, Options, build
 from twinline.engine.devices.cpu import Cpu
-from twinline.engine.ops.registry import Ops, StaticFacts
-from twinline.facts.profiles import Refused, write_profile
+from twinline.engine.ops.registry import OPS, Ops, StaticFacts
+from twinline.facts.profiles import Choice, Refused, write_profile
 
 TINY = Path(twinline.__file__).parent / "models" / "tiny-r1"
 F32 = StaticFacts("cpu", torch.float32)
@@ -24,11 +24,12 @@ def refused(op: str, provider: str) -> Refused:
     return Refused(op=op, provider=provider, dtype="float32", reason="level 1: off by 3%")
 
 
+TRIED = tuple(Choice(op=op, dtype="float32", provider="reference") for op in OPS)
 OTHERS = tuple(refused("mla_decode", name) for name in Cpu.providers if name not in ("batched", "reference"))
 
 
 def built(tmp_path: Path, *refusals: Refused, **changes: Any) -> Built:
-    changed = {"device": "cpu", "device_name": "cpu", "refused": refusals} | changes
+    changed = {"device": "cpu", "device_name": "cpu", "refused": refusals, "choices": TRIED} | changes
     write_profile(msgspec.structs.replace(PROFILE, **changed), tmp_path / "profile.json")
     options = Options(profile=str(tmp_path / "profile.json"), kv_tokens=64, threads=1)
     return build(TINY, options, lambda outputs: None)
@@ -56,11 +57,23 @@ def test_refusals_hold_for_their_dtype_alone(tmp_path: Path) -> None:
         ({"grade": "unfit", "rule": "unfit: it dies"}, "unfit: it dies"),
         ({"dtype": "float16"}, "says nothing of models in float32"),
         ({"complete": False}, "not of the whole ladder"),
+        (
+            {"choices": tuple(c for c in TRIED if not c.op.startswith("mla_"))},
+            r"nothing of mla_absorb, mla_decode, mla_prefill \(it was made with m, A\): adapt with --model .*tiny-r1",
+        ),
     ],
 )
 def test_a_profile_that_does_not_fit_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said):
         built(tmp_path, **changes)
+
+
+def test_a_profile_of_another_model_with_the_same_ops_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    built(tmp_path)
+    assert "made with m: its ops were tried in that model's shapes" in caplog.text
+    caplog.clear()
+    built(tmp_path, model="tiny-r1")
+    assert "made with" not in caplog.text
 
 
 def test_an_op_that_is_used_and_has_no_provider_left(tmp_path: Path) -> None:

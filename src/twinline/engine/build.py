@@ -133,6 +133,8 @@ def build(
     if forms is not None:
         forms.give(shape)
     ops.refuse_broken(shape.uses())
+    if profile is not None:
+        _refuse_untried(profile, shape.uses(), dtype_name(dtype), directory)
     weights = weight_bytes(shape)
     if threads := options.threads or (1 if weights < SMALL_WEIGHTS else 0):
         device.set_threads(threads)
@@ -306,6 +308,17 @@ def _refused(profile: Profile | None, device: Device, dtype: torch.dtype) -> dic
         log.warning("the profile was made with torch %s, and this is %s: adapt again", profile.versions["torch"],
                     torch.__version__)  # fmt: skip
     return profile.refusals(name)
+
+
+def _refuse_untried(profile: Profile, uses: frozenset[str], dtype: str, directory: Path) -> None:
+    """Raises ValueError for a model with ops that the profile's had not: nothing is known of them on this device."""
+    untried = sorted(op for op in uses if profile.provider(op, dtype) is None)
+    if untried:
+        raise ValueError(f"the profile says nothing of {', '.join(untried)} (it was made with {profile.model}, "
+                         f"{profile.architecture}): adapt with --model {directory}")  # fmt: skip
+    if profile.model != directory.resolve().name:
+        log.warning("the profile was made with %s: its ops were tried in that model's shapes (adapt with --model %s)",
+                    profile.model, directory)  # fmt: skip
 
 
 def _dtype(name: str, spec: ModelSpec, device: Device) -> torch.dtype:
