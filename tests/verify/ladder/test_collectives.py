@@ -23,6 +23,11 @@ def test_a_wrong_sum_is_named_and_the_others_pass() -> None:
     assert found == {"collectives.all_reduce": "fail", "collectives.broadcast": "pass"}
 
 
+def test_a_sum_that_is_wrong_now_and_then() -> None:
+    one = bench("collectives.all_reduce", device="simchip:clean+all-reduce-loses-a-rank=10")
+    assert verdicts(climb(one, "collectives")) == {"collectives.all_reduce": "fail"}
+
+
 def test_a_copy_between_chips_that_loses_something() -> None:
     def cut(call: Call, out: object) -> object:
         if call.direction == "to_peer" and isinstance(out, Tensor):

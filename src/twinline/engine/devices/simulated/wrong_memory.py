@@ -110,12 +110,17 @@ def _tensors(call: Call) -> list[Tensor]:
     return [one for one in call.args[0] if isinstance(one, Tensor)]
 
 
-@fault("all-reduce-loses-a-rank", "what the last rank gives to a sum does not arrive", "collectives")
+@fault("all-reduce-loses-a-rank", "what the last rank gives to a sum does not arrive", "collectives",
+       number=1, counts="sums from one bad one to the next")  # fmt: skip
 def all_reduce_loses_a_rank(chip: Chip, number: float) -> None:
+    sums = 0
+
     def before(call: Call) -> None:
         from torch import distributed
 
-        if distributed.get_rank() == distributed.get_world_size() - 1:
+        nonlocal sums
+        sums += 1
+        if sums % int(number) == 0 and distributed.get_rank() == distributed.get_world_size() - 1:
             for one in _tensors(call):
                 one.zero_()
 
