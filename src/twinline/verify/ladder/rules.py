@@ -214,9 +214,10 @@ def _ratio(y: Array, golden: Golden, reference: Array, keep: Array, precision: P
 def _summed(terms: int, size: float) -> _Errors:
     """What a sound float32 sum of so many random terms errs by that adds them one after the other: a rounding of each
     partial sum, u sqrt(K)/sqrt(12) of the result's size. The reference chip, which has many partial sums, errs less.
-    Measured for K of 64 to 7168: 0.28 to 0.33 u sqrt(K); relative to each element 0.5 on average, 60 at most."""
+    Measured for K of 64 to 7168: 0.28 to 0.33 u sqrt(K); relative to each element 0.5 on average, mostly 60 and once in
+    100 times 93 at most, of 131,000 elements."""
     unit, grown = PRECISIONS["float32"].unit, math.sqrt(terms)
-    return _Errors(max(16, 40 * grown) * unit, max(4, 0.5 * grown) * unit, max(4, 0.3 * grown) * unit * size)
+    return _Errors(max(16, 60 * grown) * unit, max(4, 0.5 * grown) * unit, max(4, 0.3 * grown) * unit * size)
 
 
 def _biased(y: Array, g: Array, reference: Array, keep: Array, precision: Precision, allowed: Limits,
