@@ -23,6 +23,7 @@ def test_a_clean_chip_is_sound_and_raises_no_alarm() -> None:
     ("leaks", ["long"], "long"),
     ("wrong-at-a-size=64", ["ops.linear"], "linear"),
     ("wrong-at-a-size=256", ["ops.linear"], "linear"),
+    ("wrong-at-a-size=32", ["ops.route"], "route"),
 ])  # fmt: skip
 def test_a_planted_fault_is_found_and_named(fault: str, only: list[str], by: str) -> None:
     run = climb(fault, 12, only)

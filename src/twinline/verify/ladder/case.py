@@ -147,4 +147,4 @@ class Maker:
     def lengths(self) -> list[list[int]]:
         """Contexts of decodes, their new tokens included: one, page tails, ragged, alike, many."""
         long = self.context
-        return [[1], [17], [1, 16, 17, 40, long], [32, 32], [5] * 33, [long, 3, long]]
+        return [[1], [17], [1, 16, 17, 40, long], [32, 32], [5] * 33, [20] * 64, [long, 3, long]]

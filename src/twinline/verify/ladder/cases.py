@@ -200,7 +200,7 @@ def _latent(m: Maker) -> tuple[int, Latent]:
 def _mla_absorb(m: Maker) -> Iterator[Case]:
     heads, a = _latent(m)
     many = min(max(2 * 65536 // (heads * a.kv_rank), 64), 2048)
-    for rows in (1, 7, 33, many):
+    for rows in (1, 7, 33, *BATCHES, many):
         # As in the model: the query is a part of wider rows, W_UV is turned.
         q = View(m.normal(rows, heads, a.nope + a.rope), 0, a.nope)
         yield m.case(f"{rows} queries", q, m.normal(heads, a.nope, a.kv_rank, scale=a.nope**-0.5))
@@ -243,7 +243,7 @@ def _route(m: Maker) -> Iterator[Case]:
     e, hidden = _experts_of(m), m.spec.hidden
     gate = m.normal(e.count, hidden, scale=hidden**-0.5, dtype=torch.float32)
     bias = m.normal(e.count, scale=0.2, dtype=torch.float32) if e.correction_bias else None
-    for rows in (1, 7, 131, 512):
+    for rows in (1, 7, 131, 512, *BATCHES):
         yield m.case(f"{rows} rows", m.normal(rows, hidden), gate, bias, e)
     yield m.case("rows far apart", m.normal(33, hidden, scale=8.0), gate, bias, e)
     near = gate.clone()
@@ -265,6 +265,7 @@ def _experts(m: Maker) -> Iterator[Case]:
         "all rows to one set of experts": m.choices(1, count, chosen).expand(17, -1),
         "every row its own": m.choices(61, count, chosen),
         "many rows": m.choices(many, count, chosen),
+        **{f"a batch of {n} to one set": m.choices(1, count, chosen).expand(n, -1) for n in BATCHES if n <= many},
     }
     for name, chosen_NK in choices.items():
         shares = torch.from_numpy(m.draw.random(tuple(chosen_NK.shape)) * 2).float()

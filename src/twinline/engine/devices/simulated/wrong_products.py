@@ -190,7 +190,9 @@ def wrong_by_batch(chip: Chip, number: float) -> None:
        number=64, counts="rows")  # fmt: skip
 def wrong_at_a_size(chip: Chip, number: float) -> None:
     def swap(x: Tensor) -> Tensor:
-        return torch.cat((x[1:2], x[:1], x[2:])) if x.ndim == 2 and len(x) == int(number) else x
+        if x.ndim < 2 or x.shape[-2] != int(number):
+            return x
+        return torch.cat((x[..., 1:2, :], x[..., :1, :], x[..., 2:, :]), -2)
 
     numbers(chip, MATRIX, swap)
 
