@@ -28,6 +28,13 @@ def test_a_sum_that_is_wrong_now_and_then() -> None:
     assert verdicts(climb(one, "collectives")) == {"collectives.all_reduce": "fail"}
 
 
+def test_a_sum_is_held_to_the_rounding_of_its_dtype() -> None:
+    right = torch.linspace(-1, 1, 64, dtype=torch.float64)
+    for off, verdict in ((0.0, "pass"), (0.1, "fail")):
+        found = check("all_reduce", lambda size, off=off: ((right + off).bfloat16(), right, 2))
+        assert (found.verdict, found.dtype) == (verdict, "bfloat16")
+
+
 def test_a_copy_between_chips_that_loses_something() -> None:
     def cut(call: Call, out: object) -> object:
         if call.direction == "to_peer" and isinstance(out, Tensor):

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from twinline.engine.devices.device import open_device
+from twinline.engine.devices.device import dtype_name, open_device
 from twinline.verify.ladder.attempt import broken
 from twinline.verify.ladder.finding import Finding
 
@@ -32,6 +32,8 @@ class Rank:
         self.words = words
         self.rank, self.ranks = int(words["rank"]), int(words["ranks"])
         self.device = open_device(words["device"])
+        self.dtype = torch.float32
+        self.dtypes = [d for d in (torch.float32, torch.bfloat16) if self.device.supports(d)]
         kind = self.device.torch_device.type
         try:
             backend = dist.get_default_backend_for_device(kind)
@@ -44,9 +46,9 @@ class Rank:
         Path(words["output"]).with_suffix(".met").touch()
 
     def numbers(self, rank: int, size: int) -> Tensor:
-        """What a rank contributes: float32, made by every rank alike."""
+        """What a rank contributes, made by every rank alike."""
         seed = np.random.SeedSequence([self.words["seed"], rank, size])
-        return torch.from_numpy(np.random.Generator(np.random.Philox(seed)).standard_normal(size)).float()
+        return torch.from_numpy(np.random.Generator(np.random.Philox(seed)).standard_normal(size)).to(self.dtype)
 
     def here(self, x: Tensor) -> Tensor:
         return x.to(self.device.torch_device)
@@ -60,13 +62,13 @@ class Rank:
         return torch.stack([self.numbers(r, size).double() for r in range(self.ranks)]).sum(0)
 
     def all_gather(self, size: int) -> tuple[Tensor, Tensor, int]:
-        out = self.here(torch.zeros(size * self.ranks))
+        out = self.here(torch.zeros(size * self.ranks, dtype=self.dtype))
         dist.all_gather_into_tensor(out, self.here(self.numbers(self.rank, size)))
         return out.cpu(), torch.cat([self.numbers(r, size) for r in range(self.ranks)]).double(), 0
 
     def reduce_scatter(self, size: int) -> tuple[Tensor, Tensor, int]:
         whole = size * self.ranks
-        out = self.here(torch.zeros(size))
+        out = self.here(torch.zeros(size, dtype=self.dtype))
         dist.reduce_scatter_tensor(out, self.here(self.numbers(self.rank, whole)))
         return out.cpu(), self.sum(whole)[self.rank * size : (self.rank + 1) * size], self.ranks
 
@@ -78,7 +80,7 @@ class Rank:
 
         mine = splits(self.rank)
         incoming = [splits(r)[self.rank] for r in range(self.ranks)]
-        out = self.here(torch.zeros(sum(incoming)))
+        out = self.here(torch.zeros(sum(incoming), dtype=self.dtype))
         dist.all_to_all_single(out, self.here(self.numbers(self.rank, sum(mine))), incoming, mine)
         parts = []
         for r in range(self.ranks):
@@ -94,7 +96,7 @@ class Rank:
 
     def send(self, size: int) -> tuple[Tensor, Tensor, int]:
         """From each rank to the next, in a ring of two steps so that nobody waits for itself."""
-        x, out = self.here(self.numbers(self.rank, size)), self.here(torch.zeros(size))
+        x, out = self.here(self.numbers(self.rank, size)), self.here(torch.zeros(size, dtype=self.dtype))
         if self.rank % 2 == 0:
             dist.send(x, (self.rank + 1) % self.ranks)
             dist.recv(out, (self.rank - 1) % self.ranks)
@@ -105,21 +107,32 @@ class Rank:
 
 
 def check(name: str, run: Callable[[int], tuple[Tensor, Tensor, int]]) -> Finding:
-    """Moves are exact; a sum of n float32 numbers errs by at most n roundings of its largest partial sum."""
+    """Moves are exact; a sum of n numbers errs by at most n roundings of its largest partial sum."""
     worst, where = 0.0, ""
     for size in (*SIZES, *AGAIN):
         out, right, summed = run(size)
         off = (out.double() - right).abs()
-        allowed = summed * 2.0**-24 * (right.abs() + 1.0) if summed else torch.zeros(())
+        unit = max(torch.finfo(out.dtype).eps / 2, 2.0**-24)
+        allowed = summed * unit * (right.abs() + 1.0) if summed else torch.zeros(())
         bad = ~(off <= allowed)
         if bad.any():
             at = int(bad.int().argmax())
             worst = max(worst, float(off.max()))
-            where = where or f"{int(bad.sum())} of {len(right)} values are wrong, the first by {float(off[at]):.1e}"
+            where = where or (f"{int(bad.sum())} of {len(right)} values in {dtype_name(out.dtype)} are wrong, "
+                              f"the first by {float(off[at]):.1e}")  # fmt: skip
     rule = "sums within a rounding per term of float64, moves bit for bit"
-    return Finding(check=f"collectives.{name}", verdict="fail" if where else "pass", rule=rule, dtype="float32",
+    return Finding(check=f"collectives.{name}", verdict="fail" if where else "pass", rule=rule,
                    text=where or f"right for {', '.join(f'{s:,}' for s in SIZES)} values, and {len(AGAIN)} times more",
-                   figures={"error": worst})  # fmt: skip
+                   dtype=dtype_name(out.dtype), figures={"error": worst})  # fmt: skip
+
+
+def every(rank: Rank, name: str) -> Finding:
+    """A check in each dtype that the device has: the first that fails, or that in float32."""
+    found = []
+    for dtype in rank.dtypes:
+        rank.dtype = dtype
+        found.append(check(name, getattr(rank, name)))
+    return next((one for one in found if one.verdict == "fail"), found[0])
 
 
 def main() -> int:
@@ -134,7 +147,7 @@ def main() -> int:
             return 1
         for name in words["checks"]:
             try:
-                finding = check(name, getattr(rank, name))
+                finding = every(rank, name)
             except Exception as error:
                 finding = broken(f"collectives.{name}", error)
             out.write(msgspec.json.encode(finding) + b"\n")
