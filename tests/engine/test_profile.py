@@ -28,10 +28,10 @@ TRIED = tuple(Choice(op=op, dtype="float32", provider="reference") for op in OPS
 OTHERS = tuple(refused("mla_decode", name) for name in Cpu.providers if name not in ("batched", "reference"))
 
 
-def built(tmp_path: Path, *refusals: Refused, **changes: Any) -> Built:
+def built(tmp_path: Path, *refusals: Refused, weights: str = "plain", **changes: Any) -> Built:
     changed = {"device": "cpu", "device_name": "cpu", "refused": refusals, "choices": TRIED} | changes
     write_profile(msgspec.structs.replace(PROFILE, **changed), tmp_path / "profile.json")
-    options = Options(profile=str(tmp_path / "profile.json"), kv_tokens=64, threads=1)
+    options = Options(profile=str(tmp_path / "profile.json"), kv_tokens=64, threads=1, weights=weights)
     return build(TINY, options, lambda outputs: None)
 
 
@@ -74,6 +74,11 @@ def test_a_profile_of_another_model_with_the_same_ops_is_said(tmp_path: Path, ca
     caplog.clear()
     built(tmp_path, model="tiny-r1")
     assert "made with" not in caplog.text
+
+
+def test_weights_of_a_form_that_was_not_tried_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    built(tmp_path, weights="int8")
+    assert "products with int8 weights were not tried on cpu" in caplog.text
 
 
 def test_an_op_that_is_used_and_has_no_provider_left(tmp_path: Path) -> None:

@@ -135,6 +135,9 @@ def build(
     ops.refuse_broken(shape.uses())
     if profile is not None:
         _refuse_untried(profile, shape.uses(), dtype_name(dtype), directory)
+        if wanted.layers.kind != "plain":
+            log.warning("the profile was made with plain weights: products with %s weights were not tried on %s",
+                        wanted.layers, device.name)  # fmt: skip
     weights = weight_bytes(shape)
     if threads := options.threads or (1 if weights < SMALL_WEIGHTS else 0):
         device.set_threads(threads)
