@@ -14,7 +14,7 @@ from sqlalchemy import insert, inspect, select, text
 from sqlalchemy.engine import make_url
 
 from twinline.store import tables
-from twinline.store.database import REVISIONS, Database, StoreError
+from twinline.store.database import REVISIONS, Database, OperationalError, StoreError
 from twinline.store.home import database_url, home
 
 OPENER = "import sys; from twinline.store.database import Database; Database(sys.argv[1]).close()"
@@ -166,3 +166,30 @@ def test_each_database_has_journals_of_its_own_however_it_is_spelt(
         *("postgresql://me@host", "postgresql://you@host", "postgresql:///d?host=a&host=b"),
     )
     assert len({own, there, *map(journals, others)}) == 2 + len(others)
+
+
+def test_another_file_in_its_place_is_what_is_used_from_then_on(tmp_path: Path) -> None:
+    def numbers(of: Database) -> list[int]:
+        with of.reading() as connection:
+            return list(connection.execute(select(tables.revisions.c.number)).scalars())
+
+    file, other = tmp_path / "store.db", tmp_path / "backup.db"
+    running, backup = Database(f"sqlite:///{file}"), Database(f"sqlite:///{other}")
+    with running.reading(), running.writing() as connection:  # two connections
+        connection.execute(insert(tables.revisions).values(subject="x", number=7))
+    with backup.writing() as connection:
+        connection.execute(insert(tables.revisions).values(subject="x", number=3))
+    backup.close()
+    for part in ("", "-wal", "-shm"):
+        (tmp_path / f"store.db{part}").rename(tmp_path / f"away.db{part}")
+    with pytest.raises(OperationalError, match="is gone"):
+        numbers(running)
+    assert not file.exists()
+    other.rename(file)
+    assert numbers(running) == [3]
+    with running.reading(), running.writing() as connection:
+        connection.execute(insert(tables.revisions).values(subject="y", number=4))
+    again = Database(f"sqlite:///{file}")
+    assert numbers(again) == [3, 4]
+    again.close()
+    running.close()

@@ -5,7 +5,8 @@ Owns what differs between SQLite and PostgreSQL and the upgrade on opening. Must
 SQLite: WAL, so that readers and one writer do not wait for each other; a writing transaction takes the write lock at
 its beginning (BEGIN IMMEDIATE): one that read first and then wants to write may fail at once instead of waiting. A
 writer that waits for the disk keeps every other waiting, limits of keys among them: so SQLite's log is synced apart
-(`sync`), and moved into the database file by the one process that can wait for it (`tends_log`).
+(`sync`), and moved into the database file by the one process that can wait for it (`tends_log`). A connection holds the
+file that it opened: where another one was put in its place, as a backup is, it is let go of and made anew.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, OperationalError
 from sqlalchemy.sql.dml import Insert
 
 from twinline.store.home import database_url, journal_directory, own_database
@@ -159,7 +160,9 @@ class Database:
             raise StoreError(f"{error.name} is not installed; PostgreSQL needs twinline[postgres]") from error
         if self.sqlite:
             pages = TENDED_PAGES if self._tends_log else UNTENDED_PAGES
+            event.listen(engine, "do_connect", partial(_opens_what_is_there, file))
             event.listen(engine, "connect", partial(_prepare_sqlite, pages))
+            event.listen(engine, "checkout", partial(_still_opens, file))
             event.listen(engine, "begin", _begin_sqlite)
         return engine
 
@@ -200,6 +203,26 @@ def _revision(connection: Connection) -> str | None:
         return None
     found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
     return None if found is None else str(found)
+
+
+def _opens_what_is_there(file: Path, dialect: object, record: Any, *arguments: object) -> None:
+    """SQLite would make a file that is gone, empty and for everybody to read."""
+    record.info["file"] = _which(file)
+    if record.info["file"] is None:
+        raise sqlite3.OperationalError(f"{file} is gone")
+
+
+def _still_opens(file: Path, connection: object, record: Any, proxy: object) -> None:
+    if record.info["file"] != _which(file):
+        raise DisconnectionError(f"{file} is another file than it was")
+
+
+def _which(file: Path) -> tuple[int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _prepare_sqlite(log_pages: int, connection: Any, record: object) -> None:
