@@ -22,6 +22,7 @@ from twinline.lines.turn import Outlet, Turn
 
 MAX_HEAD_BYTES = 64 << 10  # an endless header would block the loop: the parser copies what it has for every read
 HEAD_SECONDS = 30.0
+LAST_HEAD_SECONDS = 1.0  # the same while the server ends
 BODY_SILENCE_SECONDS = 60.0  # between two pieces of a body
 LEAST_BODY_RATE = 4096  # bytes a second, of a body that has taken longer than that silence
 MOST_FRAMING_BYTES = 128 << 10  # how much longer than twice a body its chunks' heads, extensions and trailers may be
@@ -65,6 +66,7 @@ class Connection(HttpToolsProtocol):
         self._sent_bytes = 0  # that came since its head
         self._body_began = 0.0
         self._deaf = False  # what comes now is no request of ours
+        self._last = False  # the server ends: after the next answer
         self.watcher: Watcher | None = None
         self._body_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -128,12 +130,17 @@ class Connection(HttpToolsProtocol):
             watcher.left()
 
     def shutdown(self) -> None:
-        """A request whose head is here is still taken."""
+        """A request whose head is here is still taken, and one that a client has begun or has connected for."""
         held, self._repeated.held = self._repeated.held, b""
         if held:
             self._repeated.forget()
             self.data_received(held)
-        super().shutdown()
+        if self.idle and self._head_timer is not None:
+            self._last = True
+            self._head_ended()
+            self._head_timer = self.loop.call_later(LAST_HEAD_SECONDS, self._too_slow)
+        else:
+            super().shutdown()
 
     def cut_off(self) -> None:
         """The server ends and waits for no answer any longer; one that has a task is told by that."""
@@ -265,6 +272,7 @@ class Connection(HttpToolsProtocol):
         self._head_ended()
         super().on_headers_complete()
         self.scope[CYCLE] = self.cycle  # type: ignore[literal-required]
+        self.cycle.keep_alive = self.cycle.keep_alive and not self._last
         self.headers = []  # what follows a chunked body are trailers: nobody may take them for the request's headers
         if self.parser.should_upgrade():
             # The parser takes what comes now for another protocol, then for requests; a body may look like one.
@@ -299,9 +307,8 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._in_head = self._between = True
         self._head_bytes = 0
-        if self._body_timer is not None:
-            self._body_timer.cancel()
-            self._body_timer = None
+        self._stop(self._body_timer)
+        self._body_timer = None
         super().on_message_complete()
         if self._waits is not None and self._waits[0] is self.cycle:
             waits, self._waits = self._waits, None
@@ -365,7 +372,8 @@ class Connection(HttpToolsProtocol):
     def _too_slow(self) -> None:
         self._head_timer = None
         if self._head_bytes:
-            self._refuse(ApiError(408, f"The request's head took longer than {HEAD_SECONDS:g} s."))
+            late = f"The request's head took longer than {HEAD_SECONDS:g} s."
+            self._refuse(stopping() if self._last else ApiError(408, late))
         else:
             self.transport.close()
 

@@ -12,7 +12,7 @@ import resource
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from twinline.gateway.crowd import MOST_CONNECTIONS, Crowd
 from twinline.gateway.heads import Connection
 
 DRAIN_SECONDS = 5  # how long open streams may go on after a signal
+READ_SECONDS = 0.05  # for what clients have sent before that
 LAST_WORDS_SECONDS = 1.0  # how long clients may take to read that the server ends
 
 
@@ -64,13 +65,14 @@ class Server(uvicorn.Server):
         self, app: ASGIApp, ready: Callable[[], None], *, tls: Tls | None = None, unix: Path | None = None
     ) -> None:
         """`unix`: a socket that it makes itself, for its owner alone, instead of one that is given."""
+        connection = partial(Connection, crowd=Crowd(most_connections()))
         config = uvicorn.Config(
             app,
             uds=None if unix is None else str(unix),
             ssl_certfile=None if tls is None else tls.certificate,
             ssl_keyfile=None if tls is None else tls.key,
             loop="none",
-            http=partial(Connection, crowd=Crowd(most_connections())),  # type: ignore[arg-type]  # only called
+            http=connection,  # type: ignore[arg-type]  # only called
             ws="none",
             lifespan="off",
             log_config=None,
@@ -82,6 +84,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._ready = ready
+        self._connection = partial(connection, config=config, server_state=self.server_state, app_state={})
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -92,6 +95,37 @@ class Server(uvicorn.Server):
         if self.config.uds:
             Path(self.config.uds).chmod(0o600)
         self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Whoever has connected until now is answered: siblings that share the address keep it open, and no client of
+        theirs should see that one of them ends."""
+        await self._accept_all(sockets or ())
+        await asyncio.sleep(READ_SECONDS)
+        await super().shutdown(sockets)
+
+    async def _accept_all(self, listeners: Iterable[socket.socket]) -> None:
+        """The kernel resets what it holds for a listener that closes."""
+        waiting = [client for listener in listeners for client in _waiting(listener)]
+        for server in self.servers:
+            server.close()
+        accept = partial(
+            asyncio.get_running_loop().connect_accepted_socket,
+            self._connection,
+            ssl=self.config.ssl,
+            ssl_handshake_timeout=None if self.config.ssl is None else LAST_WORDS_SECONDS,
+        )
+        taken = [accept(client) for client in waiting]
+        await asyncio.gather(*taken, return_exceptions=True)
+
+
+def _waiting(listener: socket.socket) -> Iterator[socket.socket]:
+    """Clients that have connected and were not accepted yet."""
+    listener.setblocking(False)
+    with contextlib.suppress(OSError):
+        while True:
+            client, _ = listener.accept()
+            client.setblocking(False)
+            yield client
 
 
 def most_connections() -> int:
