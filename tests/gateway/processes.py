@@ -108,10 +108,10 @@ class Gateway:
     socket: Path
     stderr: Path
 
-    def ask(self, path: str) -> httpx.Response:
+    def ask(self, path: str, method: str = "GET") -> httpx.Response:
         """By its Unix socket, as the control side does."""
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), timeout=10) as client:
-            return client.get(f"http://gateway{path}")
+            return client.request(method, f"http://gateway{path}")
 
     def log(self) -> list[str]:
         return self.stderr.read_text("utf-8").splitlines()

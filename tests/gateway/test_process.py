@@ -95,6 +95,47 @@ def test_it_says_when_it_is_ready_and_ends_when_told(tiny_folder: Path, doubles:
             client.get("/health")
 
 
+def test_it_leaves_once_it_has_answered_what_it_has(tiny_folder: Path, doubles: Doubles) -> None:
+    with fleet(tiny_folder) as made:
+        made.entries = [entry("a", doubles.urls[0])]
+        made.write()
+        gateway = made.start()
+        doubles.lines[0].script = lambda request: Script(TOKENS, delay=7 / len(TOKENS))  # longer than after a signal
+        stream = Streaming(made)
+        until(lambda: stream.parts)
+        with made.client() as client:
+            assert client.post("/api/leave").status_code == 404  # no door for clients
+        assert gateway.ask("/api/leave", "POST").status_code == 200
+        until(lambda: not_connected(made))
+        assert gateway.ask("/health").status_code == 200
+        stream.wait()
+        assert stream.whole and gateway.process.wait(10) == 0
+
+
+def test_a_signal_ends_it_while_it_leaves(tiny_folder: Path, doubles: Doubles) -> None:
+    with fleet(tiny_folder) as made:
+        made.entries = [entry("a", doubles.urls[0])]
+        made.write()
+        gateway = made.start()
+        doubles.lines[0].script = lambda request: Script(TOKENS, delay=1)
+        stream = Streaming(made)
+        until(lambda: stream.parts)
+        assert gateway.ask("/api/leave", "POST").status_code == 200
+        until(lambda: not_connected(made))
+        assert gateway.stop() == 0
+        stream.wait()
+        assert not stream.whole and b"server_stopping" in b"".join(stream.parts)
+
+
+def not_connected(fleet: Fleet) -> bool:
+    try:
+        with fleet.client() as client:
+            client.get("/health")
+    except httpx.ConnectError:
+        return True
+    return False
+
+
 def test_a_fleet_without_lines_is_up_and_says_that_nothing_serves(tiny_folder: Path) -> None:
     with fleet(tiny_folder) as made:
         made.write()

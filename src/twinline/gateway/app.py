@@ -6,7 +6,7 @@ Owns paths and methods. Must not know what an endpoint does.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -57,9 +57,11 @@ class App:
         control: str | None = None,
         generation: Callable[[], int] = lambda: 0,
         trusted: bool = False,
+        leave: Callable[[], None] | None = None,
     ) -> None:
         """`siblings` are the Unix sockets of the other gateways of a fleet, `control` its control side's. `trusted`:
-        whoever can reach it may manage it, and needs no key."""
+        whoever can reach it may manage it, and needs no key. `leave` is what `POST /api/leave` does: a door for the
+        control side, in no document."""
         self.door = door
         chat = Chat(door)
         messages, tokens = Messages(door, chat), Tokens(door)
@@ -86,7 +88,7 @@ class App:
             *Management(door, trusted, control, generation).routes(),
         ]
         self._rest = Starlette(
-            routes=routes,
+            routes=routes if leave is None else [*routes, Route("/api/leave", _leaves(leave), methods=["POST"])],
             exception_handlers={HTTPException: _http_error, ApiError: _api_error, Exception: _failure},
         )
         self._rest.router.redirect_slashes = False
@@ -174,6 +176,14 @@ class _Rest:
         if self._siblings and "own" not in request.query_params:
             text = await of_all(self._index, text, self._siblings)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _leaves(leave: Callable[[], None]) -> Callable[[Request], Awaitable[Response]]:
+    async def left(request: Request) -> Response:
+        leave()
+        return _json({})
+
+    return left
 
 
 def _entry(served: ServedModel) -> dict[str, Any]:

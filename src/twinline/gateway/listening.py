@@ -142,7 +142,8 @@ def most_connections() -> int:
 
 
 class Stopping:
-    """SIGINT and SIGTERM end what is under way: the start of a line, or the server, which then finishes its streams."""
+    """SIGINT and SIGTERM end what is under way: the start of a line, or the server, which then finishes its streams.
+    `leave` does so without a signal, and leaves streams all the time that they need."""
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
@@ -165,6 +166,11 @@ class Stopping:
             self._server.force_exit = self._asked.is_set()
             self._server.should_exit = True
         self._asked.set()
+
+    def leave(self) -> None:
+        if self._server is not None:
+            self._server.config.timeout_graceful_shutdown = None
+        self.ask()
 
     async def unless_asked(self, work: Coroutine[Any, Any, None]) -> bool:
         """Runs `work`, cancels it on a signal; whether it was done."""

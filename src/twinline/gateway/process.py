@@ -74,7 +74,7 @@ async def serve(directory: Path, index: int) -> None:
             make = partial(
                 App, door, index=index, siblings=siblings, control=control, generation=lambda: following.generation
             )
-            outside, inside = make(), make(trusted=True)
+            outside, inside = make(), make(trusted=True, leave=stopping.leave)
             tls = Tls(settings.tls_certificate, settings.tls_key) if settings.tls_certificate else None
             server = Server(outside, lambda: _ready(listener, tls), tls=tls)
             manager = Server(inside, lambda: None, unix=directory / f"gateway-{index}.sock")

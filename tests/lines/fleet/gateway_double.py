@@ -1,13 +1,15 @@
 """A gateway's double, run as a process: answers on its Unix socket what a file says is in flight.
 
 RUN/in_flight.json maps replica names to counts. While RUN/stale exists it works by an old roster. RUN/seen.jsonl gets
-the states in the roster at every answer.
+the states in the roster at every answer. Asked to leave it does so after RUN/leaves seconds, if there is that file.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import uvicorn
@@ -42,5 +44,15 @@ def lines(request: Request) -> JSONResponse:
     return JSONResponse({"generation": generation, "lines": said})
 
 
-app = Starlette(routes=[Route("/health", health), Route("/api/lines", lines)])
+def leave(request: Request) -> JSONResponse:
+    file = run / "leaves"
+    if not file.exists():
+        return JSONResponse({}, 404)
+    threading.Timer(float(file.read_text()), signal.raise_signal, [signal.SIGTERM]).start()
+    return JSONResponse({})
+
+
+app = Starlette(
+    routes=[Route("/health", health), Route("/api/lines", lines), Route("/api/leave", leave, methods=["POST"])]
+)
 uvicorn.run(app, uds=str(run / f"gateway-{index}.sock"), log_level="warning")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -551,5 +552,24 @@ def test_a_changed_gateway_is_tried_before_the_old_one_ends() -> None:
             assert doors == [
                 ("gateway-1", "serving"), ("gateway-0", "stopped"), ("gateway-0", "serving"), ("gateway-1", "stopped"),
             ]  # fmt: skip
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(("needs", "patience"), [(0.3, 30.0), (30.0, 0.3)])
+def test_a_gateway_that_is_replaced_may_finish_what_it_has(needs: float, patience: float) -> None:
+    async def test() -> None:
+        def wanted(workers: int) -> Fleet:
+            made = fleet(line(), gateway=GatewaySpec(port=1, workers=workers))
+            return replace(made, drain_seconds=patience)
+
+        async with controlled(wanted(2)) as controller:
+            assert await controller.doors() == []
+            (controller.directory / "leaves").write_text(str(needs))
+            began = time.monotonic()
+            assert await controller.apply(wanted(1)) == []
+            assert 0.9 < time.monotonic() - began < 20  # each of three, one after another
+            told = [(e.name, e.state) for e in controller.events.after(0) if e.state in ("draining", "stopped")]
+            assert told == [(f"gateway-{i}", state) for i in (0, 1, 2) for state in ("draining", "stopped")]
 
     asyncio.run(test())

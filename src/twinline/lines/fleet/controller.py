@@ -316,14 +316,14 @@ class Controller:
                 failures.append(f"the gateway stays as it was, the changed one failed: {why}")
                 replaced = []
         for gateway in replaced:
-            await gateway.retire()
+            await gateway.retire(patience=fleet.drain_seconds)
             if gateway.index < fleet.gateway.workers:
                 await self._gateway(gateway.index, fleet.gateway).verdict()
         for index in range(fleet.gateway.workers):
             if index not in self.gateways:
                 self._gateway(index, fleet.gateway)
         for index in [index for index in self.gateways if index >= fleet.gateway.workers]:
-            await self.gateways.pop(index).retire()
+            await self.gateways.pop(index).retire(patience=fleet.drain_seconds)
         return failures
 
     def _gateway(self, index: int, spec: GatewaySpec, *, found: bool = False) -> Gateway:

@@ -89,16 +89,28 @@ class Gateway:
         """Waits until it answered or failed for the first time; None, or why it failed."""
         return await asyncio.shield(self._verdict)
 
-    async def retire(self, *, leave_running: bool = False) -> None:
+    async def retire(self, *, leave_running: bool = False, patience: float = 0) -> None:
+        """`patience`: how many seconds it may finish what it has, where its siblings take what comes meanwhile."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
         if not leave_running:
             if self.engine is not None:
+                if patience:
+                    await self._leaves(self.engine, patience)
                 await self.engine.stop(self._pace.grace)
                 self.engine = None
             gateway_socket(self._directory, self.index).unlink(missing_ok=True)
             self._to("stopped", "it was asked to")
+
+    async def _leaves(self, engine: Engine, patience: float) -> None:
+        async with self._watched(engine) as (ended, client):
+            with contextlib.suppress(LineError):
+                status, _ = await client.ask("POST", "/api/leave", seconds=self._pace.question)
+                if status != 200:  # of an earlier version
+                    return
+                self._to("draining", "it finishes what it has")
+                await asyncio.wait((ended,), timeout=patience)
 
     async def _keep(self) -> None:
         tries = 0
