@@ -16,7 +16,8 @@ import pytest
 from tests.lines.fleet.harness import HERE, environment, lives
 
 from twinline.lines.fleet import home
-from twinline.lines.fleet.controller import end_processes
+from twinline.lines.fleet.control import Control
+from twinline.lines.fleet.controller import Controller, end_processes
 from twinline.lines.fleet.status import asked, status
 from twinline.lines.protocol import LineRefused
 
@@ -144,7 +145,7 @@ def test_it_is_asked_over_its_socket(side: Side) -> None:
     assert pids(side.ask("GET", "/state"))["a#2"] is not None
     side.ask("POST", "/faults", {"line": "b", "reason": "a stream broke off"})
     for path, body in (("/drain", {"line": "c"}), ("/resume", {"line": "c"}), ("/faults", {"line": "c", "reason": ""})):
-        with pytest.raises(LineRefused, match="there is no line 'c'; there are a, b") as refused:
+        with pytest.raises(LineRefused, match="there is no line 'c'; there are a, a#2, b") as refused:
             side.ask("POST", path, body)
         assert refused.value.status == 404
     with pytest.raises(LineRefused) as refused:
@@ -173,3 +174,18 @@ def test_a_signal_ends_it_with_or_without_what_runs(side: Side, leave: bool) -> 
     assert process.wait(60) == 0
     assert [lives(pid) for pid in running] == [leave] * 3
     assert not home.controlled(side.directory) and not home.control_socket(side.directory).exists()
+
+
+def test_what_its_end_breaks_off_has_failed() -> None:
+    async def test() -> None:
+        control = Control(Controller(Path("unused"), []), Path("fleet.yaml"))
+
+        async def work() -> None:
+            await asyncio.sleep(60)
+
+        operation = control.operate("apply", work())
+        await asyncio.sleep(0)
+        await control.stop_operations()
+        assert (operation.state, operation.failures) == ("failed", ["the control side ends"])
+
+    asyncio.run(test())

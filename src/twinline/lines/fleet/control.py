@@ -68,6 +68,9 @@ class Control:
         async def run() -> None:
             try:
                 operation.failures = await work or []
+            except asyncio.CancelledError:
+                operation.failures = ["the control side ends"]
+                raise
             except Exception as error:
                 operation.failures = [f"{type(error).__name__}: {error}"]
                 raise
@@ -284,5 +287,7 @@ async def _body(request: Request, *needed: str) -> dict[str, Any]:
 
 
 def _unknown(line: str, controller: Controller) -> Response:
-    there = ", ".join(sorted({keeper.spec.name for keeper in controller.keepers.values()}))
+    there = ", ".join(
+        sorted({name for keeper in controller.keepers.values() for name in (keeper.spec.name, keeper.name)})
+    )
     return _json({"error": f"there is no line {line!r}; there are {there or 'none'}"}, 404)
