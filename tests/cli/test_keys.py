@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from twinline.cli import main
+from twinline.store import database as database_module
 from twinline.store.database import Database
 from twinline.store.keys import Keys
 from twinline.store.ring import KeyRing
@@ -25,6 +26,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def told(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
     assert main(["keys", *words, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
+
+
+def test_a_database_that_another_keeps_locked_is_named_in_one_line(
+    capsys: pytest.CaptureFixture[str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told(capsys, "create", "alice")
+    monkeypatch.setattr(database_module, "LOCK_SECONDS", 0)
+    other = Database()
+    with other.writing():
+        assert main(["keys", "revoke", "alice"]) == 1
+    other.close()
+    assert capsys.readouterr().err == f"twinline: error: sqlite:///{home}/twinline.db: database is locked\n"
 
 
 def test_a_key_from_its_making_to_its_end(capsys: pytest.CaptureFixture[str], home: Path) -> None:

@@ -16,7 +16,7 @@ import msgspec
 
 from twinline.cli.parser import CliError, integer, positive
 from twinline.cli.table import aligned
-from twinline.store.database import Database, StoreError
+from twinline.store.database import StoreError, opened
 from twinline.store.keys import MAX_COUNT, Key, Keys
 
 _MONEY = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)\s*([A-Za-z]{3,8})")
@@ -75,11 +75,8 @@ def _add_settings(parser: argparse.ArgumentParser, none: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     try:
-        database = Database()
-        try:
+        with opened() as database:
             return int(args.act(Keys(database), args))
-        finally:
-            database.close()
     except StoreError as error:
         raise CliError(str(error)) from error
 

@@ -16,7 +16,7 @@ import msgspec
 from twinline.cli.keys import moment
 from twinline.cli.parser import CliError
 from twinline.cli.table import aligned
-from twinline.store.database import Database, StoreError
+from twinline.store.database import Database, StoreError, opened
 from twinline.store.fold import fold
 from twinline.store.home import DATABASE_VARIABLE, home
 from twinline.store.journal import SUFFIX
@@ -44,8 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     try:
-        database = Database()
-        try:
+        with opened() as database:
             folded = fold(database, database.journals)
             _tell_of_others(database)
             if folded.torn:
@@ -59,8 +58,6 @@ def run(args: argparse.Namespace) -> int:
             }
             rows = usage(database, args.by, **span)
             totals = usage(database, **span)
-        finally:
-            database.close()
     except StoreError as error:
         raise CliError(str(error)) from error
     if args.json:

@@ -186,6 +186,18 @@ class Database:
                 upgrade(connection)
 
 
+@contextmanager
+def opened() -> Iterator[Database]:
+    """The database of this home, for a verb of the command line. What it raises meanwhile is a StoreError, too."""
+    database = Database()
+    try:
+        yield database
+    except DBAPIError as error:
+        raise StoreError(f"{database.shown}: {_first_line(error)}") from error
+    finally:
+        database.close()
+
+
 def _read(url: str) -> URL:
     try:
         read = make_url(url)
@@ -248,4 +260,4 @@ def _first_line(error: DBAPIError) -> str:
     return told[0] if told else type(error.orig).__name__
 
 
-__all__ = ["Database", "OperationalError", "StoreError"]
+__all__ = ["Database", "OperationalError", "StoreError", "opened"]
