@@ -95,6 +95,10 @@ class Watch:
         supply = self._supply
         lines = list(supply.lines.values())
         for line in lines:
+            if late > self._patience.quiet:
+                for choice in line.calls.values():
+                    choice.segments[-1].placement.spoil()
+            supply.router.station(line.name).looked = now
             if line.calls:
                 self._watch(line, now, before, late)
             else:

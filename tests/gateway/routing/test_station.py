@@ -308,3 +308,25 @@ def test_shares_follow_who_came_and_went(clock: Clock) -> None:
     clock.now += 1
     assert first.company == pytest.approx(7 / (4 + 2 / 2 + 1 / 4))
     assert others[1].company == pytest.approx(4)
+
+
+@pytest.mark.parametrize("first", ["the tokens are read", "the line is looked after"])
+def test_what_comes_when_we_stood_still_teaches_nothing(clock: Clock, first: str) -> None:
+    router, station = one(clock)
+    teach(clock, router, "a", 4000, 0.02, count=50)
+    station.looked = clock.now
+    before = station.step.at(1), station.prefill.at(1000)
+    decoding, waiting, later = placed(router), placed(router), placed(router)
+    decoding.first_token()
+    clock.now += 30
+    if first == "the line is looked after":
+        for placement in (decoding, waiting, later):
+            placement.spoil()
+        station.looked = clock.now
+    decoding.end(50)
+    waiting.first_token()
+    station.looked = clock.now
+    clock.now += 1
+    waiting.end(30)
+    assert station.step.at(1) == before[0]
+    assert station.prefill.at(1000) == pytest.approx(before[1], rel=0.2)  # of the first, that came in time

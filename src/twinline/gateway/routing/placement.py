@@ -39,8 +39,8 @@ class Placement:
 
     __slots__ = (
         "_balance", "_bit", "_ended", "_first_at", "_held", "_index", "_keys", "_marked_at", "_marked_tokens",
-        "_prefill_took", "_prompt", "_shares", "cached", "chosen_at", "late", "line", "prefill_tokens", "station",
-        "ttft", "waits",
+        "_prefill_took", "_prompt", "_shares", "_spoilt", "cached", "chosen_at", "late", "line", "prefill_tokens",
+        "station", "ttft", "waits",
     )  # fmt: skip
 
     def __init__(
@@ -57,7 +57,7 @@ class Placement:
         tokens = prompt - cached
         self.prefill_tokens = tokens = tokens if tokens > MIN_PREFILL else MIN_PREFILL
         self.waits = True
-        self._ended = False
+        self._ended = self._spoilt = False
         self._index, self._keys, self._bit, self._prompt = index, keys, station.bit, prompt
         station.sent(self, now)
         self._balance = self._shares = self._first_at = self._marked_at = 0.0
@@ -80,7 +80,9 @@ class Placement:
         self.waits = False
         self._first_at = self._marked_at = now
         took = station.answered(self, now)
-        if self._held:
+        if self._spoilt or station.stood_still(now):
+            self._spoilt = True
+        elif self._held:
             self._prefill_took = took  # how much was cached is known at the end
         else:
             station.learn_prefill(self.prefill_tokens, took, now)
@@ -146,6 +148,10 @@ class Placement:
         if keys and ok:
             self._index.put(keys, self._bit)
 
+    def spoil(self) -> None:
+        """We stood still meanwhile: its times tell nothing of the line."""
+        self._spoilt = True
+
     def moved(self, output_tokens: int = 0) -> None:
         """The stream goes on elsewhere, and not because the line broke: a drain."""
         self.end(output_tokens, ok=False)
@@ -156,6 +162,9 @@ class Placement:
         if made < LEARN_TOKENS or span <= 0.0:
             return
         station = self.station
+        if self._spoilt or station.stood_still(now):
+            self._spoilt = True
+            return
         balance = station.balance(now)
         station.learn_step((balance - self._balance) / span, span / made, now)
         self._balance = balance

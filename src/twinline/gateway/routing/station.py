@@ -42,10 +42,10 @@ class Station:
         "_balance", "_balance_at", "_busy", "_busy_at", "_elsewhere_decoding", "_elsewhere_prefill", "_exposure",
         "_fault_at", "_faults", "_gap", "_refreshed", "_shares", "_waiting", "asked", "base", "bit", "cached_seen",
         "clock", "context", "credit", "decode_work", "decoding", "features", "free_at", "hazard", "head_at",
-        "head_seconds", "heard", "inflight", "input_price", "late_step", "mean_output", "name", "output_price",
-        "overdue", "prefill", "prefill_delay", "prefill_work", "price", "prompt_seen", "queue", "ramp_until", "rank",
-        "risky", "seconds_per_token", "slot_seconds", "slots", "step", "step_cost", "step_goal", "tpot", "traits",
-        "trust", "ttft_fixed", "weight",
+        "head_seconds", "heard", "inflight", "input_price", "late_step", "looked", "mean_output", "name",
+        "output_price", "overdue", "prefill", "prefill_delay", "prefill_work", "price", "prompt_seen", "queue",
+        "ramp_until", "rank", "risky", "seconds_per_token", "slot_seconds", "slots", "step", "step_cost", "step_goal",
+        "tpot", "traits", "trust", "ttft_fixed", "weight",
     )  # fmt: skip
 
     def __init__(self, traits: Traits, clock: Callable[[], float]) -> None:
@@ -62,6 +62,7 @@ class Station:
         self.ramp_until = now
         self.asked = 0  # requests sent here, ever
         self.heard = now  # when it last taught anything
+        self.looked = float("inf")  # when this process last looked after it, if it does so all the time
         self.queue = 0.0  # prefill tokens sent and not answered by a first token
         self.inflight = 0  # requests sent and not ended
         self.decoding = 0  # of these, with a first token
@@ -190,6 +191,10 @@ class Station:
         if predicted > 0:
             share = cached / predicted
             self.trust += 0.1 * ((share if share < 1.0 else 1.0) - self.trust)
+
+    def stood_still(self, now: float) -> bool:
+        """Whether we do, or our machine did: when tokens come tells nothing of the line then."""
+        return now - self.looked > STALL_SECONDS
 
     def fault(self, now: float) -> None:
         """The line broke: many streams at once count as one fault."""
