@@ -124,6 +124,7 @@ def test_an_answer_goes_from_one_remote_to_another_only_where_the_fleet_says_how
 
         scope = {
             "type": "http",
+            "http_version": "1.1",
             "method": "POST",
             "path": "/v1/chat/completions",
             "headers": [],
