@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -265,6 +266,18 @@ def test_what_cannot_be_asked_is_said_in_one_line(file: Path, capsys: pytest.Cap
         assert main(arguments) != 0
         err = capsys.readouterr().err
         assert words in err and err.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_read_is_named_by_every_verb(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("twinline.cli.fleet_control.name_of", broken)
+    for verb in ("ps", "down"):
+        assert main([verb, str(file)]) == 2
+        assert f"{file} cannot be read: input/output error" in capsys.readouterr().err
 
 
 def test_a_fleet_can_be_ended_and_seen_whatever_else_is_in_its_file(

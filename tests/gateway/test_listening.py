@@ -73,3 +73,11 @@ def test_who_then_sends_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> No
     began = time.monotonic()
     assert ended_with("silent") == {"silent": b""}
     assert time.monotonic() - began < 3
+
+
+def test_an_address_that_is_taken_is_named() -> None:
+    with bound("127.0.0.1", 0) as listener:
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(OSError, match=f"127.0.0.1:{port}: Address already in use"):
+            bound("127.0.0.1", port)

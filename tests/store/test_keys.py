@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import threading
 import time
 from pathlib import Path
 
@@ -173,3 +174,36 @@ def test_digests_are_of_32_bytes(database: Database) -> None:
     Keys(database).create("alice")
     with database.reading() as connection:
         assert [len(found) for found in connection.execute(select(tables.keys.c.digest)).scalars()] == [32]
+
+
+def test_a_database_that_hangs_is_told_and_the_last_keys_hold(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twinline.store.ring.SILENCE_SECONDS", 0.05)
+    database = Database(f"sqlite:///{tmp_path / 'store.db'}")
+    keys = Keys(database)
+    _, secret = keys.create("alice")
+    ring = KeyRing(keys, seconds=0.01)
+    ring.refresh()
+    answers = threading.Event()
+    snapshot = keys.snapshot
+    monkeypatch.setattr(keys, "snapshot", lambda revision: answers.wait(20) and snapshot(revision))
+
+    async def go() -> None:
+        running = asyncio.create_task(ring.run())
+        async with asyncio.timeout(20):
+            while not caplog.records:
+                await asyncio.sleep(0.01)
+        assert ring.find(secret) is not None
+        keys.revoke("alice")
+        answers.set()
+        async with asyncio.timeout(20):
+            while ring.find(secret) is not None:
+                await asyncio.sleep(0.01)
+        running.cancel()
+
+    asyncio.run(go())
+    assert [record.getMessage() for record in caplog.records] == [
+        "keys cannot be read; the last ones hold: the database does not answer"
+    ]
+    database.close()

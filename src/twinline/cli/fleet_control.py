@@ -41,7 +41,7 @@ def read_fleet(path: Path) -> Fleet:
     except FileFaults as error:
         raise refused(path, error.lines()) from None
     except OSError as error:
-        raise CliError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}", code=2) from None
+        raise unread(path, error) from None
 
 
 def _name_in(path: Path) -> str:
@@ -50,6 +50,12 @@ def _name_in(path: Path) -> str:
         return name_of(path)
     except FileFaults as error:
         raise refused(path, error.lines()) from None
+    except OSError as error:
+        raise unread(path, error) from None
+
+
+def unread(path: Path, error: OSError) -> CliError:
+    return CliError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}", code=2)
 
 
 def refused(path: Path, mistakes: list[str]) -> CliError:

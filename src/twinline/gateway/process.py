@@ -14,6 +14,7 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -168,6 +169,7 @@ def main() -> int:
         print(f"twinline-gateway: the roster in {arguments.run} cannot be read: {error}", file=sys.stderr)
         return 1
     set_up_logs(settings.log_format, arguments.log_level)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what rotates logs may send it, and nobody's terminal is this
     try:
         uvloop.run(serve(arguments.run, arguments.index))
     except Exception as error:

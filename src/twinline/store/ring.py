@@ -16,6 +16,7 @@ from twinline.store.beside import Beside
 from twinline.store.keys import PREFIX, Key, Keys, digest
 
 REFRESH_SECONDS = 1.0
+SILENCE_SECONDS = 5.0  # of the database: what is revoked meanwhile holds on, and that is told
 _log = logging.getLogger(__name__)
 
 
@@ -87,7 +88,11 @@ class KeyRing:
         try:
             while True:
                 try:
-                    await beside.do(self.refresh)
+                    asked = beside.do(self.refresh)
+                    if not (await asyncio.wait((asked,), timeout=SILENCE_SECONDS))[0]:
+                        _log.warning("keys cannot be read; the last ones hold: the database does not answer")
+                        failing = True
+                    await asked
                     failing = False
                 except Exception as error:
                     if not failing:
