@@ -122,7 +122,7 @@ def test_the_prompt_is_the_chats(door: Gateway, client: anthropic.Anthropic) -> 
     asked = door.asked()
     assert (asked["max_tokens"], asked["temperature"], asked["top_p"], asked["top_k"]) == (7, 0.3, 0.8, 5)
     shown = door.tokenizer.decode(asked["prompt"], skip_special=False)
-    assert shown.startswith("<｜begin▁of▁sentence｜>ST<｜User｜>hi<｜Assistant｜>")
+    assert shown.startswith("<｜begin▁of▁sentence｜>S\nT<｜User｜>hi<｜Assistant｜>")
     assert shown.endswith("<｜User｜>and?<｜Assistant｜><think>\n") and "yes" in shown
     counted = client.messages.count_tokens(model=MODEL, messages=messages, system=system)
     assert counted.input_tokens == len(asked["prompt"])

@@ -127,8 +127,9 @@ def test_tool_calls_without_content(tiny_dir: Path, tmp_path: Path) -> None:
 
 def test_content_parts_become_one_string(tiny_dir: Path) -> None:
     template = ChatTemplate.load(tiny_dir)
-    parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "2+2?"}]
-    assert template.render([{"role": "user", "content": parts}]) == template.render(CHATS[0])
+    parts = [{"type": "text", "text": "What is"}, {"type": "text", "text": "2+2?"}]
+    whole = {"role": "user", "content": "What is\n2+2?"}
+    assert template.render([{"role": "user", "content": parts}]) == template.render([whole])
 
 
 @pytest.mark.parametrize(

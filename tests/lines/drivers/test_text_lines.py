@@ -239,7 +239,7 @@ def test_a_client_begins_the_answer_itself(field: bool) -> None:
         "continue_final_message": True,
     }
     _, asked = said(OPENAI.dialect(remote(continuation="prefill")), ask(), TextSource(parts, True, " is"))
-    assert [part["text"] for part in asked["messages"][-1]["content"]] == ["The sky", " is"]
+    assert [part["text"] for part in asked["messages"][-1]["content"]] == ["The sky is"]
 
 
 def test_token_ids_cannot_be_put_to_a_text_line() -> None:

@@ -166,8 +166,9 @@ def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text_of(parts: Iterable[object]) -> str:
-    """The text of a message that has it in parts. Raises ValueError for parts that are no text."""
-    return "".join(map(_part_text, parts))
+    """The text of a message that has it in parts, each from a line of its own, as vLLM and llama.cpp put them. Raises
+    ValueError for parts that are no text."""
+    return "\n".join(map(_part_text, parts))
 
 
 def _part_text(part: object) -> str:

@@ -163,8 +163,9 @@ def going_on(body: dict[str, Any], source: Mapping[str, Any], shown: str, added:
         said = last.get("content") or ""
         if isinstance(said, str):
             said += shown
-        elif shown:
-            said = [*said, {"type": "text", "text": shown}]
+        elif shown:  # in the last part: parts are told apart by who joins them
+            *parts, part = said
+            said = [*parts, {**part, "text": part.get("text", "") + shown}]
         body["messages"] = [*messages, {**last, "content": said, **added}]
     elif isinstance(body.get("prompt"), str):
         body["prompt"] += shown
