@@ -205,7 +205,7 @@ def test_more_values_than_one_answer_has_of_a_size_that_only_the_line_knows(
 
 # Engines that show nothing while they compute.
 
-IMPATIENT = Patience(tick=0.02, quiet=0.1, longest=0.1, first=0.1, ask=2.0, idle=1.0, slowest=100.0)
+IMPATIENT = Patience(tick=0.02, quiet=0.1, longest=0.1, first=0.1, ask=2.0, idle=1.0, blind=1.0, slowest=100.0)
 UNSEEN = pytest.mark.parametrize("engine", ["openai", "ollama", "llamacpp", "sglang"])
 
 
