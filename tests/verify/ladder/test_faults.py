@@ -47,6 +47,19 @@ def test_a_nan_that_spreads_to_another_request_is_found() -> None:
     assert found.check == "faults.nan"
 
 
+def test_requests_that_end_before_the_chip_does_say_nothing_of_its_loss() -> None:
+    calls = 0
+
+    def poison(call, out):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        calls += 1
+        return out * float("nan") if calls > 60 else out
+
+    with planted(bench("faults.lost"), lambda chip: chip.plant(["linear"], after=poison)) as one:
+        (found,) = bad(climb(one, "faults"))
+    assert "ended before the chip did" in found.text and "NaN" in found.text
+
+
 def test_on_the_cpu_nothing_is_killed() -> None:
     found = {f.check: f for f in climb(bench(device="cpu"), "faults")}
     assert found["faults.lost"].verdict == found["faults.hang"].verdict == "skipped"

@@ -160,8 +160,12 @@ def _lost(bench: Bench) -> Iterator[Finding]:
         engine.submit(request)
     engine.start()
     try:
-        if not watched.until(lambda: len(watched.outputs) >= 4, 15):
+        if not watched.until(lambda: len(watched.outputs) >= 4 or watched.ended(), 15):
             yield Finding(check=check, verdict="fail", text="no token came within 15 s", rule=rule)
+            return
+        if early := watched.ended():
+            why = next((o.error for _, o in early.values() if o.error), "no reason told")
+            yield Finding(check=check, verdict="fail", text=f"a request ended before the chip did ({why})", rule=rule)
             return
         alive(bench)
         died = time.monotonic()
@@ -217,8 +221,12 @@ def _hang(bench: Bench) -> Iterator[Finding]:
         for request in _requests(bench, 2, 900):
             engine.submit(request)
         engine.start()
-        if not watched.until(lambda: len(watched.outputs) >= 4, 15):
+        if not watched.until(lambda: len(watched.outputs) >= 4 or watched.ended(), 15):
             yield Finding(check=check, verdict="fail", text="no token came within 15 s", rule=rule)
+            return
+        if early := watched.ended():
+            why = next((o.error for _, o in early.values() if o.error), "no reason told")
+            yield Finding(check=check, verdict="fail", text=f"a request ended before the chip did ({why})", rule=rule)
             return
         alive(bench)
         hung = time.monotonic()
