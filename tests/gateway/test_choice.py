@@ -290,6 +290,21 @@ def test_the_deadline_holds_while_it_waits_for_a_line_to_come_up(tiny_folder: Pa
     run(tiny_folder, ["a"], test)
 
 
+def test_a_stream_that_waits_to_go_on_is_told_when_its_model_is_taken_away(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        made.says(TEXT, delay=0.1)
+        stream = asyncio.create_task(made.chat(stream=True))
+        await made.given(1, "a")
+        made.to("a", LineState.STOPPED)
+        await made.until(lambda: made.supply.waiting == 1)
+        made.supply.close()
+        async with asyncio.timeout(Bounds().resume_seconds / 2):
+            found = events(await stream)
+        assert found[-1]["error"]["code"] == "cannot_continue" and "taken away" in found[-1]["error"]["message"]
+
+    run(tiny_folder, ["a"], test)
+
+
 @pytest.mark.parametrize("finish", ["abort", "error"])
 def test_an_engine_that_gives_up_in_good_form_has_broken_off(tiny_folder: Path, finish: str) -> None:
     async def test(made: Several) -> None:
