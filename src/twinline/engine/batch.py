@@ -112,7 +112,8 @@ def build(
             if begin < end:
                 pages_P = torch.tensor(w.request.pages[: -(-end // page_size)], device=device)
                 at = first + begin - w.start
-                prefills.append(PrefillPlan(at, at + end - begin, begin, pages_P, decoded=begin == output))
+                alone = end - begin == 1  # the chunk would have been a decode, had there been no output
+                prefills.append(PrefillPlan(at, at + end - begin, begin, pages_P, decoded=begin == output or alone))
     numbers = torch.from_numpy(np.array((ids, positions, where), dtype=np.int64)).to(device)
     decode = None
     if decodes:

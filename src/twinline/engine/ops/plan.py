@@ -36,8 +36,9 @@ class DecodePlan:
 class PrefillPlan:
     """Rows `start:end` are one sequence's positions `past` onwards; `pages_P` covers past and chunk.
 
-    `decoded`: they are of an output that goes on after a move or a preemption, and were decodes when they were made; a
-    provider whose decodes round elsewhere than its prefills computes them as decodes again.
+    `decoded`: they are of an output that goes on after a move or a preemption, or the one token of a prompt before it,
+    and were decodes when they were made; a provider whose decodes round elsewhere than its prefills computes them as
+    decodes again.
     """
 
     start: int
