@@ -114,6 +114,9 @@ def test_yarn_that_was_added_stretches_the_context_for_whoever_asks() -> None:
     assert spec_from_config(V3).context == read_anatomy(V3).context == 163840
     windowed = added | {"architectures": ["MistralForCausalLM"], "sliding_window": 4096}
     assert spec_from_config(windowed).context == 4096, "no further than its window reaches"
+    for factor in (math.nan, math.inf, 10**400):
+        odd = R1_QWEN | {"rope_scaling": yarn["rope_scaling"] | {"factor": factor}}
+        assert read_anatomy(odd).context == R1_QWEN["max_position_embeddings"], "it weighs what it does, however turned"
 
 
 def new_spelling(config: Config) -> Config:
@@ -168,6 +171,8 @@ def test_extra_fields_do_not_matter(name: str) -> None:
         (V3, {"rope_scaling": {"type": "longrope"}}, ["'longrope'", "yarn", "llama3"]),
         (V3, {"rope_scaling": {"type": "yarn", "factor": 4}}, ["original_max_position_embeddings"]),
         (V3, {"rope_scaling": {"type": "yarn", "factor": "four"}}, ["four"]),
+        (V3, {"rope_scaling": {"type": "yarn", "factor": math.nan, "original_max_position_embeddings": 9}}, ["factor"]),
+        (V3, {"rope_scaling": {"type": "yarn", "factor": math.inf, "original_max_position_embeddings": 9}}, ["factor"]),
         (R1_LLAMA, {"num_key_value_heads": 5}, ["32 heads", "5 KV heads"]),
         (R1_LLAMA, {"mlp_bias": True}, ["mlp_bias"]),
         (R1_QWEN, {"use_sliding_window": True}, ["sliding-window"]),

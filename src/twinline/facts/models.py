@@ -214,7 +214,8 @@ def completed(config: Config, architecture: str) -> Config:
     said: Any = config.get("max_position_embeddings")
     before: Any = fields.get("original_max_position_embeddings")
     factor: Any = fields.get("factor")
-    if fields["kind"] != "yarn" or not all(isinstance(number, int | float) for number in (said, before, factor)):
+    numbers = (said, before, factor)
+    if fields["kind"] != "yarn" or not all(isinstance(n, int | float) and 0 < n < 2**53 for n in numbers):
         return config  # a mistake is told by whoever reads the field
     return config | {"max_position_embeddings": max(said, int(before * factor))}
 
