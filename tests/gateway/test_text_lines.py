@@ -110,11 +110,13 @@ def test_a_field_that_is_passed_over_and_cannot_be_passed_on() -> None:
         text_source(b'{"prompt": "a", "else": 1e999}', False)
 
 
-def test_what_breaks_before_its_first_word_may_go_to_a_line_of_tokens(tiny_folder: Path) -> None:
+@pytest.mark.parametrize("words", [Words(breaks_after=0), Words(["\n\n"], breaks_after=1)])
+def test_what_breaks_before_its_first_word_may_go_to_a_line_of_tokens(tiny_folder: Path, words: Words) -> None:
     async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
         made.says("so.\n</think>\n\nIt is.", "near")
-        remotes["far"].words = Words(breaks_after=0)
+        remotes["far"].words = words
         assert content(events(await made.chat(stream=True))) == "It is."
+        assert remotes["far"].requests and made.asked("near")
 
     run(tiny_folder, [remote("far"), plain("near")], test)
 

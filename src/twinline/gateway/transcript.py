@@ -128,8 +128,7 @@ class Transcript:
         self._pending.clear()
         self._logprobs.clear()
         self._detokenizer.cut()
-        if self.spoken is not None:
-            self.spoken.cut()
+        self.spoken = None  # white space at most, which was not shown: a line of tokens may be next
 
     def push(self, delta: Delta) -> Piece:
         """What the delta's tokens give. After a piece with `finish` nothing may be pushed."""
