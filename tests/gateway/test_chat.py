@@ -68,7 +68,7 @@ def test_reasoning_tokens_are_told_of_which_there_are(door: Gateway, text: str, 
 
 
 def test_reasoning_tokens_end_where_other_ids_spell_its_end(door: Gateway) -> None:
-    """As where `</think>` is no token of the vocabulary and its last sign is one with what follows."""
+    """At every door. As where `</think>` is no token of the vocabulary and its last sign is one with what follows."""
 
     def ids(text: str) -> list[int]:
         return door.tokenizer.encode(text, special=False)
@@ -81,6 +81,15 @@ def test_reasoning_tokens_end_where_other_ids_spell_its_end(door: Gateway) -> No
     assert answer["choices"][0]["message"]["content"] == "42"
     told = answer["usage"]["completion_tokens_details"]["reasoning_tokens"]
     assert len(thought) - len(ids("nk>\n")) < told <= len(thought)
+    others = [
+        door.client.post(f"/v1/{path}", json={"model": MODEL, **asked}).json()["usage"]
+        for path, asked in (
+            ("responses", {"input": "q"}),
+            ("messages", {"messages": [{"role": "user", "content": "q"}], "max_tokens": 99}),
+        )
+    ]
+    of_kind = [used["output_tokens_details"] for used in others]
+    assert of_kind == [{"reasoning_tokens": told}, {"thinking_tokens": told}]
 
 
 def test_the_line_gets_the_templates_prompt_and_defaults(door: Gateway) -> None:

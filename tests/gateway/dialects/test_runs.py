@@ -74,22 +74,11 @@ def test_calls_that_all_have_one_index_are_told_apart_by_id_or_name(between: lis
         assert [run.text for run in runs.runs if run.kind == "call"] == ['{"a": 1}', "{}"]
 
 
-@pytest.mark.parametrize("shows", [True, False])
-def test_reasoning_is_counted_to_where_the_answer_begins(shows: bool) -> None:
-    runs = Runs(shows_reasoning=shows)
+def test_reasoning_that_is_not_shown_is_no_run() -> None:
+    runs = Runs(shows_reasoning=False)
     for piece in PIECES:
         runs.push(piece)
-    assert runs.reasoning_tokens(range(1, 9)) == 4  # nothing marks the end: to the piece of both
-    assert [run.kind for run in runs.runs if run.kind == "reasoning"] == ["reasoning"] * shows
-    assert [run.place for run in runs.runs] == list(range(len(runs.runs)))
-    plain = Runs()
-    plain.push(Piece(0, [("content", "x")], [1, 2]))
-    assert plain.reasoning_tokens([1, 2]) == 0
-    for mark, count in (([5], 5), ([4, 5], 5), ([3], 3), ([2, 4], 4), ([9], 4)):
-        marked = Runs(mark)
-        for piece in PIECES:
-            marked.push(piece)
-        assert marked.reasoning_tokens([1, 2, 3, 4, 5, 6, 7, 8]) == count
+    assert [(run.kind, run.place) for run in runs.runs] == [("content", 0), ("call", 1), ("call", 2)]
 
 
 def test_an_answer_of_nothing_has_no_run() -> None:

@@ -64,7 +64,8 @@ class Whole:
         self, message_id: str, model: str, prompt_tokens: int, *, shows_thinking: bool, mark: Sequence[int] = ()
     ) -> None:
         self._id, self._model, self._prompt_tokens = message_id, model, prompt_tokens
-        self.runs = Runs(mark, shows_reasoning=shows_thinking)
+        self._mark = mark
+        self.runs = Runs(shows_reasoning=shows_thinking)
 
     def news(self, piece: Piece) -> bytes:
         self.runs.push(piece)
@@ -85,11 +86,11 @@ class Whole:
         """Before there are choices, of the prompt alone."""
         if not choices:
             return MessageUsage(self._prompt_tokens, 0, 0, 0, ThinkingTokens(0))
-        thought = ThinkingTokens(self.runs.reasoning_tokens(choices[0].journal))
-        used = usage_of(choices)
-        details = used.prompt_tokens_details
+        used = usage_of(choices, mark=self._mark)
+        details, thought = used.prompt_tokens_details, used.completion_tokens_details
         cached = 0 if details is None else min(details.cached_tokens, used.prompt_tokens)
-        return MessageUsage(used.prompt_tokens - cached, used.completion_tokens, 0, cached, thought)
+        thinking = ThinkingTokens(0 if thought is None else thought.reasoning_tokens)
+        return MessageUsage(used.prompt_tokens - cached, used.completion_tokens, 0, cached, thinking)
 
     @property
     def stop_sequence(self) -> str | None:

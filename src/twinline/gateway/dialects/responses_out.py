@@ -50,7 +50,8 @@ class Whole:
 
     def __init__(self, request: ResponsesRequest, request_id: str, mark: Sequence[int] = ()) -> None:
         """`mark`: the token ids that end reasoning."""
-        self.runs = Runs(mark)
+        self._mark = mark
+        self.runs = Runs()
         self._request_id = request_id
         self._spaced = spaced_names(request.tools or ())
         text = request.text or TextConfig()
@@ -79,13 +80,13 @@ class Whole:
 
     def finished(self, choices: Sequence[Choice]) -> ResponseOut:
         cut = self.runs.finish == "length"
-        used = usage_of(choices)
+        used = usage_of(choices, mark=self._mark)
         details = used.prompt_tokens_details
         usage = ResponseUsage(
             input_tokens=used.prompt_tokens,
             input_tokens_details=Cached(0 if details is None else details.cached_tokens),
             output_tokens=used.completion_tokens,
-            output_tokens_details=ReasoningTokens(self.runs.reasoning_tokens(choices[0].journal if choices else ())),
+            output_tokens_details=used.completion_tokens_details or ReasoningTokens(0),
             total_tokens=used.total_tokens,
         )
         return self.response(

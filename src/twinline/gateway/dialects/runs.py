@@ -1,16 +1,14 @@
 """An answer as runs: stretches of one kind, each opened, told piece by piece, and closed before the next begins.
 
-Owns where a run begins and ends, and how many tokens were reasoning. Must not know how a dialect writes them.
+Owns where a run begins and ends. Must not know how a dialect writes them.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from twinline.gateway.text.reasoning import tokens_to
 from twinline.gateway.transcript import Piece
 
 Kind = Literal["reasoning", "content", "call"]
@@ -38,26 +36,14 @@ Step = tuple[What, Run, str]
 class Runs:
     """Of one choice. `runs` are those so far; `finish` and `stop_reason` are the last piece's."""
 
-    def __init__(self, mark: Sequence[int] = (), *, shows_reasoning: bool = True) -> None:
-        """`mark`: the token ids that end reasoning. Without `shows_reasoning` there is no run of it; its tokens are
-        counted all the same."""
-        self._mark = mark
+    def __init__(self, *, shows_reasoning: bool = True) -> None:
+        """Without `shows_reasoning` there is no run of it."""
         self._shows = shows_reasoning
         self._open: Run | None = None
         self._call: object = None  # the index of the call that is open
-        self._tokens = 0  # before the answer itself began
-        self._reasons = self._answers = False
         self.runs: list[Run] = []
         self.finish: str | None = None
         self.stop_reason: int | str | None = None
-
-    def reasoning_tokens(self, journal: Sequence[int]) -> int:
-        """Of all tokens in `journal` those to the end of the mark; where that is not there, to the piece in which the
-        answer itself begins. 0 where there is no reasoning."""
-        if not self._reasons:
-            return 0
-        found = tokens_to(self._mark, journal)
-        return self._tokens if found is None else found
 
     @property
     def calls(self) -> bool:
@@ -70,21 +56,14 @@ class Runs:
         while calls and self._goes_on(calls[0]):  # before the text that follows the call
             self._called(calls.pop(0), steps)
         for kind, text in piece.parts:
-            if kind == "reasoning":
-                self._reasons = True
-                if not self._shows:
-                    continue
-            else:
-                self._answers = True
+            if kind == "reasoning" and not self._shows:
+                continue
             run = self._open
             if run is None or run.kind != kind:
                 run = self._begin(Run(kind, len(self.runs)), steps)
             self._more(run, text, steps)
         for delta in calls:
             self._called(delta, steps)
-        self._answers = self._answers or piece.tool_calls is not None
-        if not self._answers:
-            self._tokens += len(piece.tokens)
         if piece.finish is not None:
             self.finish, self.stop_reason = piece.finish, piece.stop_reason
             self._end(steps)
