@@ -166,7 +166,8 @@ def test_trap_30_calls_between_special_tokens_round_trip(family: Family) -> None
 
 @pytest.mark.parametrize("each", ["v31", "qwen3"], indirect=True)
 def test_trap_29_a_request_turns_thinking_on_and_off(family: Family) -> None:
-    """By the template's own switch or by OpenAI's field; and the answer is read as the prompt's end wants it."""
+    """By the template's own switch or by a field, at /tokenize, too, and in a request of a form that is known; and the
+    answer is read as the prompt's end wants it."""
     switch = {"v31": "thinking", "qwen3": "enable_thinking"}[family.name]
     for thinks, effort in ((True, "high"), (False, "none")):
         vendors = {"thinking": {"type": "enabled" if thinks else "disabled"}}, {"enable_thinking": thinks}
@@ -178,10 +179,15 @@ def test_trap_29_a_request_turns_thinking_on_and_off(family: Family) -> None:
         ):
             opened = "<think>\n" if family.name == "qwen3" else ""
             family.door.says(f"{opened}Hm.\n</think>\n\nSo." if thinks else "So.")
-            message = family.ask(tools=openai.NOT_GIVEN, **told_by).choices[0].message
-            assert family.prompt().rstrip().endswith("</think>") != thinks
-            said = getattr(message, "reasoning_content", None) or ""
-            assert (said, message.content) == ("Hm." if thinks else "", "So.")
+            for _ in range(2):
+                message = family.ask(tools=openai.NOT_GIVEN, **told_by).choices[0].message
+                assert family.prompt().rstrip().endswith("</think>") != thinks
+                said = getattr(message, "reasoning_content", None) or ""
+                assert (said, message.content) == ("Hm." if thinks else "", "So.")
+            fields = {name: value for name, value in told_by.items() if name != "extra_body"}
+            fields |= told_by.get("extra_body", {})
+            counted = family.door.client.post("/tokenize", json={"model": MODEL, "messages": HI, **fields}).json()
+            assert counted["tokens"] == family.door.asked()["prompt"]
 
 
 def test_streamed_as_deltas(family: Family) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from twinline.gateway.access import Visit
-from twinline.gateway.api_types import ChatRequest, Effort, Message
+from twinline.gateway.api_types import ChatRequest, Effort, Message, ThinkingSwitch
 from twinline.gateway.aside import made
 from twinline.gateway.chat import check, prompt_of
 from twinline.gateway.door import Door, Target
@@ -35,6 +35,8 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: Effort | None = None
+    thinking: ThinkingSwitch | None = None
+    enable_thinking: bool | None = None
     tools: list[Any] | None = None
 
 
@@ -110,6 +112,8 @@ class Tokens:
             continue_final_message=request.continue_final_message,
             chat_template_kwargs=request.chat_template_kwargs,
             reasoning_effort=request.reasoning_effort,
+            thinking=request.thinking,
+            enable_thinking=request.enable_thinking,
             tools=request.tools,
         )
         check(chat, target.served)
