@@ -337,7 +337,25 @@ def test_a_request_in_ollamas_words() -> None:
         False,
     )
     assert asked["tools"] == [{"type": "function"}]
-    assert said(OLLAMA.dialect(LOCAL), ask(), chat(reasoning_effort="none"))[1]["think"] is False
+
+
+@pytest.mark.parametrize(
+    ("fields", "think"),
+    [
+        ({}, None),
+        ({"reasoning_effort": "minimal"}, None),
+        ({"reasoning_effort": "none"}, False),
+        ({"reasoning_effort": "low", "thinking": {"type": "auto"}}, "low"),
+        ({"reasoning_effort": "low", "thinking": {"type": "disabled"}}, False),
+        ({"reasoning_effort": "none", "thinking": {"type": "enabled"}}, True),
+        ({"reasoning_effort": "none", "enable_thinking": True}, True),
+        ({"enable_thinking": False, "thinking": {"type": "enabled"}}, False),
+        ({"enable_thinking": True, "reasoning_effort": "high"}, "high"),
+        ({"enable_thinking": None, "thinking": None, "reasoning_effort": "none"}, False),
+    ],
+)
+def test_ollama_is_told_whether_to_reason(fields: dict[str, Any], think: object) -> None:
+    assert said(OLLAMA.dialect(LOCAL), ask(), chat(**fields))[1].get("think") == think
 
 
 def test_no_limit_is_sent_where_the_client_gave_none() -> None:

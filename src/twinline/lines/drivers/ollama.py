@@ -135,9 +135,9 @@ class OllamaDialect:
         form = _format(source.get("response_format"))
         if form is not None:
             body["format"] = form
-        effort = source.get("reasoning_effort")
-        if effort in EFFORTS or effort == "none":
-            body["think"] = False if effort == "none" else effort
+        think = _think(source)
+        if think is not None:
+            body["think"] = think
         if not text.chat:
             if not isinstance(source.get("prompt"), str):
                 raise ValueError("prompt: Ollama takes one text")
@@ -189,6 +189,17 @@ def _format(response_format: object) -> Any:
             return schema
         case _:
             return None
+
+
+def _think(source: Mapping[str, Any]) -> bool | str | None:
+    """Ollama's switch of reasoning; the vendors' own fields go before OpenAI's, as they do for a template."""
+    effort, told, thinks = (source.get(name) for name in ("reasoning_effort", "thinking", "enable_thinking"))
+    kind = told.get("type") if isinstance(told, Mapping) else None
+    if thinks is None and kind in ("enabled", "disabled"):
+        thinks = kind == "enabled"
+    if thinks is None and effort == "none":
+        thinks = False
+    return effort if thinks is not False and effort in EFFORTS else thinks
 
 
 def _messages(messages: list[Any]) -> Iterator[dict[str, Any]]:
