@@ -239,7 +239,7 @@ def test_a_call_that_is_being_written_is_no_silence(tiny_folder: Path) -> None:
         urls = {"far": await double.start()}
         tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
         try:
-            async with several(tiny_folder, [remote("far")], urls=urls, patience=replace(PATIENCE, idle=1.5)) as made:
+            async with several(tiny_folder, [remote("far")], urls=urls, patience=replace(PATIENCE, blind=1.5)) as made:
                 found = events(await made.chat(tools=tools, stream=True))
                 deltas = [choice["delta"] for chunk in found[:-1] for choice in chunk.get("choices", ())]
                 called = [call for delta in deltas for call in delta.get("tool_calls") or ()]
