@@ -33,9 +33,9 @@ class Patience:
     steps get 20 of their 99th-percentile gaps, up to `longest`. `stream` is how much longer one stream may be silent
     while others of its line are not, in those units; `first` is for the first token, beside what was predicted. `ask`
     bounds the question. `idle`: a line that answers it but computes nothing for so long is dead all the same; `blind`
-    is the same of one that tells nothing of what it computes: remotes think for minutes without a word, and Ollama
-    reads a model from disk. `slowest` is how many tokens a second an engine that cannot be seen computing vectors may
-    take beside that.
+    is the same of one that generates and tells nothing of what it computes: remotes think for minutes without a word,
+    and Ollama reads a model from disk. `slowest` is how many tokens a second an engine that cannot be seen computing
+    vectors may take beside `idle`.
     """
 
     tick: float = 0.25
@@ -193,7 +193,8 @@ class Watch:
         if progress is not None and progress != seen.progress:
             seen.progress, seen.moved = progress, now
             return
-        limit = self._patience.blind if progress is None else self._patience.idle
+        thinks = progress is None and line.vectors is None  # or may do so; vectors take the time of their texts
+        limit = self._patience.blind if thinks else self._patience.idle
         if now - seen.moved > limit + self._unseen(line) and line.calls:
             self._dead(line, f"it answers, but computed nothing for {now - seen.moved:.0f} s")
 
