@@ -117,6 +117,8 @@ def called(index: int | None, name: str | None, arguments: object, call_id: str 
         # Gemini's, which calls all of them 0, or nothing
         ([called(0, "f", '{"x":1}', "a"), called(0, "f", '{"x":2}', "b")], [(0, '{"x":1}'), (1, '{"x":2}')]),
         ([called(None, "f", '{"x":1}', "a"), called(None, "f", '{"x":2}', "b")], [(0, '{"x":1}'), (1, '{"x":2}')]),
+        ([called(0, "f", '{"x":1}', ""), called(0, "f", '{"x":2}', "")], [(0, '{"x":1}'), (1, '{"x":2}')]),
+        ([called(0, "f", ""), called(0, "f", "{"), called(0, "", "}")], [(0, "{}")]),
         # an id anew with each fragment, or the same id and name
         ([called(0, "f", "", "a"), called(0, None, "{", "b"), called(0, "", "}", "c")], [(0, "{}")]),
         ([called(3, "f", "{", "a"), called(3, "f", "}", "a")], [(0, "{}")]),

@@ -122,11 +122,13 @@ def _parts(content: list[dict[str, Any]]) -> tuple[str, str]:
 
 class Answer:
     """`read_text` of one answer, whose tool calls each have a number of their own: Gemini's API gives all of them 0, or
-    none. A call's further fragments may have its id, another (vLLM before 2025) or none; they have no name."""
+    none, at times without an id, too. A call's further fragments may have its id, another (vLLM before 2025) or none;
+    they have no name, but that some say it again with the id."""
 
     def __init__(self) -> None:
         self._numbers: dict[object, int] = {}  # by what the remote calls it
         self._ids: list[str] = []
+        self._argued: set[int] = set()  # numbers of those whose arguments have begun
 
     def __call__(self, payload: bytes) -> Delta | None:
         delta = read_text(payload)
@@ -140,12 +142,19 @@ class Answer:
         if not isinstance(given, int | None) or not isinstance(function, dict):
             raise ValueError("a tool call of another shape than OpenAI's")
         number = self._numbers.get(given)
-        if number is None or (named and function.get("name") and named != self._ids[number]):
+        if number is None or (function.get("name") and self._is_another(number, named)):
             number = self._numbers[given] = len(self._ids)
             self._ids.append(named)
+        if function.get("arguments"):
+            self._argued.add(number)
         if isinstance(function.get("arguments"), dict):
             call = {**call, "function": {**function, "arguments": _encode(function["arguments"]).decode()}}
         return call if given == number else {**call, "index": number}
+
+    def _is_another(self, number: int, named: str) -> bool:
+        """Whether a fragment with a name begins a call, and does not go on with that one."""
+        known = self._ids[number]
+        return named != known if named else not known and number in self._argued
 
 
 def begun(source: Mapping[str, Any]) -> bool:
