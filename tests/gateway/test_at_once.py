@@ -77,6 +77,9 @@ CHATS: list[dict[str, Any]] = [
     {"prompt_logprobs": 1},
     {"reasoning_effort": "none", "skip_special_tokens": False, "min_tokens": 2},
     {"truncate_prompt_tokens": 5},
+    {"messages": [{"role": role, "content": role} for role in ("system", "developer")] + USER},
+    {"messages": [*USER, {"role": "assistant", "content": "a", "prefix": True, "tool_calls": []}, *USER]},
+    {"thinking": {"type": "disabled"}, "enable_thinking": True},
 ]
 COMPLETIONS: list[dict[str, Any]] = [
     {},
