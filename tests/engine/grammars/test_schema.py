@@ -9,14 +9,14 @@ import pytest
 
 from twinline.engine.grammars.disjoint import apart
 from twinline.engine.grammars.grammar import BadGrammar, Grammar
-from twinline.engine.grammars.pattern import check_pattern
+from twinline.engine.grammars.pattern import Patterns, text_pattern
 from twinline.engine.grammars.schema import DEEPEST, MOST_PARTS, strict_schema
 
 TEXT = {"type": "string"}
 
 
 def read(schema: Any) -> Any:
-    return json.loads(strict_schema(json.dumps(schema)))
+    return json.loads(strict_schema(json.dumps(schema), Patterns()))
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,10 @@ def read(schema: Any) -> Any:
         ({"type": "string", "format": "date", "minLength": 3}, "only one"),
         ({"type": "string", "pattern": "a$b"}, "$ is supported at the ends"),
         ({"type": "string", "pattern": r"\bword"}, r"\b is not supported"),
+        ({"type": "string", "pattern": r"\h"}, r"\h is not supported"),
+        ({"type": "string", "pattern": "(?i)a"}, "(?i) is not supported"),
+        ({"type": "string", "pattern": "a{,3}"}, "{,3} is no count"),
+        ({"type": "string", "pattern": "[b-a]"}, "without two ends in order"),
         ({"type": "string", "pattern": "a{2000}"}, "repeated more than"),
         ({"type": "string", "pattern": "((a{1,99}b)?{1,99}){1,99}"}, "repeated more than"),
         ({"type": "string", "maxLength": 10**9}, "maxLength must be a whole number"),
@@ -74,7 +78,7 @@ def test_what_would_not_be_kept_to_is_refused(schema: Any, blamed: str) -> None:
 @pytest.mark.parametrize("text", ["", "{", "nul", '{"const": NaN}', "[" * 100_000, '{"a": "\ud800"}'[:8]])
 def test_what_is_no_json_is_refused(text: str) -> None:
     with pytest.raises(BadGrammar):
-        strict_schema(text)
+        strict_schema(text, Patterns())
 
 
 def test_size_and_depth_are_bounded() -> None:
@@ -95,7 +99,10 @@ def test_what_is_rewritten_means_the_same_or_less() -> None:
     free, closed = read({"type": "object"}), read({"type": "object", "properties": {"a": TEXT}})
     assert (free["additionalProperties"], closed["additionalProperties"]) == ({}, False)
     assert "b" in read({"type": "object", "properties": {"a": TEXT}, "required": ["b"]})["properties"]
-    assert read({"type": ["string", "null"], "maxLength": 3})["anyOf"] == [TEXT | {"maxLength": 3}, {"type": "null"}]
+    assert read({"type": ["string", "null"], "maxLength": 3})["anyOf"] == [
+        TEXT | {"pattern": "^pattern0$"},
+        {"type": "null"},
+    ]
     assert read({"oneOf": [TEXT, {"type": "null"}]}) == {"anyOf": [TEXT, {"type": "null"}]}
 
 
@@ -121,7 +128,7 @@ def test_disjoint_is_said_only_where_it_is_sure() -> None:
 
 def test_patterns_that_are_read_as_they_are_meant() -> None:
     for pattern in ("^a[$^]b$", r"\$[0-9]+", "a|b", r"[\]^]x", "x{3,5}", r"[(]{900}(a{900}|\({900}){9}b{900}"):
-        check_pattern(pattern, "p")
+        text_pattern(pattern, "p")
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ import numpy as np
 import torch  # noqa: F401  (xgrammar's import of it must find `transformers` as it is)
 
 from twinline.engine.grammars.grammar import BadGrammar, Compiled, Grammar, Matcher, words_of
-from twinline.engine.grammars.pattern import check_pattern
+from twinline.engine.grammars.pattern import Patterns, regex_rule, text_pattern
 from twinline.engine.grammars.schema import strict_schema
+from twinline.engine.grammars.tag import tag_with
 from twinline.engine.grammars.vocabulary import Vocabulary
 
 MOST_WHITESPACE = 20  # between two parts of JSON: else a small model may go on with spaces until it has no tokens left
@@ -74,16 +75,20 @@ class Library:
         try:
             match grammar.kind:
                 case "json_schema":
-                    compiled = compiler.compile_json_schema(
-                        strict_schema(grammar.text), strict_mode=False, max_whitespace_cnt=MOST_WHITESPACE
+                    patterns = Patterns()
+                    made = _xgrammar().Grammar.from_json_schema(
+                        strict_schema(grammar.text, patterns), strict_mode=False, max_whitespace_cnt=MOST_WHITESPACE
                     )
+                    compiled = compiler.compile_grammar(patterns.put_into(str(made)) if patterns else made)
                 case "regex":
-                    check_pattern(grammar.text, "the regular expression")
-                    compiled = compiler.compile_regex(grammar.text)
+                    written = text_pattern(grammar.text, "the regular expression")
+                    compiled = compiler.compile_grammar(f"root ::= {regex_rule(written)}")
                 case "ebnf":
                     compiled = compiler.compile_grammar(grammar.text)
                 case _:
-                    compiled = compiler.compile_structural_tag(grammar.text)
+                    patterns = Patterns()
+                    made = _xgrammar().Grammar.from_structural_tag(tag_with(grammar.text, patterns))
+                    compiled = compiler.compile_grammar(patterns.put_into(str(made)) if patterns else made)
             first = np.empty_like(self._all)
             if not _Matcher(_xgrammar().GrammarMatcher(compiled), self._all).allow(first) and not first.any():
                 raise BadGrammar("no text of this vocabulary fits the grammar")

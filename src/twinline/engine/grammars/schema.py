@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from twinline.engine.grammars.disjoint import apart
 from twinline.engine.grammars.grammar import BadGrammar
-from twinline.engine.grammars.pattern import FORMATS, check_pattern
+from twinline.engine.grammars.pattern import FORMATS, LONGEST_ESCAPED, Patterns, json_length, json_pattern
 
 DEEPEST = 64
 MOST_PARTS = 20_000
@@ -50,15 +50,18 @@ _INT64 = 2**63
 _PYTHON = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
 
 
-def strict_schema(text: str) -> str:
-    """The schema to compile, as JSON. Raises BadGrammar with the place and the keyword that is to blame."""
+def strict_schema(text: str, patterns: Patterns) -> str:
+    """The schema to compile, as JSON, its patterns named by `patterns`.
+
+    Raises BadGrammar with the place and the keyword that is to blame.
+    """
     try:
         schema = json.loads(text, parse_constant=_no_constant)
     except RecursionError:
         raise BadGrammar(f"the schema is nested more than {DEEPEST} deep") from None
     except ValueError as error:
         raise BadGrammar(f"the schema is not JSON: {error}") from None
-    return json.dumps(_Reading(schema).schema(schema, "#", 0), ensure_ascii=False)
+    return json.dumps(_Reading(schema, patterns).schema(schema, "#", 0), ensure_ascii=False)
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -72,8 +75,8 @@ def _refuse(place: str, reason: str) -> NoReturn:
 class _Reading:
     """One pass over a schema. `at` is a JSON pointer, for messages."""
 
-    def __init__(self, root: Any) -> None:
-        self._root = root
+    def __init__(self, root: Any, patterns: Patterns) -> None:
+        self._root, self._patterns = root, patterns
         self._parts = 0
 
     def schema(self, schema: Any, at: str, depth: int) -> Any:
@@ -157,7 +160,7 @@ class _Reading:
                 return {}
             if said.keys() - _OF_TYPE[types[0]]:
                 _refuse(at, f"{', '.join(sorted(said))} need a type beside them")
-        makers = {"object": self._object, "array": self._array, "string": _string}
+        makers = {"object": self._object, "array": self._array, "string": self._string}
         made = []
         for kind in dict.fromkeys(types):
             own = {name: value for name, value in said.items() if name in _OF_TYPE[kind]}
@@ -187,8 +190,8 @@ class _Reading:
                 _refuse(at, "propertyNames is supported without additionalProperties")
             opens = True
         for pattern, schema in patterns.items():
-            check_pattern(pattern, f"schema {at}/patternProperties")
-            made["patternProperties"] = {pattern: self.schema(schema, f"{at}/patternProperties/{pattern}", depth)}
+            names = self._patterns.name(json_pattern(pattern, f"schema {at}/patternProperties"))
+            made["patternProperties"] = {names: self.schema(schema, f"{at}/patternProperties/{pattern}", depth)}
         if "propertyNames" in own:
             names = own["propertyNames"]
             if not isinstance(names, dict):
@@ -233,6 +236,22 @@ class _Reading:
             if (count := _count(own, name, at)) is not None:
                 made[name] = count
         return made
+
+    def _string(self, own: dict[str, Any], at: str, depth: int) -> dict[str, Any]:
+        counted = {name: count for name in ("minLength", "maxLength") if (count := _count(own, name, at)) is not None}
+        if counted.get("minLength") == 0:
+            del counted["minLength"]
+        made: dict[str, Any] = {}
+        if "format" in own and own["format"] in FORMATS:
+            made["format"] = own["format"]
+        if "pattern" in own:
+            made["pattern"] = self._patterns.name(json_pattern(own["pattern"], f"schema {at}/pattern"))
+        if (counted and made) or len(made) > 1:
+            _refuse(at, "of pattern, format and a length only one is supported in a string")
+        if counted and max(counted.values()) <= LONGEST_ESCAPED:
+            made["pattern"] = self._patterns.name(json_length(counted.get("minLength", 0), counted.get("maxLength")))
+            return made
+        return made | counted
 
     def _mapping(self, said: Mapping[str, Any], name: str, at: str) -> dict[str, Any]:
         value = said.get(name, {})
@@ -285,21 +304,6 @@ def _count(own: Mapping[str, Any], name: str, at: str) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_REPEATS:
         _refuse(at, f"{name} must be a whole number from 0 to {MOST_REPEATS}, not {json.dumps(value)[:40]}")
     return value
-
-
-def _string(own: dict[str, Any], at: str, depth: int) -> dict[str, Any]:
-    counted = {name: count for name in ("minLength", "maxLength") if (count := _count(own, name, at)) is not None}
-    if counted.get("minLength") == 0:
-        del counted["minLength"]
-    made: dict[str, Any] = dict(counted)
-    if "format" in own and own["format"] in FORMATS:
-        made["format"] = own["format"]
-    if "pattern" in own:
-        check_pattern(own["pattern"], f"schema {at}/pattern")
-        made["pattern"] = own["pattern"]
-    if len(made) - len(counted) + bool(counted) > 1:
-        _refuse(at, "of pattern, format and a length only one is supported in a string")
-    return made
 
 
 def _number(own: dict[str, Any], kind: str, at: str) -> dict[str, Any]:

@@ -1,0 +1,127 @@
+"""Patterns in the grammar that is made of them: each byte a token, so that every text can be tried."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from twinline.engine.grammars.grammar import Grammar
+from twinline.engine.grammars.library import Library, installed
+from twinline.engine.grammars.vocabulary import Vocabulary
+from twinline.gateway.grammar import _quoted
+
+pytestmark = pytest.mark.skipif(not installed(), reason="xgrammar is not installed")
+BYTES = 256
+
+
+@functools.cache
+def library() -> Library:
+    return Library(Vocabulary(tuple(bytes([i]) for i in range(BYTES)), frozenset()))
+
+
+@functools.cache
+def compiled(kind: str, text: str) -> Any:
+    return library().read(library().compile(Grammar(kind, text)), kind)
+
+
+def fits(kind: str, text: str, answer: str | bytes) -> bool:
+    matcher = compiled(kind, text).matcher(frozenset())
+    data = answer.encode() if isinstance(answer, str) else answer
+    words = np.zeros(BYTES // 32, dtype=np.int32)
+    return all(matcher.accept(byte) for byte in data) and bool(matcher.allow(words))
+
+
+def fits_schema(schema: Any, answer: str | bytes) -> bool:
+    return fits("json_schema", json.dumps(schema), answer)
+
+
+TEXTS = [
+    "",
+    "a",
+    "^",
+    "b",
+    "ab",
+    "a\nb",
+    "a\tb",
+    "é",
+    "]",
+    "-",
+    "\\",
+    '"',
+    "\x01",
+    "\x7f",
+    "7",
+    " ",
+    "😀",
+    "\\7",
+    'a"b',
+]
+PATTERNS = [r"[\^a]", r"[^\^a]", r"[a\-z]", r"[\]a]", ".", "a.b", r"\\\d", '"', r"[^\"]*", r"a\nb", r"[\t\n\x01]",
+            r"\\", "[^é]*", "[ -~]+", r"\S", r"[\s\S]+", "(?:a|b)+?", r"\u00e9", r"[\x00-\x7f]"]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_pattern_is_read_as_everybody_reads_it(pattern: str) -> None:
+    schema = {"type": "string", "pattern": f"^{pattern}$"}
+    for text in TEXTS:
+        meant = re.fullmatch(pattern, text) is not None
+        assert fits("regex", pattern, text) == meant, text
+        assert fits_schema(schema, json.dumps(text, ensure_ascii=False)) == meant, text
+        if json.dumps(text, ensure_ascii=False) != f'"{text}"':
+            assert not fits_schema(schema, f'"{text}"'), "it is no JSON"
+
+
+def test_a_named_group_is_a_group_in_both_notations() -> None:
+    assert fits("regex", "(?<x>a|b)c", "bc") and fits("regex", "(?P<x1>a|b)c", "ac")
+
+
+def test_a_pattern_anchored_at_one_end_is_open_at_the_other() -> None:
+    url, page = {"type": "string", "pattern": "^https?://"}, {"type": "string", "pattern": r"\.html$"}
+    assert fits_schema(url, '"https://a.b/\\"c\\""') and not fits_schema(url, '"a https://"')
+    assert fits_schema(page, '"a.html"') and not fits_schema(page, '"a.htm"')
+    word = {"type": "string", "pattern": "a+"}  # narrower than the standard
+    assert fits_schema(word, '"aa"') and not fits_schema(word, '"xaa"')
+    names = {"type": "object", "patternProperties": {"^x-": {"type": "integer"}}, "additionalProperties": False}
+    assert fits_schema(names, '{"x-a": 1}') and not fits_schema(names, '{"y": 1}')
+
+
+def test_characters_have_one_form_in_utf8() -> None:
+    for data in (b"\xe0\x9f\xbf", b"\xf0\x8f\xbf\xbf", b"\xed\xa0\x80", b"\xc1\xbf"):
+        assert not fits("regex", ".", data)
+
+
+def test_a_counted_string_has_escapes() -> None:
+    some, three = {"type": "string", "minLength": 1}, {"type": "string", "minLength": 2, "maxLength": 3}
+    assert fits_schema(some, r'"a\n\"b\""') and not fits_schema(some, '""')
+    assert fits_schema(three, r'"\n\\\""') and not fits_schema(three, r'"\n"') and not fits_schema(three, '"abcd"')
+    assert not fits_schema(some, '"a\tb"') and fits_schema(some, '"é😀"')
+
+
+@pytest.mark.parametrize("limit", [{"pattern": '^".*"$'}, {"minLength": 3}, {"format": "json-pointer"}])
+def test_strings_of_a_forced_call_are_json(limit: dict[str, Any]) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"} | limit}, "required": ["a"]}
+    content = {"type": "json_schema", "json_schema": schema}
+    tag = json.dumps(
+        {"type": "structural_tag", "format": {"type": "tag", "begin": "<c>", "content": content, "end": "</c>"}}
+    )
+    assert fits("structural_tag", tag, r'<c>{"a": "\"/x\""}</c>')
+    assert not fits("structural_tag", tag, '<c>{"a": "/x"y"}</c>') and not fits(
+        "structural_tag", tag, '<c>{"a": "/x\ty"}</c>'
+    )
+
+
+@pytest.mark.parametrize("value", ["éb", "\x7fa", "\\xe9", "\xadc", 'Regex("^pattern0$", json_string=true)'])
+def test_values_beside_a_pattern_stay_what_they_are(value: str) -> None:
+    held = {"p": {"type": "string", "pattern": "^[a-c]$"}, "v": {"const": value}, value: {"type": "null"}}
+    answer = json.dumps({"p": "a", "v": value, value: None}, ensure_ascii="\x7f" in value)
+    assert fits_schema({"type": "object", "properties": held, "required": list(held)}, answer)
+
+
+@pytest.mark.parametrize("choice", ["\nb", "a\nd", "\t1", "\r\nabc", "\x7fa", 'q"\\', "\x1b[0m", "é"])
+def test_a_choice_is_just_that_text(choice: str) -> None:
+    assert fits("ebnf", f"root ::= {_quoted(choice)}", choice)
