@@ -31,7 +31,7 @@ AFTER = {"after": "</think>", "opener": ""}  # tiny-r1's template opens the reas
         ({"guided_json": SCHEMA}, "json_schema", json.dumps(SCHEMA, ensure_ascii=False)),
         ({"guided_regex": "a+"}, "regex", "a+"),
         ({"guided_grammar": 'root ::= "a"'}, "ebnf", 'root ::= "a"'),
-        ({"guided_choice": ["a", 'q"\\', "\n\x7fé"]}, "ebnf", r'root ::= "a" | "q\"\\" | "\x0a\x7fé"'),
+        ({"guided_choice": ["a", 'q"\\', "\n\x7fé"]}, "ebnf", r'root ::= "a" | "q\"\\" | "\u000a\u007fé"'),
         ({"structured_outputs": {"json": SCHEMA, "disable_fallback": True}}, "json_schema",
          json.dumps(SCHEMA, ensure_ascii=False)),
         ({"structured_outputs": {"json_object": True, "regex": None}}, "json_schema", '{"type": "object"}'),

@@ -116,5 +116,5 @@ def _quoted(choice: str) -> str:
 
 def _letter(c: str) -> str:
     if ord(c) < 32 or ord(c) == 127:
-        return f"\\x{ord(c):02x}"
+        return f"\\u{ord(c):04x}"  # xgrammar reads all hexadecimal digits behind an `\\x` as its own
     return "\\" + c if c in '"\\' else c
