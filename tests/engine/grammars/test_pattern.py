@@ -115,6 +115,18 @@ def test_strings_of_a_forced_call_are_json(limit: dict[str, Any]) -> None:
     )
 
 
+def test_options_of_what_is_required_leave_a_forced_call_its_properties() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"$ref": "#/$defs/n"}, "c": {}},
+              "required": ["c"], "anyOf": [{"required": ["a"]}, {"required": ["b"]}],
+              "$defs": {"n": {"type": "null"}}}  # fmt: skip
+    content = {"type": "json_schema", "json_schema": schema}
+    tag = json.dumps({"type": "structural_tag", "format": {"type": "sequence", "elements": [content]}})
+    for answer in ('{"a": 1, "c": 2}', '{"b": null, "c": 2}', '{"a": 1, "b": null, "c": 2}'):
+        assert fits("structural_tag", tag, answer)
+    for answer in ('{"c": 2}', '{"a": 1}', '{"a": "x", "c": 2}', '{"d": 1, "c": 2}'):
+        assert not fits("structural_tag", tag, answer)
+
+
 @pytest.mark.parametrize("value", ["éb", "\x7fa", "\\xe9", "\xadc", 'Regex("^pattern0$", json_string=true)'])
 def test_values_beside_a_pattern_stay_what_they_are(value: str) -> None:
     held = {"p": {"type": "string", "pattern": "^[a-c]$"}, "v": {"const": value}, value: {"type": "null"}}

@@ -53,7 +53,21 @@ def _schema(node: Any, patterns: Patterns) -> Any:
             made[name] = {patterns.name(json_pattern(key, name)): _schema(each, patterns) for key, each in part.items()}
         else:
             made[name] = _schema(part, patterns)
-    return _string(made, patterns)
+    return _string(_with_options(made), patterns)
+
+
+def _with_options(made: dict[str, Any]) -> dict[str, Any]:
+    """Of `properties` beside options of what is required, xgrammar reads the options alone: each is made whole."""
+    for name in ("anyOf", "oneOf"):
+        options = made.get(name)
+        if "properties" not in made or not isinstance(options, list) or not options:
+            continue
+        if all(isinstance(o, dict) and o.keys() == {"required"} and isinstance(o["required"], list) for o in options):
+            defs = {key: made[key] for key in ("$defs", "definitions") if key in made}
+            rest = {key: part for key, part in made.items() if key != name and key not in defs}
+            always = rest.get("required", [])
+            return defs | {"anyOf": [rest | {"required": [*always, *option["required"]]} for option in options]}
+    return made
 
 
 def _string(made: dict[str, Any], patterns: Patterns) -> dict[str, Any]:
