@@ -61,8 +61,9 @@ TEXTS = [
     "\\7",
     'a"b',
 ]
-PATTERNS = [r"[\^a]", r"[^\^a]", r"[a\-z]", r"[\]a]", ".", "a.b", r"\\\d", '"', r"[^\"]*", r"a\nb", r"[\t\n\x01]",
-            r"\\", "[^é]*", "[ -~]+", r"\S", r"[\s\S]+", "(?:a|b)+?", r"\u00e9", r"[\x00-\x7f]"]  # fmt: skip
+PATTERNS = [r"[\^a]", r"[^\^a]", r"\^", r"[\^-b]", r"[a\-z]", r"[\]a]", ".", "a.b", r"\\\d", '"', r"[^\"]*", r"a\nb",
+            r"[\t\n\x01]", r"\\", "[^é]*", "[ -~]+", r"\S", r"[\s\S]+", "(?:a|b)+?", r"\u00e9",
+            r"[\x00-\x7f]"]  # fmt: skip
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -71,6 +72,7 @@ def test_a_pattern_is_read_as_everybody_reads_it(pattern: str) -> None:
     for text in TEXTS:
         meant = re.fullmatch(pattern, text) is not None
         assert fits("regex", pattern, text) == meant, text
+        assert fits("regex", f"(?:{pattern})x{{128}}", text + "x" * 128) == meant, text
         assert fits_schema(schema, json.dumps(text, ensure_ascii=False)) == meant, text
         if json.dumps(text, ensure_ascii=False) != f'"{text}"':
             assert not fits_schema(schema, f'"{text}"'), "it is no JSON"
@@ -92,7 +94,7 @@ def test_a_pattern_anchored_at_one_end_is_open_at_the_other() -> None:
 
 def test_characters_have_one_form_in_utf8() -> None:
     for data in (b"\xe0\x9f\xbf", b"\xf0\x8f\xbf\xbf", b"\xed\xa0\x80", b"\xc1\xbf"):
-        assert not fits("regex", ".", data)
+        assert not fits("regex", ".", data) and not fits("regex", ".|a{200}", data)
 
 
 def test_a_counted_string_has_escapes() -> None:

@@ -43,7 +43,7 @@ def _both(one: Ranges, other: Ranges) -> Ranges:
 _WORD: Ranges = ((48, 57), (65, 90), (95, 95), (97, 122))
 _SPACE: Ranges = ((9, 13), (32, 32), (160, 160), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029), (0x202F, 0x202F),
                   (0x205F, 0x205F), (0x3000, 0x3000))  # fmt: skip
-# White space to ECMAScript or Python alone is neither `\\s` nor `\\S`: an answer validates by both.
+# White space to ECMAScript or Python alone is neither `\s` nor `\S`: an answer validates by both.
 _NO_SPACE = _others(_ranges((*_SPACE, (28, 31), (0x85, 0x85), (0xFEFF, 0xFEFF))))
 _DIGIT: Ranges = ((48, 57),)
 _CLASSES: dict[str, Ranges] = {"d": _DIGIT, "w": _WORD, "s": _SPACE, "D": _others(_DIGIT), "W": _others(_WORD),
@@ -101,16 +101,25 @@ def _unit(unit: str, *, in_class: bool) -> Ranges:
     return ((point, point),)
 
 
+def as_class(ranges: Ranges) -> str:
+    """Just these, in ASCII, for the compiler's rules."""
+    cut = [part for edges in _LENGTHS for part in _cut(ranges, edges)]
+    # They take `[\^a]` for all but `a`.
+    last = [(94, 94) for low, _ in cut if low == 94]
+    cut = [(low + (low == 94), high) for low, high in cut if (low, high) != (94, 94)] + last
+    told = "".join(_said(low) if low == high else f"{_said(low)}-{_said(high)}" for low, high in cut)
+    return told if told == r"\^" else f"[{told}]"
+
+
 def as_text(ranges: Ranges) -> str:
-    """Just these, in ASCII. A class for each length in UTF-8: the compiler lets overlong forms into one of several."""
-    classes = []
-    for edges in _LENGTHS:
-        cut = [(max(low, start), min(high, end)) for low, high in ranges
-               for start, end in edges if max(low, start) <= min(high, end)]  # fmt: skip
-        if cut:
-            told = (_said(low) if low == high else f"{_said(low)}-{_said(high)}" for low, high in cut)
-            classes.append(f"[{''.join(told)}]")
+    """The same for its automata, which let overlong forms into a class of several lengths in UTF-8."""
+    classes = [as_class(part) for edges in _LENGTHS if (part := _cut(ranges, edges))]
     return classes[0] if len(classes) == 1 else f"(?:{'|'.join(classes)})"
+
+
+def _cut(ranges: Ranges, edges: Ranges) -> Ranges:
+    return tuple((max(low, start), min(high, end)) for low, high in ranges
+                 for start, end in edges if max(low, start) <= min(high, end))  # fmt: skip
 
 
 def _said(point: int) -> str:

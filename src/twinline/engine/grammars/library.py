@@ -17,7 +17,7 @@ import numpy as np
 import torch  # noqa: F401  (xgrammar's import of it must find `transformers` as it is)
 
 from twinline.engine.grammars.grammar import BadGrammar, Compiled, Grammar, Matcher, words_of
-from twinline.engine.grammars.pattern import Patterns, regex_rule, text_pattern
+from twinline.engine.grammars.pattern import Patterns, regex_rule, repeats_much, text_pattern
 from twinline.engine.grammars.schema import strict_schema
 from twinline.engine.grammars.tag import tag_with
 from twinline.engine.grammars.vocabulary import Vocabulary
@@ -82,7 +82,10 @@ class Library:
                     compiled = compiler.compile_grammar(patterns.put_into(str(made)) if patterns else made)
                 case "regex":
                     written = text_pattern(grammar.text, "the regular expression")
-                    compiled = compiler.compile_grammar(f"root ::= {regex_rule(written)}")
+                    if repeats_much(grammar.text):
+                        compiled = compiler.compile_regex(written)
+                    else:
+                        compiled = compiler.compile_grammar(f"root ::= {regex_rule(written)}")
                 case "ebnf":
                     compiled = compiler.compile_grammar(grammar.text)
                 case _:
@@ -119,6 +122,8 @@ def _reason(error: Exception) -> str:
         text = text.partition("] ")[2].partition(": ")[2]
     if text.startswith("Check failed"):
         text = text.partition(" is false: ")[2] or text
+    if text.startswith("Failed to build the automaton"):  # and then the pattern, as it was rewritten
+        text = text.rpartition(": ")[2]
     return text[:500] or type(error).__name__
 
 

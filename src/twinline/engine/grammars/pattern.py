@@ -12,14 +12,14 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from twinline.engine.grammars.characters import ANY_IN_JSON, ESCAPE, Ranges, as_text, characters, in_json
+from twinline.engine.grammars.characters import ANY_IN_JSON, ESCAPE, Ranges, as_class, as_text, characters, in_json
 from twinline.engine.grammars.grammar import BadGrammar
 
 LONGEST = 4096
 MOST_REPEATS = 1000
 MOST_NESTED_REPEATS = 10_000  # of a part in a repeated part
 _SYNTAX = frozenset(")|*+?")
-LONGEST_ESCAPED = 127  # characters of a string whose length is counted over escapes: from 128 on masks are slow
+MOST_UNROLLED = 127  # repeats in an automaton: from 128 on xgrammar counts them, and masks are slow
 # Those that xgrammar makes a right grammar of. The others are notes: its json-pointer lets a quote end the string.
 FORMATS = frozenset("email date time date-time duration ipv4 ipv6 hostname uuid".split())
 
@@ -47,9 +47,14 @@ class Patterns:
 
     def put_into(self, ebnf: str) -> str:
         """The grammar that xgrammar made of the schema, with what the names stand for."""
-        # It writes `é` as `\\xe9`, and would read all hexadecimal digits behind that as its own.
+        # It writes `é` as `\xe9`, and would read all hexadecimal digits behind that as its own.
         ebnf = _ESCAPED.sub(lambda found: f"\\u00{found[1]}" if found[1] else found[0], ebnf)
         return _PLACE.sub(lambda found: regex_rule(self._written[int(found[1])]), ebnf)
+
+
+def repeats_much(pattern: str) -> bool:
+    """Whether masks of an automaton of the pattern are slow: such counts are left to rules."""
+    return isinstance(pattern, str) and any(int(n) > MOST_UNROLLED for n in re.findall(r"[{,]([0-9]{1,9})", pattern))
 
 
 def regex_rule(written: str) -> str:
@@ -59,7 +64,7 @@ def regex_rule(written: str) -> str:
 
 def text_pattern(pattern: Any, what: str) -> str:
     """The pattern for the compiler. Raises BadGrammar, naming `what`, for one that it would read otherwise."""
-    return "".join(_written(_parts(pattern, what), as_text, what))
+    return "".join(_written(_parts(pattern, what), as_class if repeats_much(pattern) else as_text, what))
 
 
 def json_pattern(pattern: Any, what: str) -> str:

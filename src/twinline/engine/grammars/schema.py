@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from twinline.engine.grammars.disjoint import apart
 from twinline.engine.grammars.grammar import BadGrammar
-from twinline.engine.grammars.pattern import FORMATS, LONGEST_ESCAPED, Patterns, json_length, json_pattern
+from twinline.engine.grammars.pattern import FORMATS, MOST_UNROLLED, Patterns, json_length, json_pattern
 
 DEEPEST = 64
 MOST_PARTS = 20_000
@@ -248,7 +248,7 @@ class _Reading:
             made["pattern"] = self._patterns.name(json_pattern(own["pattern"], f"schema {at}/pattern"))
         if (counted and made) or len(made) > 1:
             _refuse(at, "of pattern, format and a length only one is supported in a string")
-        if counted and max(counted.values()) <= LONGEST_ESCAPED:
+        if counted and max(counted.values()) <= MOST_UNROLLED:
             made["pattern"] = self._patterns.name(json_length(counted.get("minLength", 0), counted.get("maxLength")))
             return made
         return made | counted

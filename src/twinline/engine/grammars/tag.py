@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from twinline.engine.grammars.grammar import BadGrammar
-from twinline.engine.grammars.pattern import FORMATS, LONGEST_ESCAPED, Patterns, json_length, json_pattern
+from twinline.engine.grammars.pattern import FORMATS, MOST_UNROLLED, Patterns, json_length, json_pattern
 
 _SCHEMAS = ("properties", "$defs", "definitions", "dependentSchemas")
 _VALUES = frozenset(("enum", "const", "default", "examples", "example"))
@@ -79,7 +79,7 @@ def _string(made: dict[str, Any], patterns: Patterns) -> dict[str, Any]:
     if "pattern" in made:
         return made | {"pattern": patterns.name(json_pattern(made["pattern"], "pattern"))}
     counts = [made[name] for name in ("minLength", "maxLength") if name in made]
-    if counts and all(type(count) is int and 0 <= count <= LONGEST_ESCAPED for count in counts):
+    if counts and all(type(count) is int and 0 <= count <= MOST_UNROLLED for count in counts):
         length = json_length(made.pop("minLength", 0), made.pop("maxLength", None))
         return made | {"pattern": patterns.name(length)}
     return made
