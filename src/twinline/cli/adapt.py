@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         raise
     tell(done, written, args.json)
     if not whole:
+        print("twinline: interrupted", file=sys.stderr)
         return 130
     return 0 if done.grade.serves else 1
 

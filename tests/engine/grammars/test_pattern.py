@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from twinline.engine.grammars.grammar import Grammar
+from twinline.engine.grammars.grammar import BadGrammar, Grammar
 from twinline.engine.grammars.library import Library, installed
+from twinline.engine.grammars.pattern import Patterns
 from twinline.engine.grammars.vocabulary import Vocabulary
 from twinline.gateway.grammar import _quoted
 
@@ -129,7 +130,7 @@ def test_options_of_what_is_required_leave_a_forced_call_its_properties() -> Non
         assert not fits("structural_tag", tag, answer)
 
 
-@pytest.mark.parametrize("value", ["éb", "\x7fa", "\\xe9", "\xadc", 'Regex("^pattern0$", json_string=true)'])
+@pytest.mark.parametrize("value", ["éb", "\x7fa", "\\xe9", "\xadc", 'Regex("^twinline-pattern-0$", json_string=true)'])
 def test_values_beside_a_pattern_stay_what_they_are(value: str) -> None:
     held = {"p": {"type": "string", "pattern": "^[a-c]$"}, "v": {"const": value}, value: {"type": "null"}}
     answer = json.dumps({"p": "a", "v": value, value: None}, ensure_ascii="\x7f" in value)
@@ -139,3 +140,11 @@ def test_values_beside_a_pattern_stay_what_they_are(value: str) -> None:
 @pytest.mark.parametrize("choice", ["\nb", "a\nd", "\t1", "\r\nabc", "\x7fa", 'q"\\', "\x1b[0m", "é"])
 def test_a_choice_is_just_that_text(choice: str) -> None:
     assert fits("ebnf", f"root ::= {_quoted(choice)}", choice)
+
+
+def test_a_compiler_that_writes_grammars_otherwise_is_told_of() -> None:
+    patterns = Patterns()
+    name = patterns.name("a")
+    assert patterns.put_into(f'root ::= Regex("{name}", json_string=true)') == 'root ::= Regex("a")'
+    with pytest.raises(BadGrammar, match="this version of xgrammar"):
+        patterns.put_into(f'root ::= Pattern("{name}")')

@@ -28,7 +28,9 @@ _PARTS = re.compile(
 )
 _COUNT = re.compile(r"\{[0-9]+(?:,[0-9]*)?\}")
 _ESCAPED = re.compile(r"\\(?:x([0-9a-f]{2})|.)")
-_PLACE = re.compile(r'Regex\("\^pattern([0-9]+)\$", json_string=true\)')
+_NAME = "twinline-pattern-"
+_PLACE = re.compile(rf'Regex\("\^{_NAME}([0-9]+)\$", json_string=true\)')
+_LEFT = re.compile(rf'(?<!\\)"\^{_NAME}')  # in another place; within a literal its quotes are escaped
 
 
 class Patterns:
@@ -40,7 +42,7 @@ class Patterns:
 
     def name(self, written: str) -> str:
         self._written.append(written)
-        return f"^pattern{len(self._written) - 1}$"
+        return f"^{_NAME}{len(self._written) - 1}$"
 
     def __bool__(self) -> bool:
         return bool(self._written)
@@ -49,7 +51,10 @@ class Patterns:
         """The grammar that xgrammar made of the schema, with what the names stand for."""
         # It writes `é` as `\xe9`, and would read all hexadecimal digits behind that as its own.
         ebnf = _ESCAPED.sub(lambda found: f"\\u00{found[1]}" if found[1] else found[0], ebnf)
-        return _PLACE.sub(lambda found: regex_rule(self._written[int(found[1])]), ebnf)
+        made = _PLACE.sub(lambda found: regex_rule(self._written[int(found[1])]), ebnf)
+        if _LEFT.search(made):  # an xgrammar that writes grammars otherwise: a name must not be taken for the pattern
+            raise BadGrammar("its patterns cannot be put into the grammar that this version of xgrammar writes")
+        return made
 
 
 def repeats_much(pattern: str) -> bool:
