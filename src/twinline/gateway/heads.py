@@ -132,8 +132,8 @@ class Connection(HttpToolsProtocol):
     def shutdown(self) -> None:
         """A request whose head is here is still taken, and one that a client has begun or has connected for."""
         held, self._repeated.held = self._repeated.held, b""
+        self._repeated.forget()  # the next answer is the last, which its head has to say
         if held:
-            self._repeated.forget()
             self.data_received(held)
         if self.idle and self._head_timer is not None:
             self._last = True
