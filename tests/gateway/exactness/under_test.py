@@ -48,7 +48,14 @@ async def make_gateway(
     door = Door([ServedModel(MODEL, ModelText.load(folder), supply)], meters=meters)
     patience = Patience()
     if stall_seconds is not None:
-        patience = Patience(tick=0.1, quiet=stall_seconds, longest=stall_seconds, stream=1.0, first=stall_seconds)
+        patience = Patience(
+            tick=0.1,
+            quiet=stall_seconds,
+            longest=stall_seconds,
+            stream=1.0,
+            first=stall_seconds,
+            blind=4 * stall_seconds,
+        )
     ready = asyncio.Event()
     server = Server(App(door), ready.set)
     with bound("127.0.0.1", 0) as listener:
