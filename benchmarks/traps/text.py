@@ -10,7 +10,6 @@ FORMATS, CHAT = f"{TEXT}calls/formats.py", "src/twinline/gateway/chat.py"
 ENCODED = "ids = tokenizer.encode(rendered, special=False)"
 TAIL = "return rendered_prompt.rstrip().endswith(OPEN)"
 NAME = 'name = None if found is None else found["name"] or self._kind'
-ENDS = "return frozenset([found] if isinstance(found, int) else found)"
 SWITCH = ("tests/gateway/text/calls/test_history.py::test_trap_29_thinking_is_a_switch_of_the_template",)
 DOOR = ("tests/gateway/test_tools.py::test_trap_29_a_request_turns_thinking_on_and_off",)
 ENGINE = ("tests/engine/test_traps.py::test_trap_31_any_end_token_stops",)
@@ -65,16 +64,13 @@ TRAPS = (
     )),
     Trap(31, "an answer ends with any of the end tokens",
          (*ENGINE, "tests/engine/test_traps_families.py::test_trap_31_glm_ends_by_any_of_three_tokens"), (
-        Mutation("the first of the list", "src/twinline/engine/worker.py", "return frozenset(ids)",
-                 "return frozenset(ids[:1])"),
+        Mutation("the first of the list", "src/twinline/facts/end_tokens.py", "return frozenset(ids)\n",
+                 "return frozenset(ids[:1])\n",
+                 (*ENGINE, "tests/engine/test_traps_families.py::test_trap_31_glm_ends_by_any_of_three_tokens",
+                  "tests/gateway/text/test_tokenizer.py::test_trap_31_every_end_token_of_a_list",
+                  "tests/lines/simulated/test_teacher.py::test_trap_31_every_end_token_of_a_list")),
         Mutation("config.json goes before generation_config.json", "src/twinline/engine/worker.py",
                  'for name in ("generation_config.json", "config.json"):',
                  'for name in ("config.json", "generation_config.json"):', ENGINE),
-        Mutation("the first of the list (gateway)", f"{TEXT}tokenizer.py", "return frozenset(ids)\n",
-                 "return frozenset(ids[:1])\n",
-                 ("tests/gateway/text/test_tokenizer.py::test_trap_31_every_end_token_of_a_list",)),
-        Mutation("the first of the list (simulated lines)", "src/twinline/lines/simulated/texts.py", ENDS,
-                 "return frozenset([found] if isinstance(found, int) else found[:1])",
-                 ("tests/lines/simulated/test_teacher.py::test_trap_31_every_end_token_of_a_list",)),
     )),
 )  # fmt: skip

@@ -270,7 +270,7 @@ def kept_forms(
     if lost := _lost(device, dtype, spec, refused, forms, model.uses()):
         why = f"no provider of {device.name} computes {' and '.join(lost)} with {forms.layers} weights"
         keeps = [n for n, d in DTYPES.items() if d.itemsize == dtype.itemsize and d != dtype and device.supports(d)
-                 and not _lost(device, d, spec, refused, forms, model.uses())]  # fmt: skip
+                 and not _lost(device, d, spec, {}, forms, model.uses())]  # fmt: skip  # refusals are of one dtype
         why += f" in {name}; --dtype {keeps[0]} keeps them" if keeps else ""
         log.info("%s", says(declared, pieces, None, name, f"dequantized to {name}: {why}"))
         return None

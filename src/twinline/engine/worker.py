@@ -37,6 +37,7 @@ from twinline.engine.metrics import Metrics
 from twinline.engine.request import Output, Request
 from twinline.engine.scheduler import IdInUse, QueueFull, TooLong
 from twinline.engine.vectors import Vectors
+from twinline.facts.end_tokens import end_ids
 
 log = logging.getLogger(__name__)
 
@@ -237,20 +238,17 @@ class Worker:
 
 
 def end_tokens(directory: Path) -> frozenset[int]:
-    """The model's end tokens: `generation_config.json` first, then `config.json`; one id or a list.
-
-    Raises ValueError for a file that cannot be read so."""
+    """The model's end tokens: `generation_config.json` first, then `config.json`. Raises ValueError."""
     for name in ("generation_config.json", "config.json"):
         file = directory / name
         try:
-            found = json.loads(file.read_text("utf-8")).get("eos_token_id") if file.exists() else None
-        except (ValueError, AttributeError) as error:
+            said = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        except ValueError as error:
             raise ValueError(f"{file} cannot be read: {error}") from None
-        ids = found if isinstance(found, list) else [] if found is None else [found]
-        if not all(type(token) is int for token in ids):
-            raise ValueError(f"{file}: eos_token_id must be a token id or a list of them, not {found!r:.60}")
-        if ids:
-            return frozenset(ids)
+        if not isinstance(said, dict):
+            raise ValueError(f"{file} cannot be read: it holds no object")
+        if ids := end_ids([said], file):
+            return ids
     return frozenset()
 
 

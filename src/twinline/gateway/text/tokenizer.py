@@ -13,6 +13,7 @@ from typing import Any
 
 import tokenizers
 
+from twinline.facts.end_tokens import end_ids
 from twinline.facts.pieces import PieceRule
 from twinline.gateway.text.detokenize import Detokenizer
 from twinline.gateway.text.folder import ModelFolder, read_text
@@ -27,14 +28,7 @@ def _eos_ids(folder: ModelFolder) -> frozenset[int]:
     text_config = folder.config.get("text_config") or {}
     if not isinstance(text_config, Mapping):
         raise ValueError(f"{folder.path}: text_config must be an object, not {text_config!r:.60}")
-    for source in (folder.generation_config, folder.config, text_config):
-        value = source.get("eos_token_id")
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(type(i) is int for i in ids):
-            raise ValueError(f"{folder.path}: eos_token_id must be a token id or a list of them, not {value!r}")
-        if ids:
-            return frozenset(ids)
-    return frozenset()
+    return end_ids((folder.generation_config, folder.config, text_config), folder.path)
 
 
 class Tokenizer:

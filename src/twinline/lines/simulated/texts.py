@@ -13,6 +13,7 @@ from typing import Any
 
 import tokenizers
 
+from twinline.facts.end_tokens import end_ids
 from twinline.lines.simulated.teacher import Teacher
 
 PREFACE = "(A simulated line recites this; no model computed it.)\n\n"
@@ -70,9 +71,8 @@ def murmured(vocab_size: int) -> Teacher:
 def _end_tokens(folder: Path, backend: tokenizers.Tokenizer) -> frozenset[int]:
     """The model's end tokens, one id or a list; else the tokenizer's. Raises ValueError."""
     for name in ("generation_config.json", "config.json"):
-        found = _read(folder / name).get("eos_token_id")
-        if found is not None:
-            return frozenset([found] if isinstance(found, int) else found)
+        if ids := end_ids([_read(folder / name)], folder / name):
+            return ids
     named = _read(folder / "tokenizer_config.json").get("eos_token")
     token = backend.token_to_id(str(named.get("content") if isinstance(named, dict) else named))
     return frozenset() if token is None else frozenset({token})
