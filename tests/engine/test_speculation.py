@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import shutil
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -13,7 +14,7 @@ from tests.engine.driving import Driven
 from tests.engine.predicting import patient
 from tests.engine.tiny import VOCAB, write_checkpoint
 
-from twinline.engine.ngram import LONGEST, Lookup
+from twinline.engine.ngram import LONGEST, MOST_LEARNT, Lookup
 from twinline.engine.request import Request, SamplingParams
 from twinline.engine.speculation import Speculation, agreed, ahead
 
@@ -135,6 +136,22 @@ def test_wrong_guesses_become_short_and_rare() -> None:
         if draft := guesses.drafts([request], 10_000).get("r"):
             guesses.heard(request, len(draft), len(draft))
     assert draft is not None and len(draft) == LONGEST
+
+
+def test_a_long_prompt_is_learnt_over_several_steps() -> None:
+    """Others decode in those steps; a prompt of 120,000 tokens would hold one of them up for half a second."""
+    others = list(range(1000, 1000 + 2 * MOST_LEARNT))  # no two alike
+    request = Request("r", [5, 9, 31, 8, *others, 77, 12, 44, *others[:50], 31, 8, 77, 12], SamplingParams())
+    source, asked = Lookup(), []
+
+    def tokens(start: int, end: int) -> list[int]:
+        asked.append(end - start)
+        return Request.tokens(request, start, end)
+
+    watched = cast(Request, SimpleNamespace(id="r", arrival=0, known=request.known, tokens=tokens))
+    guesses = [source.guess(watched, 3) for _ in range(4)]
+    assert guesses == [[], [], [44, *others[:2]], [44, *others[:2]]]
+    assert max(asked) <= MOST_LEARNT + 4
 
 
 def test_guesses_keep_to_the_room_that_is_left() -> None:

@@ -13,6 +13,7 @@ from twinline.engine.request import Request
 GRAMS = (4, 2)  # a guess follows the last place where so many tokens stood that stand at the end now, longest first
 LONGEST = 7  # tokens of one guess
 LONGEST_PAUSE = 64  # steps of a request without a guess, after guesses that were wrong
+MOST_LEARNT = 2048  # tokens of a request at each guess: a long prompt is learnt over some steps and holds none of them up
 
 
 @dataclass(slots=True)
@@ -47,7 +48,7 @@ class Lookup:
             history = self._histories[request.id] = _History(request.arrival)
         if history.indexed < request.known:
             start = max(0, history.indexed - GRAMS[0])
-            history.learn(request.tokens(start, request.known), start)
+            history.learn(request.tokens(start, min(request.known, history.indexed + MOST_LEARNT)), start)
         if history.pause:
             history.pause -= 1
             return []
