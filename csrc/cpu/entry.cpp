@@ -32,7 +32,7 @@ using namespace twinline;
 extern "C" {
 
 // Changes with any argument struct or weight layout in csrc/cpu: the Python side refuses another.
-int twinline_kernels_version() { return 4; }
+int twinline_kernels_version() { return 5; }
 
 // The names of the variants that this CPU runs, best first: null after the last.
 const char* twinline_variant(int index) {
@@ -58,7 +58,11 @@ const char* twinline_kernel(int index) {
 // How many values of eight bytes the kernel's arguments are.
 int64_t twinline_kernel_words(int index) { return kWords[index]; }
 
-void twinline_set_threads(int count, int pin) { set_threads(count, pin != 0); }
+// How many there are then: fewer than asked for where the system gives no more.
+int twinline_set_threads(int count, int pin) {
+  set_threads(count, pin != 0);
+  return threads();
+}
 
 void twinline_run(int kernel, const void* arguments) {
   const NoDenormals none;

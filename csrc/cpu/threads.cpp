@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -46,9 +47,13 @@ class Pool {
     for (auto& worker : workers_) worker.join();
     workers_.clear();
     ending_.store(false);
-    for (int i = 0; i < workers; ++i) {
-      workers_.emplace_back([this] { work(); });
-      if (pin) pin_to(workers_.back(), i + 1);
+    try {
+      for (int i = 0; i < workers; ++i) {
+        workers_.emplace_back([this] { work(); });
+        if (pin) pin_to(workers_.back(), i + 1);
+      }
+    } catch (const std::system_error&) {
+      // No thread more is to be had (a limit of processes or memory): those that there are compute.
     }
     size_.store(int(workers_.size()) + 1, std::memory_order_relaxed);
   }

@@ -10,7 +10,8 @@
 
 namespace twinline {
 
-// How many threads compute, the caller included. Makes or ends workers; `pin` gives each worker a core of its own.
+// How many threads compute, the caller included. Makes or ends workers; `pin` gives each worker a core of its own. Where the
+// system gives no more, `threads` tells how many there are.
 void set_threads(int count, bool pin);
 int threads();
 

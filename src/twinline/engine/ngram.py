@@ -13,7 +13,7 @@ from twinline.engine.request import Request
 GRAMS = (4, 2)  # a guess follows the last place where so many tokens stood that stand at the end now, longest first
 LONGEST = 7  # tokens of one guess
 LONGEST_PAUSE = 64  # steps of a request without a guess, after guesses that were wrong
-MOST_LEARNT = 2048  # tokens of a request at each guess: a long prompt is learnt over some steps and holds none of them up
+MOST_LEARNT = 2048  # tokens of a request at each guess: a long prompt is learnt over some steps
 
 
 @dataclass(slots=True)

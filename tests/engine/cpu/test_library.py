@@ -1,5 +1,7 @@
 """Calling kernels, recording them, and the threads that they share."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -75,3 +77,26 @@ def test_two_callers_at_once_do_not_mix():
     for caller in callers:
         caller.join()
     assert not wrong
+
+
+SHORT_OF_MEMORY = """
+import logging, resource, torch
+from pathlib import Path
+from twinline.engine.ops.cpu import library, small
+logging.basicConfig()
+library.set_threads(2)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+before = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, before[1]))
+library.set_threads(4096)
+resource.setrlimit(resource.RLIMIT_AS, before)
+x, weight = torch.randn(64, 256), torch.rand(256)
+torch.testing.assert_close(small.rms_norm(x, weight, 1e-6), torch.nn.functional.rms_norm(x, (256,), weight, 1e-6))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_threads_that_the_system_does_not_give_are_told_of_and_missed_by_nothing():
+    ran = subprocess.run([sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert "of 4096 threads compute: the system gives no more" in ran.stderr

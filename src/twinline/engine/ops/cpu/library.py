@@ -11,6 +11,7 @@ may have changed, to the same result tensor.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import struct
 from collections.abc import Callable
@@ -27,8 +28,9 @@ from twinline.engine.devices.device import NotCaptured
 from twinline.engine.ops.cpu.arena import Arena
 from twinline.engine.ops.registry import StaticFacts
 
-VERSION = 4  # of argument structs and weight layouts, as in csrc/cpu/entry.cpp
+VERSION = 5  # of argument structs and weight layouts, as in csrc/cpu/entry.cpp
 KINDS = {torch.float32: 0, torch.bfloat16: 1}  # as `Kind` in csrc/cpu/kernels.h
+log = logging.getLogger(__name__)
 VARIANT = "TWINLINE_CPU_VARIANT"  # the environment's choice, for tests of variants that are not the best of this CPU
 
 
@@ -58,7 +60,7 @@ def _load() -> Library | str:
     handle.twinline_kernel_words.argtypes, handle.twinline_kernel_words.restype = [ctypes.c_int], ctypes.c_int64
     handle.twinline_use.argtypes, handle.twinline_use.restype = [ctypes.c_char_p], ctypes.c_int
     handle.twinline_run.argtypes, handle.twinline_run.restype = [ctypes.c_int, ctypes.c_void_p], None
-    handle.twinline_set_threads.argtypes, handle.twinline_set_threads.restype = [ctypes.c_int, ctypes.c_int], None
+    handle.twinline_set_threads.argtypes, handle.twinline_set_threads.restype = [ctypes.c_int] * 2, ctypes.c_int
     names = _strings(handle.twinline_kernel)
     numbers = {name: number for number, name in enumerate(names)}
     words = {name: handle.twinline_kernel_words(number) for name, number in numbers.items()}
@@ -96,9 +98,10 @@ def variants() -> list[str]:
 
 
 def set_threads(count: int, *, pin: bool = False) -> None:
-    """How many threads compute, the calling one included."""
-    if why_not() is None:
-        library().handle.twinline_set_threads(count, int(pin))
+    """How many threads compute, the calling one included. Fewer, and a warning, where the system gives no more."""
+    if why_not() is None and (got := library().handle.twinline_set_threads(count, int(pin))) < count:
+        log.warning("%d of %d threads compute: the system gives no more (see its limits of processes and memory)",
+                    got, count)  # fmt: skip
 
 
 def refuse(facts: StaticFacts) -> str | None:
