@@ -114,36 +114,18 @@ def build(
     if forms is not None:
         wanted = dataclasses.replace(wanted, layers=forms.layers, head=forms.head)
     ops = ops_for(device, dtype, spec, refused, wanted)
-    longest = min(spec.context, (pooling and pooling.longest) or spec.context)
-    context = options.max_model_len or longest
-    if context < 2:
-        raise ValueError(f"max_model_len must be at least 2 (one token in, one out), not {context}")
-    if context > spec.context:
-        raise ValueError(f"max_model_len {context} is beyond the model's context of {spec.context} tokens")
-    if options.max_running < 1:
-        raise ValueError(f"max_running must be at least 1, not {options.max_running}")
-    if not 0 <= options.threads <= MOST_THREADS:
-        raise ValueError(f"threads must be between 0 (derived) and {MOST_THREADS}, not {options.threads}")
-    if options.page_size < 0:
-        raise ValueError(f"page_size must be at least 1, or 0 (derived), not {options.page_size}")
-    budget = options.max_tokens_per_step or device.step_tokens
-    if budget <= options.max_running:
-        raise ValueError(f"max_tokens_per_step {budget} must exceed max_running {options.max_running}")
+    context, budget, page_size = _sizes(options, spec, pooling, device)
     shape = Transformer(ops, spec, predictor=predictor)
     if forms is not None:
         forms.give(shape)
     ops.refuse_broken(shape.uses())
     if profile is not None:
-        _refuse_untried(profile, shape.uses(), dtype_name(dtype), directory)
-        if wanted.layers.kind != "plain":
-            log.warning("the profile was made with plain weights: products with %s weights were not tried on %s",
-                        wanted.layers, device.name)  # fmt: skip
+        _refuse_untried(profile, shape.uses(), dtype_name(dtype), directory, wanted)
     weights = weight_bytes(shape)
     if threads := options.threads or (1 if weights < SMALL_WEIGHTS else 0):
         device.set_threads(threads)
     if options.strict_ops:
         ops.refuse_reference(shape.uses())
-    page_size = options.page_size or device.page_size
     tokens = cache_tokens(
         spec,
         dtype,
@@ -176,6 +158,26 @@ def build(
     log.info("ops:\n%s", ops.explain(model.uses()))
     log.info("decode graphs: %s", runner.graphs.why_not or "recorded as they are needed")
     return Built(engine, spec, device, dtype, ops, scheduler.max_model_len, pages * page_size, pooling)
+
+
+def _sizes(options: Options, spec: ModelSpec, pooling: Pooling | None, device: Device) -> tuple[int, int, int]:
+    """Tokens of the longest request, of a step, and of a page. Raises ValueError for options that cannot hold."""
+    longest = min(spec.context, (pooling and pooling.longest) or spec.context)
+    context = options.max_model_len or longest
+    if context < 2:
+        raise ValueError(f"max_model_len must be at least 2 (one token in, one out), not {context}")
+    if context > spec.context:
+        raise ValueError(f"max_model_len {context} is beyond the model's context of {spec.context} tokens")
+    if options.max_running < 1:
+        raise ValueError(f"max_running must be at least 1, not {options.max_running}")
+    if not 0 <= options.threads <= MOST_THREADS:
+        raise ValueError(f"threads must be between 0 (derived) and {MOST_THREADS}, not {options.threads}")
+    if options.page_size < 0:
+        raise ValueError(f"page_size must be at least 1, or 0 (derived), not {options.page_size}")
+    budget = options.max_tokens_per_step or device.step_tokens
+    if budget <= options.max_running:
+        raise ValueError(f"max_tokens_per_step {budget} must exceed max_running {options.max_running}")
+    return context, budget, options.page_size or device.page_size
 
 
 def read_model(directory: Path) -> tuple[ModelSpec, Pooling | None]:
@@ -313,8 +315,9 @@ def _refused(profile: Profile | None, device: Device, dtype: torch.dtype) -> dic
     return profile.refusals(name)
 
 
-def _refuse_untried(profile: Profile, uses: frozenset[str], dtype: str, directory: Path) -> None:
-    """Raises ValueError for a model with ops that the profile's had not: nothing is known of them on this device."""
+def _refuse_untried(profile: Profile, uses: frozenset[str], dtype: str, directory: Path, weights: Weights) -> None:
+    """Raises ValueError for a model with ops that the profile's had not: nothing is known of them on this device.
+    Warns of what was tried in another shape or form."""
     untried = sorted(op for op in uses if profile.provider(op, dtype) is None)
     if untried:
         raise ValueError(f"the profile says nothing of {', '.join(untried)} (it was made with {profile.model}, "
@@ -322,6 +325,9 @@ def _refuse_untried(profile: Profile, uses: frozenset[str], dtype: str, director
     if profile.model != directory.resolve().name:
         log.warning("the profile was made with %s: its ops were tried in that model's shapes (adapt with --model %s)",
                     profile.model, directory)  # fmt: skip
+    if weights.layers.kind != "plain":
+        log.warning("the profile was made with plain weights: products with %s weights were not tried on %s",
+                    weights.layers, profile.device_name)  # fmt: skip
 
 
 def _dtype(name: str, spec: ModelSpec, device: Device) -> torch.dtype:
