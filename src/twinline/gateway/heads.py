@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from twinline.gateway.crowd import Crowd
 from twinline.gateway.errors import ApiError, stopping
-from twinline.gateway.repeated import Repeated, is_short, without_upgrade
+from twinline.gateway.repeated import Repeated, is_short
 from twinline.lines.turn import Outlet, Turn
 
 MAX_HEAD_BYTES = 64 << 10  # an endless header would block the loop: the parser copies what it has for every read
@@ -181,8 +181,8 @@ class Connection(HttpToolsProtocol):
         repeated.alone, self._begun = b"", None
         if self._in_head:
             self._head_bytes += len(data)
-            if b"pgrade:" in data:
-                data, whole = without_upgrade(data), False
+            read = repeated.without_upgrade(data, whole)
+            data, whole = read, whole and read is data
         super().data_received(data)
         if whole or alone:
             self._remember(alone + data, cut_once=whole)

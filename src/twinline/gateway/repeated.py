@@ -41,14 +41,15 @@ def head_of(data: bytes) -> tuple[bytes, bytes] | None:
 
 class Repeated:
     """One connection's memory of its latest head, which was its `caller`'s. `held` is such a head that came again,
-    without its body so far; `alone` is where a new request was cut, once and before its end."""
+    without its body so far; `alone` is where a new request was cut, once and before its end; `_tail` are the last bytes
+    of the latest piece of a head."""
 
-    __slots__ = ("alone", "caller", "held", "known")
+    __slots__ = ("_tail", "alone", "caller", "held", "known")
 
     def __init__(self) -> None:
         self.known: tuple[bytes, bytes] | None = None
         self.caller: object = None
-        self.held = self.alone = b""
+        self.held = self.alone = self._tail = b""
 
     def forget(self) -> None:
         self.known = self.caller = None
@@ -67,6 +68,18 @@ class Repeated:
         self.held = data
         return b""
 
+    def without_upgrade(self, data: bytes, begins: bool) -> bytes:
+        """The bytes of a head that ask for no other protocol, as HTTP allows a server to read it. httptools would take
+        what follows for that protocol, the body too: Java's client asks so with every request. `begins`: a request
+        begins with `data`; else they go on with its head, whose end may have begun in the piece before. What follows
+        that end is left as it is: a body that became longer would leave its last bytes to be read as a request."""
+        before = b"" if begins else self._tail
+        self._tail = (before + data[-3:])[-3:]
+        if b"pgrade:" not in data:
+            return data
+        head, end, rest = (before + data).partition(b"\r\n\r\n")
+        return (_UPGRADE.sub(b"\r\nx-upgrade:", head) + end + rest)[len(before) :]
+
 
 def is_short(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether a body's length is said and is little."""
@@ -74,10 +87,3 @@ def is_short(headers: Iterable[tuple[bytes, bytes]]) -> bool:
         if name == b"content-length":
             return value.isdigit() and len(value) < 6 and int(value) <= SHORT_BODY_BYTES
     return False
-
-
-def without_upgrade(data: bytes) -> bytes:
-    """The bytes of a head that ask for no other protocol, as HTTP allows a server to read it. httptools would take what
-    follows for that protocol, the body too: Java's client asks so with every request."""
-    head, end, rest = data.partition(b"\r\n\r\n")
-    return _UPGRADE.sub(b"\r\nx-upgrade:", head) + end + rest

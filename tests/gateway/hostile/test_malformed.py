@@ -77,6 +77,26 @@ def test_a_body_is_no_request_when_an_upgrade_is_asked_for(
     assert [answer.status for answer in got] == [400]  # a body that is no JSON
 
 
+@pytest.mark.parametrize("cut", [1, 2, 3, 4, 10])
+def test_a_body_behind_a_head_that_came_in_pieces_keeps_its_length(attacked: Attacked, cut: int) -> None:
+    """Where the words for another protocol stand in a body they are no header: one that grew would leave a request."""
+    attacked.good(True)
+    smuggled = HEALTH.replace(b"x\r\n", b"xy\r\n") + b"\r\n"  # an even length
+    body = b"{" + b"\r\nUpgrade:" * (len(smuggled) // 2) + smuggled
+    head = post(b"content-length: %d\r\n\r\n" % len(body))
+    got, closed = said(attacked.address, head[:-cut], head[-cut:] + body, quiet=0.3)
+    assert [answer.status for answer in got] == [400] and not closed
+
+
+@pytest.mark.parametrize("before", [b"Upgrade: ", b"\nUpgrade: ", b"\r\nUpgrade: "])
+def test_no_other_protocol_is_spoken_where_a_head_comes_in_pieces(attacked: Attacked, before: bytes) -> None:
+    attacked.good(True)
+    data = framed(extra=b"Connection: Upgrade\r\nUpgrade: h2c\r\n")
+    cut = data.index(before)
+    (answer,), closed = said(attacked.address, data[:cut], data[cut:])
+    assert answer.status == 200 and not closed
+
+
 def test_a_client_that_would_rather_speak_another_protocol_is_answered(attacked: Attacked) -> None:
     """As Java's does with every request."""
     attacked.good(True)
