@@ -155,6 +155,23 @@ def test_a_budget_counts_what_was_used_and_not_what_was_set_aside(tiny_folder: P
     run(tiny_folder, tmp_path, test)
 
 
+@pytest.mark.parametrize("fields", [{"ignore_eos": True}, {"min_tokens": 900}])
+def test_what_a_request_without_a_limit_will_surely_use_is_set_aside(
+    tiny_folder: Path, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    """Else many of them at once would use a budget many times over."""
+
+    async def test(made: Several, store: Store) -> None:
+        made.says("words")
+        budget = store.key("budget", token_budget=800, budget_period="total")
+        for _ in range(2):  # the second would be of a known form
+            refused = await made.chat(budget, **fields)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "request_too_large")
+        assert (await made.chat(budget)).status_code == 200
+
+    run(tiny_folder, tmp_path, test)
+
+
 def test_a_budget_in_other_money_than_the_fleets_is_refused_where_there_are_prices(
     tiny_folder: Path, tmp_path: Path
 ) -> None:

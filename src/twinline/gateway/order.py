@@ -49,7 +49,10 @@ class Order:
         """Tokens and cost to set aside."""
         if self._visit.key is None:
             return 0, 0.0
-        output = (self._plan.max_tokens if self._bounded else self._output) * choices
+        plan = self._plan
+        # One that names no limit but forbids an end before it will have all that fits.
+        whole = self._bounded or plan.fields["ignore_eos"]
+        output = (plan.max_tokens if whole else max(self._output, plan.min_tokens)) * choices
         budgeted = self._visit.key.money_budget is not None
         cost = self._supply.expected_cost(prompt_tokens, output) if budgeted else 0.0
         return prompt_tokens + output, cost
