@@ -19,6 +19,7 @@ import msgspec
 from twinline.gateway.choice import Choice
 from twinline.gateway.errors import ApiError, forbidden, not_admitted, unauthorized
 from twinline.gateway.exchange import Exchange, header_in
+from twinline.gateway.pages import refuse_names, refuse_pages
 from twinline.gateway.reasons import why_refused
 from twinline.gateway.segment import Claim
 from twinline.store.journal import Journal
@@ -95,20 +96,19 @@ class Access:
         return self._ring is not None
 
     def enter(self, exchange: Exchange) -> Visit:
-        """Whose request it is. Raises ApiError 401."""
+        """Whose request it is. Raises ApiError 401, or 403."""
         visit = Visit(None, time.time())
         self._observe(exchange, visit)
-        if self._ring is not None:
-            try:
-                visit.key = self._bearer(exchange.header)
-            except ApiError as error:
-                raise self._refused(visit, error) from None
-            exchange.tenant = visit.key.name
+        try:
+            visit.key = self._bearer(exchange.header)
+        except ApiError as error:
+            raise self._refused(visit, error) from None
+        exchange.tenant = visit.tenant
         return visit
 
     def key_in(self, headers: Mapping[bytes, bytes]) -> Key | None:
-        """Whose key the head of a request bears; None where no key is needed. Raises ApiError 401."""
-        return None if self._ring is None else self._bearer(lambda name: header_in(headers, name))
+        """Whose key the head of a request bears; None where no key is needed. Raises ApiError 401, or 403."""
+        return self._bearer(lambda name: header_in(headers, name))
 
     def knows(self, key: Key | None) -> bool:
         """Whether a key that was found before would be found again."""
@@ -146,11 +146,16 @@ class Access:
         return error
 
     def key_of(self, headers: Mapping[str, str]) -> Key | None:
-        """Whose key a plain question bears; None where no key is needed. Raises ApiError 401."""
-        return None if self._ring is None else self._bearer(headers.get)
+        """Whose key a plain question bears; None where no key is needed. Raises ApiError 401, or 403."""
+        if self._ring is None:
+            refuse_names(headers.get)
+            return None
+        return self._bearer(headers.get)
 
-    def _bearer(self, header: Callable[[str], str | None]) -> Key:
-        assert self._ring is not None
+    def _bearer(self, header: Callable[[str], str | None]) -> Key | None:
+        if self._ring is None:
+            refuse_pages(header)
+            return None
         secret = secret_of(header)
         if secret is None:
             raise unauthorized("A key is needed: send it as `Authorization: Bearer KEY`.")

@@ -34,6 +34,7 @@ from twinline.gateway.errors import OPENAI, ApiError, model_not_found
 from twinline.gateway.gauges import line_up
 from twinline.gateway.management import Management
 from twinline.gateway.openapi import document
+from twinline.gateway.pages import of_this_machine
 from twinline.gateway.passed import metrics_text, of_all
 from twinline.gateway.served import ServedModel
 from twinline.gateway.supply import Supply
@@ -119,11 +120,14 @@ class _Rest:
         self._trusted = trusted
 
     def _key(self, request: Request) -> Key | None:
-        """Raises ApiError 401."""
+        """Raises ApiError 401, or 403."""
         return None if self._trusted else self._door.access.key_of(request.headers)
 
     def _near(self, request: Request) -> bool:
-        return self._trusted or (request.client is not None and _loopback(request.client.host))
+        if self._trusted:
+            return True
+        known = of_this_machine(request.headers.get("host"))
+        return known and request.client is not None and _loopback(request.client.host)
 
     def _may_look(self, request: Request) -> bool:
         if self._near(request):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import httpx
 import pytest
 from tests.gateway.hostile.conftest import ADMIN, Attacked
 from tests.gateway.hostile.hostile_line import HostileLine, bytes_of
+from tests.gateway.hostile.wire import HEALTH, framed, said
 
 from twinline.gateway.access import Access
 from twinline.gateway.app import App
@@ -154,3 +156,51 @@ def test_the_management_key_works_over_tcp(attacked: Attacked) -> None:
         "good",
     }
     assert attacked.client.get("/api/lines").status_code == 401
+
+
+OTHERS = [b"evil.example", b"evil.example:8000", b"127.0.0.1.evil.example", b"EVIL.example.", b"localhost.evil.example",
+          b"127.1", b"1.2.3.4.5", b"a@b.c", b"evil.example:80:90"]  # fmt: skip
+OURS = [b"localhost:8000", b"127.0.0.1:8000", b"[::1]:8000", b"[::1]", b"x", b"10.1.2.3", b"a.localhost", b"",
+        b"host.docker.internal:8000", b"mine.local"]  # fmt: skip
+
+
+def as_host(host: bytes, *requests: bytes) -> bytes:
+    return b"".join(requests).replace(b"host: x\r\n", b"host: %s\r\n" % host)
+
+
+@pytest.mark.parametrize("host", OTHERS)
+def test_without_keys_nobody_is_answered_who_asks_by_another_sites_name(attacked: Attacked, host: bytes) -> None:
+    """A page whose name was made to stand for 127.0.0.1 may read what comes from there."""
+    attacked.good(True)
+    attacked.complete(max_tokens=2)  # from now on its form is known
+    models, metrics = (b"GET %s HTTP/1.1\r\nhost: x\r\n\r\n" % path for path in (b"/v1/models", b"/metrics"))
+    got, _ = said(attacked.address, as_host(host, framed(), framed(), models, metrics), expect=4)
+    assert [answer.status for answer in got] == [403] * 4
+    assert {answer.error["code"] for answer in got} == {"host_not_allowed"}
+    (health,), _ = said(attacked.address, as_host(host, HEALTH, b"\r\n"))
+    assert health.status == 200 and json.loads(health.body) == {"status": "ok"}
+
+
+@pytest.mark.parametrize("host", OURS)
+def test_without_keys_this_machines_names_are_answered(attacked: Attacked, host: bytes) -> None:
+    attacked.good(True)
+    got, _ = said(attacked.address, as_host(host, framed(), framed(), HEALTH, b"\r\n"), expect=3)
+    assert [answer.status for answer in got] == [200] * 3
+    assert "models" in json.loads(got[2].body)
+
+
+@pytest.mark.parametrize(("site", "status"), [(b"cross-site", 403), (b"same-site", 200), (b"same-origin", 200)])
+def test_without_keys_pages_of_other_sites_make_no_requests(attacked: Attacked, site: bytes, status: int) -> None:
+    attacked.good(True)
+    for _ in range(2):
+        (answer,), _ = said(attacked.address, framed(extra=b"sec-fetch-site: %s\r\n" % site))
+        assert answer.status == status
+
+
+def test_with_keys_any_name_will_do_but_is_not_this_machine(attacked: Attacked) -> None:
+    app = App(Door(attacked.door.models, Access(ring(mine=key("mine")))))
+    for host, near in (("gateway.example", False), ("localhost", True)):
+        url = f"http://{host}"
+        assert asked(app, f"{url}/metrics", client="127.0.0.1").status_code == (200 if near else 401)
+        assert ("models" in asked(app, f"{url}/health", client="127.0.0.1").json()) == near
+        assert asked(app, f"{url}/v1/models", "mine", client="127.0.0.1").status_code == 200
