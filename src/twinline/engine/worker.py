@@ -119,6 +119,7 @@ class Worker:
             "code": engine.failure_code if engine.failure else None,
             "steps": engine.counters.steps,
             "tokens_generated": engine.counters.generated_tokens,
+            "grammar_seconds": self.grammars.seconds,
             "running": engine.scheduler.running,
             "waiting": engine.scheduler.waiting,
         }

@@ -77,9 +77,14 @@ def test_compiled_once_refused_once_and_hostile_ones_bounded(
         with pytest.raises(ValueError, match="output token 1"):
             await grammars.constraint(DIGITS, EOS, [seven, letter])
         # It is given up, its process is ended, and the next grammar gets another.
-        monkeypatch.setattr(compiling, "WALL_SECONDS", 0.5)
+        monkeypatch.setattr(compiling, "WALL_SECONDS", 2.5)
+        before = grammars.seconds
+        asked = asyncio.ensure_future(grammars.constraint(ENDLESS, EOS, []))
+        await asyncio.sleep(1.2)
+        assert not asked.done() and grammars.seconds > before  # who watches the line sees it compute
         with pytest.raises(BadGrammar, match="simplify it"):
-            await grammars.constraint(ENDLESS, EOS, [])
+            await asked
+        assert grammars.seconds >= before + 2
         monkeypatch.setattr(compiling, "WALL_SECONDS", 100.0)
         assert grammars._process is None
         await grammars.constraint(Grammar("regex", "[0-9]{3}"), EOS, [])

@@ -32,6 +32,15 @@ def test_counters_that_cannot_be_read_are_none(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "progress"),
+    [(b'{"steps": 5}', 5), (b'{"steps": 5, "grammar_seconds": 2}', 7), (b'{"steps": 5, "grammar_seconds": "2"}', 5)],
+)
+def test_a_line_that_compiles_a_grammar_computes(body: bytes, progress: int) -> None:
+    """Else grammars that take long would have a line counted as dead that has nothing else to do."""
+    assert Native().metrics(body).progress == progress
+
+
+@pytest.mark.parametrize(
     ("line", "flags"),
     [
         (spec(), {}),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 from collections import OrderedDict
 from pathlib import Path
 
@@ -58,9 +59,16 @@ class Grammars:
         self._bytes = 0
         self._one = asyncio.Lock()
         self._waiting = 0
+        self._spent = 0.0  # seconds, on grammars that are done
+        self._begun: float | None = None  # when the one under way began (monotonic)
         self._process: asyncio.subprocess.Process | None = None
         self._library: Library | None = None
         self._pieces: tuple[bytes, ...] = ()
+
+    @property
+    def seconds(self) -> int:
+        """Whole seconds spent on grammars so far: a line that has nothing else to do computes, and is not dead."""
+        return int(self._spent + (0.0 if self._begun is None else time.monotonic() - self._begun))
 
     async def constraint(self, grammar: Grammar, stops: frozenset[int], output: list[int]) -> Constraint:
         """For a request that these tokens end, with the output that it begins with.
@@ -90,7 +98,7 @@ class Grammars:
             try:
                 async with self._one:
                     if key not in self._kept:
-                        await self._make(grammar, key)
+                        await self._timed(grammar, key)
             finally:
                 self._waiting -= 1
         self._kept.move_to_end(key)
@@ -98,6 +106,13 @@ class Grammars:
         if isinstance(found, BadGrammar):
             raise BadGrammar(str(found))
         return found
+
+    async def _timed(self, grammar: Grammar, key: tuple[str, str]) -> None:
+        self._begun = time.monotonic()
+        try:
+            await self._make(grammar, key)
+        finally:
+            self._spent, self._begun = self._spent + time.monotonic() - self._begun, None
 
     async def _make(self, grammar: Grammar, key: tuple[str, str]) -> None:
         if self._library is None:

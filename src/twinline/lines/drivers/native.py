@@ -193,8 +193,10 @@ class Native:
             said = msgspec.json.decode(body, type=dict[str, Any])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return EngineMetrics()
-        steps, tokens = said.get("steps"), said.get("tokens_generated")
-        return EngineMetrics(said.get("running"), said.get("waiting"), None, None, tokens, steps)
+        steps, seconds = said.get("steps"), said.get("grammar_seconds")
+        progress = steps + seconds if isinstance(steps, int) and isinstance(seconds, int) else steps
+        tokens = said.get("tokens_generated")
+        return EngineMetrics(said.get("running"), said.get("waiting"), None, None, tokens, progress)
 
     def facts(self, models: Mapping[str, Any]) -> Mapping[str, Any]:
         listed = (models.get("data") or [{}])[0]
