@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import socket
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from tests.cli.scripted_server import Script, serving
@@ -100,6 +102,33 @@ def test_the_key_is_sent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     with serving() as server:
         assert main(["chat", "--url", server.url, "x"]) == 0
     assert server.headers[0]["Authorization"] == "Bearer k-1"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_the_key_is_not_sent_where_a_server_points(status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving() as elsewhere:
+
+        class Pointing(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(status)
+                self.send_header("location", f"{elsewhere.url}/models")
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            do_POST = do_GET
+
+            def log_message(self, *told: object) -> None: ...
+
+        with HTTPServer(("127.0.0.1", 0), Pointing) as pointing:
+            thread = threading.Thread(target=pointing.serve_forever, daemon=True)
+            thread.start()
+            url = f"http://127.0.0.1:{pointing.server_port}/v1"
+            for verb in (["models"], ["chat", "--model", "m", "x"]):
+                assert main([*verb, "--url", url, "--api-key", "k-1"]) == 1
+                assert f"answered {status}" in capsys.readouterr().err
+            pointing.shutdown()
+            thread.join()
+    assert not elsewhere.headers
 
 
 def test_events_are_read_as_they_arrive() -> None:

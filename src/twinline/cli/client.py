@@ -18,8 +18,17 @@ from twinline.cli.parser import CliError
 from twinline.verify.openai_error import error_text, message_of
 
 Json = dict[str, Any]
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error like others: urllib would send the key along to wherever it leads."""
+
+    def redirect_request(self, *redirect: Any) -> None:
+        return None
+
+
 # No proxy: the environment's proxy would be asked for loopback addresses too.
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects)
 
 
 class NoServer(CliError):
