@@ -48,6 +48,22 @@ def test_reasoning_is_dimmed_on_a_terminal(capsys: pytest.CaptureFixture[str], m
         assert capsys.readouterr().out == "42.\n"
 
 
+def test_an_answer_tells_the_terminal_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But a pipe has it as it is."""
+    clipboard = "\x1b]52;c;cm0gLXJm\x07"
+    told = Script(pieces=(("thinking", f"a{clipboard}"), ("text", f"b{clipboard}"), ("text", "\x9b2J\t\u3000好\r\n")))
+    with serving(told) as server:
+        assert main(["chat", "--url", server.url, "x"]) == 0
+        assert capsys.readouterr().out == f"b{clipboard}\x9b2J\t\u3000好\r\n\n"
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        monkeypatch.setenv("NO_COLOR", "1")
+        assert main(["chat", "--url", server.url, "x"]) == 0
+        shown = r"\x1b]52;c;cm0gLXJm\x07"
+        assert capsys.readouterr().out == f"a{shown}\nb{shown}\\x9b2J\t\u3000好\n\n"
+
+
 def test_a_conversation_keeps_answers_without_reasoning(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,8 @@ import termios
 
 import pytest
 
+from twinline.cli.fleet_control import line_of
+from twinline.cli.table import aligned
 from twinline.cli.terminal import NARROWEST, WIDEST
 
 
@@ -47,3 +49,10 @@ def test_notes_keep_to_the_width_of_the_terminal(columns: int, kept: int) -> Non
     widest = max(map(len, ledger))
     assert kept - 12 < widest <= kept
     assert any(line.split()[:3] == ["left", "for", "the"] and line.endswith(" 4.01") for line in ledger)
+
+
+def test_a_lines_words_are_shown_and_not_obeyed() -> None:
+    assert aligned([["a\x1b[2J", "b"]]) == r"a\x1b[2J  b"
+    event = {"at": 0.0, "name": "cpu", "state": "stopped", "reason": "it said\r\n12:00:00  cpu  serving\x1b[1A"}
+    first, second = line_of(event).split("\n")
+    assert first.endswith("it said") and second == r"          12:00:00  cpu  serving\x1b[1A"

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from twinline import __version__
 from twinline.cli.parser import CliError, Parser
-from twinline.cli.terminal import show_what_it_can
+from twinline.cli.terminal import harmless, show_what_it_can
 
 # verb: (module with `configure(parser)` and `run(args) -> int`, help)
 VERBS: dict[str, tuple[str, str]] = {
@@ -55,7 +55,7 @@ def build_parser(verb: str | None) -> Parser:
 
 def explain(exc: Exception) -> str:
     """One line for a person. Errors that nobody worded for one say how to see where they came from."""
-    text = " ".join(str(exc).split())
+    text = harmless(" ".join(str(exc).split()))
     ours = type(exc).__module__.startswith("twinline.")
     if text and (ours or isinstance(exc, OSError | ValueError)):
         return text

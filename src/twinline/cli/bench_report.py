@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from twinline.cli.table import aligned
+from twinline.cli.terminal import harmless
 from twinline.verify.load_report import Report
 
 
@@ -39,7 +40,7 @@ def render(report: Report, settings: dict[str, Any]) -> str:
         parts.append(
             f"goodput    {report.goodput_requests_per_s:.3f} requests/s, {report.goodput_share:.1%} of all ({said})"
         )
-    return "\n\n".join(parts)
+    return harmless("\n\n".join(parts))
 
 
 def _totals(report: Report) -> str:

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from twinline.cli.client import Server, base_url
 from twinline.cli.parser import DEFAULT_URL, CliError, add_server, integer
+from twinline.cli.terminal import harmless
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 HELP = "/clear forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer"
@@ -30,12 +31,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 class Display:
-    """Shows reasoning and answer as they come. Piped output is the answer alone: reasoning then goes to stderr."""
+    """Shows reasoning and answer as they come. Piped output is the answer alone, as it is: reasoning then goes to
+    stderr."""
 
     def __init__(self, show_thinking: bool):
-        tty = sys.stdout.isatty()
+        self.tty = sys.stdout.isatty()
         self.show_thinking = show_thinking
-        self.thinking_to: TextIO = sys.stdout if tty else sys.stderr
+        self.thinking_to: TextIO = sys.stdout if self.tty else sys.stderr
         self.dim = (DIM, PLAIN) if self.thinking_to.isatty() and "NO_COLOR" not in os.environ else ("", "")
         self.thinking = False
 
@@ -44,12 +46,13 @@ class Display:
             return
         if not self.thinking:
             self.thinking = True
-            text = self.dim[0] + text.lstrip("\n")
-        print(text, end="", file=self.thinking_to, flush=True)
+            print(self.dim[0], end="", file=self.thinking_to)
+            text = text.lstrip("\n")
+        print(harmless(text), end="", file=self.thinking_to, flush=True)
 
     def answer(self, text: str) -> None:
         self.end_thinking()
-        print(text, end="", flush=True)
+        print(harmless(text) if self.tty else text, end="", flush=True)
 
     def end_thinking(self) -> None:
         if self.thinking:
@@ -129,7 +132,7 @@ def converse(conversation: Conversation) -> int:
     if interactive:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (gives input() editing and history)
-        print(f"{conversation.options['model']} at {conversation.server.base}. {HELP}.")
+        print(harmless(f"{conversation.options['model']} at {conversation.server.base}. {HELP}."))
     while True:
         try:
             question = input("> " if interactive else "").strip()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from twinline.cli.parser import CliError
+from twinline.cli.terminal import harmless
 from twinline.lines.fleet import home
 from twinline.lines.fleet.file import Fleet, load, name_of
 from twinline.lines.fleet.marked import FileFaults
@@ -134,9 +135,10 @@ def show(event: Mapping[str, Any]) -> None:
 
 
 def line_of(event: Mapping[str, Any]) -> str:
-    """One change of state, as a line."""
+    """One change of state, as a line; what a reason has beside, such as an engine's last words, is indented."""
     clock = time.strftime("%H:%M:%S", time.localtime(float(event["at"])))
-    return f"{clock}  {event['name']:<16} {event['state']:<11} {event['reason']}"
+    reason = harmless(str(event["reason"])).replace("\n", "\n          ")
+    return f"{clock}  {event['name']:<16} {event['state']:<11} {reason}"
 
 
 def failed(what: str, failures: list[str]) -> CliError:

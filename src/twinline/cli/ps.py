@@ -16,6 +16,7 @@ import msgspec
 from twinline.cli.fleet_control import add_fleet, meant
 from twinline.cli.parser import CliError
 from twinline.cli.table import aligned
+from twinline.cli.terminal import harmless
 from twinline.cli.up import url_of
 from twinline.lines.fleet.status import status
 from twinline.lines.roster import GatewaySpec
@@ -62,7 +63,7 @@ def text(said: Json, now: float) -> str:
     shut = [line for line in serving if line["live"].get("circuit", "closed") != "closed"]
     parts += [f"{line['name']} is not asked: {line['live'].get('circuit_reason')}" for line in shut]
     parts += [f"{name} is left out: {why}" for name, why in said["left_out"].items()]
-    return "\n".join(parts)
+    return harmless("\n".join(parts))
 
 
 def _models(said: Json) -> list[list[str]]:

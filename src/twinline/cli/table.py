@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from twinline.cli.terminal import harmless
+
 
 def aligned(rows: Sequence[Sequence[str]], indent: str = "") -> str:
     """Rows of equal length as columns: the first to the left, the others to the right."""
+    rows = [[harmless(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

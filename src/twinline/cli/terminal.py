@@ -1,14 +1,16 @@
-"""What the place can show that output goes to: how wide a line may be, and which characters.
+"""What the place can show that output goes to: how wide a line may be, which characters, and which it would obey.
 
-Owns both questions. Must not know what is written.
+Owns these questions. Must not know what is written.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters but tab and line feed
 WIDEST, NARROWEST = 120, 72  # narrower than the latter, columns of words would hold a word or two
 
 
@@ -19,6 +21,12 @@ def width() -> int:
     except (OSError, ValueError, AttributeError):
         return WIDEST
     return min(max(columns, NARROWEST), WIDEST)
+
+
+def harmless(text: str) -> str:
+    """What others wrote, to be shown and not obeyed: a terminal is told much in control characters, such as what the
+    clipboard holds."""
+    return _OBEYED.sub(lambda found: f"\\x{ord(found[0]):02x}", text.replace("\r\n", "\n"))
 
 
 def show_what_it_can() -> None:

@@ -31,6 +31,7 @@ from twinline.cli.fleet_control import (
 from twinline.cli.log_writer import STDERR, STDOUT, LogWriter, Writer
 from twinline.cli.parser import CliError
 from twinline.cli.serve import check_port
+from twinline.cli.terminal import harmless
 from twinline.lines.fleet import home
 from twinline.lines.fleet.engine import Engine
 from twinline.lines.fleet.events import Event
@@ -86,7 +87,7 @@ def _foreground(path: Path, fleet: Fleet, leave_running: bool) -> int:
 
     def begun(failures: list[str]) -> None:
         for failure in failures:
-            out.put(f"not up: {failure}")
+            out.put(harmless(f"not up: {failure}"))
         out.put(_ready(fleet))
 
     try:
