@@ -19,6 +19,7 @@ from twinline.gateway.text.folder import ModelFolder
 from twinline.gateway.text.reasoning import ANSWER_CLOSE, ANSWER_OPEN, CLOSE, OPEN
 from twinline.gateway.text.template import ChatTemplate, NoChatTemplate
 from twinline.gateway.text.tokenizer import Tokenizer
+from twinline.lines.line import is_size
 
 UNKNOWN_CONTEXT = 4096  # tokens, while no line has told its own
 
@@ -139,7 +140,7 @@ class ServedModel:
         lines = self.supply.lines.values()
         contexts = [limit for line in lines if (limit := line.context) is not None]
         self.max_model_len = max(contexts, default=UNKNOWN_CONTEXT)
-        sizes = [size for line in lines if isinstance(size := line.facts.get("vocab_size"), int)]
+        sizes = [size for line in lines if is_size(size := line.facts.get("vocab_size"))]
         self.vocab_size = max([self.tokenizer.vocab_size, *sizes])
 
     @property

@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeGuard
 
 from twinline.lines.client import Call, LineClient, Sink
 from twinline.lines.drivers import driver
@@ -69,9 +69,10 @@ class Line:
 
     @facts.setter
     def facts(self, facts: Mapping[str, Any]) -> None:
-        """`lacks` in it are features that this line's engine has in general, and this one has not."""
+        """`lacks` in it are features that this line's engine has in general, and this one has not. A length that none
+        can be tells nothing: some say 0 or -1 of what they do not know."""
         self._facts = facts
-        limits = [limit for limit in (self.spec.context, facts.get("max_model_len")) if isinstance(limit, int)]
+        limits = [limit for limit in (self.spec.context, facts.get("max_model_len")) if is_size(limit)]
         self.context: int | None = min(limits, default=None)
         self.vectors = self.driver.vectors(self.spec) if self.spec.embeds else None
         if self.vectors is not None:
@@ -157,6 +158,11 @@ class Line:
             self.life.to(LineState.QUARANTINED, f"its test request failed: {fault}")
             raise VerificationFailed(f"line {self.name} failed its test request: {fault}")
         self.life.to(LineState.SERVING, "its test request was answered")
+
+
+def is_size(told: object) -> TypeGuard[int]:
+    """Whether what a line tells can be a number of tokens at all."""
+    return type(told) is int and 0 < told < 2**31
 
 
 async def fault_of(line: Line) -> str | None:
