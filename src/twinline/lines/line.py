@@ -78,7 +78,9 @@ class Line:
         if self.vectors is not None:
             self._has(self.vectors.features - self.spec.lacks)
             return
-        own = self.driver.features - self.spec.lacks - frozenset(facts.get("lacks") or ())
+        lacks = facts.get("lacks")
+        told = lacks if isinstance(lacks, list | tuple) else ()
+        own = self.driver.features - self.spec.lacks - {each for each in told if isinstance(each, str)}
         lent = self.lent - self.spec.lacks if "token_ids" in own else frozenset()
         self._has(own | {feature for feature in lent if RESTS_ON.get(feature, "token_ids") in own})
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.gateway.hostile.hostile_line import HostileLine, bytes_of
 from tests.lines.vector_double import VectorDouble
 
-from twinline.lines.fleet.health import Watch
+from twinline.lines.fleet.health import Watch, facts_of
 from twinline.lines.fleet.pace import Pace
 from twinline.lines.line import Line
 from twinline.lines.spec import LineSpec
@@ -27,5 +28,27 @@ def test_a_count_that_stands_still_is_a_hang_only_where_it_would_move(embeds: bo
         looks = [await watch.look() for _ in range(3)]
         assert (looks[-1] is None) is embeds, looks
         await double.stop()
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("engine", ["native", "vllm", "llamacpp", "openai"])
+@pytest.mark.parametrize(
+    "body",
+    [b'{"data": ["m"]}', b'{"data": {"m": 1}}', b'{"data": 5}', b'{"data": [{"meta": [1], "lacks": [{}]}]}',
+     b'{"data": [{"meta": 5, "lacks": 5}]}', b'{"data": [[]]}', b'{"data": [null]}', b'{"data": ' + b"[" * 5000],
+)  # fmt: skip
+def test_what_a_line_tells_of_itself_in_no_known_shape_is_nothing(engine: str, body: bytes) -> None:
+    """It is kept like others: its keeper does not stumble."""
+
+    async def test() -> None:
+        hostile = HostileLine()
+        hostile.told["/v1/models"] = bytes_of(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        spec = LineSpec(name="a", model="m", engine=engine, url=await hostile.start(), upstream="m")
+        line = Line("a", spec)
+        features = line.features
+        line.facts = await facts_of(line, 5.0)
+        assert line.features == features and line.context is None
+        await hostile.stop()
 
     asyncio.run(test())

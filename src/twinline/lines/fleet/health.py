@@ -41,11 +41,11 @@ async def unreachable(line: Line) -> str | None:
 
 
 async def facts_of(line: Line, seconds: float) -> Mapping[str, Any]:
-    """What the engine says of itself in `/v1/models`; nothing where it does not answer that."""
+    """What the engine says of itself in `/v1/models`; nothing where it does not answer that, or in no shape known."""
     try:
         status, body = await line.client.ask("GET", "/v1/models", seconds=seconds)
         return line.driver.facts(msgspec.json.decode(body, type=dict[str, Any])) if status == 200 else {}
-    except (LineError, msgspec.DecodeError, ValueError):
+    except (LineError, msgspec.DecodeError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return {}
 
 
