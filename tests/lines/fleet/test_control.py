@@ -132,6 +132,15 @@ def test_it_is_asked_over_its_socket(side: Side) -> None:
     assert refused.value.status == 422 and refused.value.message.count("\n") == 1
     assert "fleet.yaml:5: lines.a.price" in refused.value.message and "fleet.yaml:6: lines.b" in refused.value.message
 
+    secret, pipe = side.file.with_name("secret"), side.file.with_name("pipe.yaml")
+    secret.write_text("user: hunter2\npassword: xyzzy\n")
+    os.mkfifo(pipe)
+    for unfit in (secret, pipe, Path("/dev/zero"), side.file.parent, Path("/nowhere"), Path("\0")):
+        with pytest.raises(LineRefused, match=r"has neither|is no file") as refused:  # at once, and quoting nothing
+            side.ask("POST", "/apply", {"fleet": str(unfit)})
+        assert refused.value.status == 422
+        assert not any(word in refused.value.message for word in ("hunter2", "password", "xyzzy"))
+
     side.file.write_text(FLEET.replace("price: 1 USD", "price: 2 USD").replace("b: {", "b: {options: {x: 1}, "))
     answer = side.ask("POST", "/apply", {"fleet": str(side.file)})
     assert [(change["change"], change["name"]) for change in answer["changes"]] == [("update", "a"), ("restart", "b")]

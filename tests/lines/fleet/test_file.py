@@ -293,3 +293,18 @@ def test_the_example_of_the_documentation_is_right_but_for_what_is_not_here(read
     assert [str(fault) for fault in refused.value.faults if not any(word in str(fault) for word in here)] == []
     with pytest.raises(FileFaults, match="no dtype"):  # it comes so far that its engine's driver is asked
         read(example.replace("precision: auto", "precision: int8"))
+
+
+@pytest.mark.parametrize("given", [b"a: 1\npassword: xyzzy\n", b"models" * 200_000, b"password: xyzzy \xff"])
+def test_of_a_file_that_is_no_fleets_nothing_is_quoted(tmp_path: Path, given: bytes) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_bytes(given)
+    with pytest.raises(FileFaults) as refused:
+        load(path, {})
+    (line,) = refused.value.lines()
+    assert "xyzzy" not in line and len(line) < 300
+
+
+def test_a_file_without_end_is_not_read_for_ever() -> None:
+    with pytest.raises(FileFaults, match="longer than"):
+        load(Path("/dev/zero"), {})

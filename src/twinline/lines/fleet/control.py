@@ -143,12 +143,14 @@ class Control:
     async def _apply(self, request: Request) -> Response:
         path = Path((await _body(request, "fleet"))["fleet"])
         try:
+            if not path.is_file():  # a pipe or a device may keep us waiting for ever
+                return _json({"error": f"{path} is no file"}, 422)
             fleet = load(path, os.environ)
         except FileFaults as error:
             whose = f" for the control side (process {os.getpid()}): it has what `twinline up` was started with"
             mistakes = [line + whose * line.endswith(NOT_SET) for line in error.lines()]
             return _json({"error": f"{path} has mistakes", "mistakes": mistakes}, 422)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter of a path that none can be
             return _json({"error": str(error)}, 422)
         if fleet.name != self.controller.directory.name:
             running = self.controller.directory.name

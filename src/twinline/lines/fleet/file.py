@@ -21,6 +21,7 @@ from twinline.lines.spec import LineSpec
 POLICIES = ("fastest", "cheapest", "weighted", "prefer")
 EMBEDDED = "tiny-r1"
 DRAIN_SECONDS = 30.0
+LONGEST = 1 << 20  # bytes of a file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,7 @@ def embedded() -> Path:
 def name_of(path: Path) -> str:
     """The name of the fleet in a file whose other fields may be wrong, or lack variables here. Raises OSError, or
     FileFaults if it is no fleet file at all or its name is none."""
-    top = read(path, _text(path))
+    top = _top(path)
     others = len(top.faults)
     name = _name(top, path.stem)
     if faults := top.faults[others:]:
@@ -67,16 +68,29 @@ def _name(top: Section, default: str) -> str:
     return name
 
 
+def _top(path: Path) -> Section:
+    """All of it. Of a file that is not a fleet's at all nothing is quoted: whoever may apply one by the management API
+    names a file of this machine, and need not be one who may read it."""
+    top = read(path, _text(path))
+    if top.values.keys().isdisjoint(("models", "lines")):
+        raise FileFaults(path, [Fault(1, "expected models: and lines:, it has neither")])
+    return top
+
+
 def _text(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(LONGEST + 1)  # some give without end
+    if len(data) > LONGEST:
+        raise FileFaults(path, [Fault(1, f"longer than {LONGEST} bytes: no fleet's file is")])
     try:
-        return path.read_text("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise FileFaults(path, [Fault(1, f"not text in UTF-8: {error}")]) from None
+        raise FileFaults(path, [Fault(1, f"not text in UTF-8: {error.reason} at byte {error.start}")]) from None
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Fleet:
     """Reads the fleet file. Raises OSError, or FileFaults with every mistake in it."""
-    top = read(path, _text(path))
+    top = _top(path)
     fleet = _Reader(path, top, environ).fleet()
     if top.faults:
         raise FileFaults(path, top.faults)
