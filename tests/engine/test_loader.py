@@ -251,18 +251,27 @@ def test_the_head_is_packed_before_anything_else(tmp_path: Path, monkeypatch: py
     assert settled[0] == "head.weight" and len(settled) > 10
 
 
-def test_tied_and_untied_heads(tmp_path: Path) -> None:
+def test_tied_and_untied_heads(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tensors, tied = weights(R1), R1 | {"tie_word_embeddings": True}
     own = Driven(write(tmp_path / "own", R1, tensors))
-    shared = Driven(write(tmp_path / "shared", tied, tensors | {"lm_head.weight": torch.zeros(61, 32)}))
     headless = {n: t for n, t in tensors.items() if n != "lm_head.weight"}
     without = Driven(write(tmp_path / "without", tied, headless))
     twice = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    shared = Driven(write(tmp_path / "shared", tied, tensors | twice))
     copied = Driven(write(tmp_path / "copied", R1, tensors | twice))
-    assert same(shared.logits(IDS), without.logits(IDS)), "a tied model does not read lm_head.weight"
+    assert shared.built.spec.tied and same(shared.logits(IDS), without.logits(IDS))
     torch.testing.assert_close(shared.logits(IDS), copied.logits(IDS))
     assert (own.logits(IDS) - shared.logits(IDS)).abs().max() > 0.1
     assert "lm_head.weight" in refusal(write(tmp_path / "untied", R1, headless))
+    assert "another head" not in caplog.text
+    denied = Driven(write(tmp_path / "denied", tied, tensors))
+    assert same(denied.logits(IDS), own.logits(IDS)), "the head that the weights hold is the model's"
+    assert "another head: it is used" in caplog.text
+    monkeypatch.setattr(shards, "PIECE", 1000)  # bytes: the two are compared by pieces
+    twice["lm_head.weight"][-1, -1] += 1
+    assert not Driven(write(tmp_path / "nearly", tied, tensors | twice)).built.spec.tied
 
 
 # Reading.

@@ -181,7 +181,9 @@ def _sizes(options: Options, spec: ModelSpec, pooling: Pooling | None, device: D
 
 
 def read_model(directory: Path) -> tuple[ModelSpec, Pooling | None]:
-    """What a folder holds: a model that generates, or one that gives vectors, whose head is not loaded.
+    """What a folder holds: a model that generates, or one that gives vectors, whose head is not loaded. A head beside
+    the embedding that it should be tied to is taken for what the weights say, if it is another (as `transformers` 5
+    and vLLM do).
 
     Raises UnsupportedModel, also for a backbone of which nothing says how its vectors are made.
     """
@@ -198,6 +200,10 @@ def read_model(directory: Path) -> tuple[ModelSpec, Pooling | None]:
             f"{directory} holds a backbone without an output head and has no {MODULES}: it can neither generate nor be "
             f"pooled; add {MODULES} and 1_Pooling/config.json as sentence-transformers writes them"
         )
+    if spec.tied and loader.has_other_head(directory, spec):
+        log.warning("%s: config.json ties the output head to the embedding, and the weights hold another head: it is "
+                    "used; \"tie_word_embeddings\": false would say so", directory)  # fmt: skip
+        spec = dataclasses.replace(spec, tied=False)
     return spec, None
 
 

@@ -69,6 +69,14 @@ class Checkpoint:
             raise UnsupportedModel(f"{name} holds {stored.dtype}, which cannot be read")
         return DTYPES[stored.dtype]
 
+    def same(self, name: str, other: str) -> bool:
+        """Whether two tensors have one type, one shape and the same values, to the bit; held in memory by pieces."""
+        a, b = self.stored(name), self.stored(other)
+        if (a.dtype, a.shape) != (b.dtype, b.shape):
+            return False
+        pieces = [self.shard(self.file_of[n]).pieces(self._own(n)) for n in (name, other)]
+        return all(torch.equal(ours, theirs) for ours, theirs in zip(*pieces, strict=True))
+
     def read_into(self, name: str, target: Tensor) -> None:
         """Fills a dense host tensor of the stored dtype and shape."""
         self.shard(self.file_of[name]).read(self._own(name), target)

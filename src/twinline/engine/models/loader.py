@@ -47,6 +47,13 @@ def table_for(spec: ModelSpec) -> tables.Table:
     return tables.TABLES[spec.family]
 
 
+def has_other_head(directory: Path, spec: ModelSpec) -> bool:
+    """Whether a checkpoint holds an output head that is not its embedding."""
+    head, embedding = (table_for(spec)[name][0] for name in ("head.weight", "embed.weight"))
+    with Checkpoint(directory) as checkpoint:
+        return head in checkpoint and embedding in checkpoint and not checkpoint.same(head, embedding)
+
+
 def places(spec: ModelSpec, parameters: Iterator[str]) -> dict[str, Place]:
     """Every checkpoint tensor that the model needs, and its place."""
     table, found = table_for(spec), {}

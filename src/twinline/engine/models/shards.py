@@ -13,6 +13,7 @@ import mmap
 import os
 import weakref
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -122,6 +123,18 @@ class Shard:
                 )
         except OSError as error:
             raise UnsupportedModel(f"{self.path}: tensor {name} cannot be read: {error}") from None
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """The bytes of a tensor in order; each piece is written over by the next."""
+        begin, end = self.tensors[name].data_offsets
+        held = torch.empty(min(PIECE, end - begin), dtype=torch.uint8)
+        for at in range(begin, end, PIECE):
+            piece = held[: end - at]
+            try:
+                self._read_piece(piece.numpy().data, self._begin + at)
+            except OSError as error:
+                raise UnsupportedModel(f"{self.path}: tensor {name} cannot be read: {error}") from None
+            yield piece
 
     def _read_piece(self, into: memoryview, at: int) -> None:
         while into:
