@@ -20,6 +20,7 @@ _ERNIE_DENSE: dict[str, Any] = _ERNIE | {"head_dim": 128, "num_key_value_heads":
 _CHATGLM: dict[str, Any] = {"layernorm_epsilon": 1e-05, "multi_query_attention": False}
 
 ABSENT: dict[str, dict[str, Any]] = {
+    "DeepseekV3ForCausalLM": {"n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5},
     "Qwen3ForCausalLM": {"head_dim": 128, "num_key_value_heads": 32},
     "MistralForCausalLM": {"num_key_value_heads": 8, "sliding_window": 4096},
     "Qwen3MoeForCausalLM": {"num_key_value_heads": 4},
