@@ -45,7 +45,7 @@ FAMILIES: dict[str, tuple[str, Config]] = {
     "llama": ("Llama", _GROUPED | {"tie_word_embeddings": False, "head_dim": 64}),
     "llama3-tied": ("Llama", _GROUPED | {"tie_word_embeddings": True, "rope_parameters": _LLAMA3}),
     "llama3-bias": ("Llama", _GROUPED | {"tie_word_embeddings": False, "rope_parameters": _LLAMA3,
-                                         "attention_bias": True}),
+                                         "attention_bias": True, "mlp_bias": True}),
     "qwen2": ("Qwen2", _DECODER | {"num_attention_heads": 6, "num_key_value_heads": 3, "tie_word_embeddings": True}),
     "v2-lite": ("DeepseekV2", _LATENT | {"q_lora_rank": None, "topk_method": "greedy", "n_group": 1, "topk_group": 1,
                                          "rope_parameters": _yarn(0.707, 0.707)}),

@@ -174,7 +174,6 @@ def test_extra_fields_do_not_matter(name: str) -> None:
         (V3, {"rope_scaling": {"type": "yarn", "factor": math.nan, "original_max_position_embeddings": 9}}, ["factor"]),
         (V3, {"rope_scaling": {"type": "yarn", "factor": math.inf, "original_max_position_embeddings": 9}}, ["factor"]),
         (R1_LLAMA, {"num_key_value_heads": 5}, ["32 heads", "5 KV heads"]),
-        (R1_LLAMA, {"mlp_bias": True}, ["mlp_bias"]),
         (R1_QWEN, {"use_sliding_window": True}, ["sliding-window"]),
     ],
 )

@@ -23,7 +23,9 @@ COMMON: Table = {
     "layers.{i}.input_norm.weight": (_LAYER + "input_layernorm.weight",),
     "layers.{i}.mlp_norm.weight": (_LAYER + "post_attention_layernorm.weight",),
     "layers.{i}.mlp.gate_up.weight": (_LAYER + "mlp.gate_proj.weight", _LAYER + "mlp.up_proj.weight"),
+    "layers.{i}.mlp.gate_up.bias": (_LAYER + "mlp.gate_proj.bias", _LAYER + "mlp.up_proj.bias"),
     "layers.{i}.mlp.down.weight": (_LAYER + "mlp.down_proj.weight",),
+    "layers.{i}.mlp.down.bias": (_LAYER + "mlp.down_proj.bias",),
     "layers.{i}.attention.out.weight": (_LAYER + "self_attn.o_proj.weight",),
     "layers.{i}.attention.out.bias": (_LAYER + "self_attn.o_proj.bias",),
 }
@@ -105,8 +107,6 @@ CHATGLM: Table = {
 
 ERNIE: Table = LLAMA | _MOE | {
     "layers.{i}.mlp.gate.bias": (_LAYER + "mlp.moe_statics.e_score_correction_bias",),
-    "layers.{i}.mlp.gate_up.bias": (_LAYER + "mlp.gate_proj.bias", _LAYER + "mlp.up_proj.bias"),
-    "layers.{i}.mlp.down.bias": (_LAYER + "mlp.down_proj.bias",),
 }  # fmt: skip
 
 TABLES: dict[Family, Table] = {

@@ -44,8 +44,6 @@ def spec(config: Config, architecture: str) -> ModelSpec:
     hidden = models.need(config, "hidden_size")
     if config.get("use_sliding_window"):
         raise UnsupportedModel("config.json: sliding-window attention is not supported")
-    if config.get("mlp_bias"):
-        raise UnsupportedModel("config.json: mlp_bias is not supported")
     qwen2, qwen3 = architecture == "Qwen2ForCausalLM", architecture == "Qwen3ForCausalLM"
     if config.get("head_dim") is None and hidden % heads:
         raise UnsupportedModel(f"config.json: hidden_size {hidden} is no multiple of {heads} heads; set head_dim")
@@ -65,4 +63,6 @@ def spec(config: Config, architecture: str) -> ModelSpec:
         # As far as its window reaches, attention through one is attention to all.
         window = models.need(config, "sliding_window")
         config = config | {"max_position_embeddings": min(window, models.need(config, "max_position_embeddings"))}
-    return models.decoder("qwen3" if qwen3 else "llama", architecture, config, attention, rope)
+    return models.decoder(
+        "qwen3" if qwen3 else "llama", architecture, config, attention, rope, mlp_bias=bool(config.get("mlp_bias"))
+    )
