@@ -173,6 +173,7 @@ def test_extra_fields_do_not_matter(name: str) -> None:
         (V3, {"rope_scaling": {"type": "yarn", "factor": "four"}}, ["four"]),
         (V3, {"rope_scaling": {"type": "yarn", "factor": math.nan, "original_max_position_embeddings": 9}}, ["factor"]),
         (V3, {"rope_scaling": {"type": "yarn", "factor": math.inf, "original_max_position_embeddings": 9}}, ["factor"]),
+        (V3, {"rope_scaling": None, "rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, ["full_attention"]),
         (R1_LLAMA, {"num_key_value_heads": 5}, ["32 heads", "5 KV heads"]),
         (R1_QWEN, {"use_sliding_window": True}, ["sliding-window"]),
     ],

@@ -163,6 +163,8 @@ def rope_fields(config: Config) -> Config:
         if found is not None and not isinstance(found, dict):
             raise UnsupportedModel(f"config.json: {name} should be an object, not {found!r:.60}")
         fields |= found or {}
+    if nested := [name for name, value in fields.items() if isinstance(value, dict)]:
+        raise UnsupportedModel(f"config.json: a rope for each kind of layer ({', '.join(nested):.60}) is not supported")
     fields.setdefault("rope_theta", config.get("rope_theta", 10000.0))
     fields["kind"] = fields.get("rope_type") or fields.get("type") or "default"
     return fields
