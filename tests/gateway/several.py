@@ -94,7 +94,7 @@ class Several:
 def events(response: httpx.Response) -> list[Any]:
     """Every event of a stream, `[DONE]` as it is."""
     assert response.headers["content-type"].startswith("text/event-stream"), response.text
-    found = [block.removeprefix("data: ") for block in response.text.split("\n\n") if not block.startswith(":")]
+    found = [block.partition("data: ")[2] for block in response.text.split("\n\n") if not block.startswith(":")]
     assert found.pop() == ""
     return [each if each == "[DONE]" else json.loads(each) for each in found]
 

@@ -79,6 +79,23 @@ def test_an_answer_in_text(tiny_folder: Path, stream: bool) -> None:
     run(tiny_folder, [remote("far")], test)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_a_remotes_filter_cuts_is_not_a_whole_one(tiny_folder: Path, stream: bool) -> None:
+    async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
+        remotes["far"].words = Words(finish="content_filter")
+        asked = {"model": MODEL, "stream": stream}
+        given = await made.client.post("/v1/responses", json={**asked, "input": "hi"})
+        response = events(given)[-1]["response"] if stream else given.json()
+        assert (response["status"], response["incomplete_details"]) == ("incomplete", {"reason": "content_filter"})
+        assert [item["status"] for item in response["output"]] == ["incomplete"]
+        body = {**asked, "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+        given = await made.client.post("/v1/messages", json=body)
+        reason = events(given)[-2]["delta"]["stop_reason"] if stream else given.json()["stop_reason"]
+        assert reason == "refusal"
+
+    run(tiny_folder, [remote("far")], test)
+
+
 def test_a_completion_in_text(tiny_folder: Path) -> None:
     async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
         response = await made.complete(prompt="Why", max_tokens=30)

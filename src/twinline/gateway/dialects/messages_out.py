@@ -101,6 +101,8 @@ class Whole:
     def stop_reason(self) -> StopReason:
         if self.runs.finish == "length":
             return "max_tokens"
+        if self.runs.finish == "content_filter":  # a remote's
+            return "refusal"
         if self.stop_sequence is not None:
             return "stop_sequence"
         return "tool_use" if self.runs.finish == "tool_calls" or self.runs.calls else "end_turn"

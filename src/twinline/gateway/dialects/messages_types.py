@@ -154,7 +154,7 @@ class MessageUsage(msgspec.Struct, frozen=True):
     output_tokens_details: ThinkingTokens
 
 
-StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal"]
 
 
 class MessageOut(msgspec.Struct, frozen=True, kw_only=True, tag="message"):

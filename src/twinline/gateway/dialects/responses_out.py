@@ -6,8 +6,8 @@ Owns how they are written. Must not know lines.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import msgspec
 
@@ -38,6 +38,10 @@ from twinline.gateway.transcript import Piece
 
 _encode = msgspec.json.Encoder().encode
 _PREFIXES = {"content": "msg", "reasoning": "rs", "call": "fc"}
+_CUT: Mapping[str | None, Literal["max_output_tokens", "content_filter"]] = {
+    "length": "max_output_tokens",
+    "content_filter": "content_filter",  # a remote's
+}
 _DELTAS = {
     "content": "response.output_text",
     "reasoning": "response.reasoning_text",
@@ -79,7 +83,7 @@ class Whole:
         return _encode(self.finished(choices))
 
     def finished(self, choices: Sequence[Choice]) -> ResponseOut:
-        cut = self.runs.finish == "length"
+        cut = _CUT.get(self.runs.finish)
         used = usage_of(choices, mark=self._mark)
         details = used.prompt_tokens_details
         usage = ResponseUsage(
@@ -92,7 +96,7 @@ class Whole:
         return self.response(
             "incomplete" if cut else "completed",
             output=[self.item(run, self.status_of(run)) for run in self.runs.runs],
-            incomplete_details=Incomplete("max_output_tokens") if cut else None,
+            incomplete_details=Incomplete(cut) if cut else None,
             usage=usage,
         )
 
@@ -101,7 +105,7 @@ class Whole:
 
     def status_of(self, run: Run) -> Status:
         """At its end: only the last run can have been cut short, or have broken off."""
-        cut = self.runs.finish in ("length", None)
+        cut = self.runs.finish is None or self.runs.finish in _CUT
         return "incomplete" if cut and run is self.runs.runs[-1] else "completed"
 
     def id_of(self, run: Run) -> str:

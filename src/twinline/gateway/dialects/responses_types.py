@@ -148,7 +148,7 @@ class ResponseUsage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Incomplete(msgspec.Struct, frozen=True):
-    reason: Literal["max_output_tokens"]
+    reason: Literal["max_output_tokens", "content_filter"]
 
 
 class Failure(msgspec.Struct, frozen=True):
