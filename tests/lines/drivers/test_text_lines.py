@@ -48,6 +48,8 @@ def test_a_remotes_chunks_are_read() -> None:
     assert first is not None and (first.text, first.finish_reason) == ("", None)
     word = read_text(event(choices=[{"index": 0, "delta": {"content": "天空"}}]))
     assert word is not None and word.text == "天空"
+    refused = read_text(event(choices=[{"delta": {"content": None, "refusal": "No."}, "finish_reason": None}]))
+    assert refused is not None and refused.text == "No."
     for name in ("reasoning_content", "reasoning"):
         thought = read_text(event(choices=[{"delta": {name: "hm"}, "finish_reason": None}]))
         assert thought is not None and (thought.reasoning, thought.text) == ("hm", "")

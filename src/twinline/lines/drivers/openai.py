@@ -52,6 +52,7 @@ class _Failure(msgspec.Struct):
 
 class _Words(msgspec.Struct):
     content: str | list[dict[str, Any]] | None = None  # a list: Mistral's API, of a model that thinks
+    refusal: str | None = None  # said in place of content
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
@@ -100,7 +101,8 @@ def read_text(payload: bytes) -> Delta | None:
         return None if usage is None else Delta(usage=usage)
     choice = chunk.choices[0]
     words = choice.delta or _Words()
-    content, thought = (words.content or "", "") if not isinstance(words.content, list) else _parts(words.content)
+    said = words.content or words.refusal or ""
+    content, thought = _parts(said) if isinstance(said, list) else (said, "")
     return Delta(
         finish_reason=choice.finish_reason or None,
         usage=usage,
