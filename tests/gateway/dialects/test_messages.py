@@ -55,8 +55,11 @@ def test_whole_and_streamed_are_the_same_message(door: Gateway, client: anthropi
     assert usage.output_tokens_details.thinking_tokens == thought < len(tokens)
     assert answer._request_id and answer.id == f"msg_{answer._request_id}"
     with client.messages.stream(**ask) as stream:
-        seen = [event.type for event in stream]
+        found = list(stream)
         final = stream.get_final_message()
+    seen = [event.type for event in found]
+    deltas = [event.delta.type for event in found if event.type == "content_block_delta" and event.index == 0]
+    assert set(deltas[:-1]) == {"thinking_delta"} and deltas[-1] == "signature_delta"
     assert seen[0] == "message_start" and seen[-1] == "message_stop" and seen.count("content_block_stop") == 2
     assert said(final) == said(answer) and final.usage == answer.usage and final.stop_reason == "end_turn"
 

@@ -35,6 +35,7 @@ _DELTAS = {
     "reasoning": ("thinking_delta", "thinking"),
     "call": ("input_json_delta", "partial_json"),
 }
+_SIGNATURE = {"type": "signature_delta", "signature": ""}
 _TYPES = {
     401: "authentication_error", 402: "billing_error", 403: "permission_error", 404: "not_found_error",
     413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error",
@@ -125,6 +126,8 @@ class Streamed(Whole):
             elif what == "open":
                 data += _event("content_block_start", index=run.place, content_block=_empty(run))
             else:
+                if run.kind == "reasoning":  # clients keep the block for their next request only if they were told one
+                    data += _event("content_block_delta", index=run.place, delta=_SIGNATURE)
                 data += _event("content_block_stop", index=run.place)
         now = time.monotonic()
         if not data and now - self._told >= PING_SECONDS:
