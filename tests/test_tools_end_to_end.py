@@ -78,6 +78,11 @@ def test_a_call_that_must_be_made(server: Served) -> None:
         final = stream.get_final_completion().choices[0]
     assert final.message.tool_calls and final.message.content in (None, "")
     assert {each.function.name for each in final.message.tool_calls} <= {"weather", "forecast"}
+    schema = {"type": "object", "properties": {"sum": {"enum": [41, 42]}}, "required": ["sum"]}
+    form = {"type": "json_schema", "json_schema": {"name": "sum", "schema": schema}}
+    either = client.chat.completions.create(**asked | {"tool_choice": "auto", "response_format": form})
+    message = either.choices[0].message
+    assert message.tool_calls or json.loads(message.content or "")["sum"] in (41, 42)
     assert json.loads(final.message.tool_calls[0].function.arguments).keys() == {"unit", "city", "n"}
 
 

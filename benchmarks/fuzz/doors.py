@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Coroutine
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,15 +39,15 @@ def requests() -> Made:
         for template in spoken
     ]  # fmt: skip
 
-    def asked(request: Any, served: Any, rendered: str, prompt: list[int], calls: str | None = None) -> None:
+    def asked(request: Any, served: Any, rendered: str, prompt: list[int], calls: Any = None) -> None:
         most, about = room(len(prompt), request.max_tokens, served, "messages"), around_answer(rendered)
         plan(request, served, request_id="r", max_tokens=max(1, most), logprobs=None, around_answer=about, calls=calls)
         ignored(request)
 
     def chats(request: Any, served: Any) -> None:
         chat.check(request, served)
-        forced = tool_use(request, served.calls).forced(served.calls)
-        asked(request, served, *at_once(chat.prompt_of(request, served, 0)), forced)
+        held = partial(tool_use(request, served.calls).held, served.calls)
+        asked(request, served, *at_once(chat.prompt_of(request, served, 0)), held)
         msgspec.json.decode(body_of(request))
 
     def completes(request: Any, served: Any) -> None:

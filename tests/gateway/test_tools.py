@@ -308,10 +308,36 @@ def test_a_call_that_must_be_made(family: Family) -> None:
     assert family.door.asked().get("grammar") is None
 
 
-def test_a_call_that_must_be_made_and_a_form_of_the_answer(family: Family) -> None:
+SKY: Any = {"type": "object", "properties": {"sky": {"type": "string"}}, "required": ["sky"]}
+
+
+def test_tools_and_a_form_of_the_answer(family: Family) -> None:
+    """As agents with a typed result ask: a call is no answer and has its own form; where one must be made, there is no
+    answer that could have another."""
+    family.door.says(family.one)
+    form: Any = {"type": "json_schema", "json_schema": {"name": "sky", "schema": SKY}}
+    answer = family.ask(response_format=form).choices[0]
+    assert told(answer.message) == [("weather", ARGUMENTS)]
+    grammar = family.door.asked()["grammar"]
+    assert grammar.items() >= ({"kind": "structural_tag"} | AROUND[family.name]).items()
+    either = json.loads(grammar["text"])["format"]["elements"][-1]
+    assert either["type"] == "or" and either["elements"][0]["json_schema"] == SKY
+    (calls,) = [part for part in either["elements"][1]["elements"] if part["type"] == "tags_with_separator"]
+    assert len(calls["tags"]) == 2
+    family.ask(tool_choice="required")
+    forced = family.door.asked()["grammar"]
+    family.ask(tool_choice="required", response_format=form)
+    assert family.door.asked()["grammar"] == forced
+    family.ask(tool_choice="none", response_format=form)
+    assert family.door.asked()["grammar"]["kind"] == "json_schema"
+
+
+def test_a_call_that_must_be_made_and_a_pattern_of_the_answer(family: Family) -> None:
     with pytest.raises(openai.BadRequestError, match="exclude each other") as refused:
-        family.ask(tool_choice="required", response_format={"type": "json_object"})
+        family.ask(tool_choice="required", extra_body={"guided_regex": "a+"})
     assert refused.value.param == "tool_choice"
+    with pytest.raises(openai.BadRequestError, match="not JSON"):
+        family.ask(response_format={"type": "json_schema", "json_schema": {"name": "sky", "schema": "{"}})
 
 
 def test_a_call_that_must_be_made_needs_a_line_that_can(family: Family) -> None:

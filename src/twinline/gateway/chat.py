@@ -6,6 +6,7 @@ Owns the chat shape. Must not know how tokens become text or how a line is spoke
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -107,7 +108,7 @@ class Chat:
             timeout_header=exchange.header(TIMEOUT_HEADER),
             keep=served.text.call_marks if use.names else served.text.marks,
             around_answer=around_answer(rendered, continued),
-            calls=use.forced(served.calls),
+            calls=partial(use.held, served.calls),
         )
         order = Order(target, visit, shared, body, chat=True, bounded=limit is not None)
         n = request.n or 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from operator import attrgetter
 from typing import Any
@@ -67,10 +67,11 @@ def plan(
     timeout_header: str | None = None,
     keep: frozenset[int] = NOTHING_KEPT,
     around_answer: tuple[str, str] = ("", ""),
-    calls: str | None = None,
+    calls: Callable[[str | None], str | None] | None = None,
 ) -> Plan:
-    """`keep`: special tokens that are shown. `around_answer`: as `text.reasoning` has it. `calls`: the structural tag
-    of calls that must be made. Raises ApiError 400 for fields that do not fit the model or each other.
+    """`keep`: special tokens that are shown. `around_answer`: as `text.reasoning` has it. `calls`: the
+    structural tag that an answer with tools is held to, if any, by the JSON schema of what is no call. Raises ApiError
+    400 for fields that do not fit the model or each other.
     """
     min_tokens = request.min_tokens or 0
     if min_tokens > max_tokens:
@@ -84,9 +85,11 @@ def plan(
         stop_ids = sorted({*_token_ids(request.stop_token_ids, served.vocab_size, "stop_token_ids"), *stop_ids})
     grammar, features = grammar_of(request, around_answer)
     if calls is not None:
-        if grammar is not None:
-            raise bad_request("tool_choice and a form of the answer exclude each other.", "tool_choice")
-        grammar = Grammar("structural_tag", calls, *around_answer)
+        form = grammar.text if grammar is not None and grammar.kind == "json_schema" else None
+        if (tag := calls(form)) is not None:
+            if grammar is not None and form is None:
+                raise bad_request("tool_choice and a form of the answer exclude each other.", "tool_choice")
+            grammar = Grammar("structural_tag", tag, *around_answer)
     fields: dict[str, Any] = {
         "model": served.name,  # each line is asked under the name that it knows
         "max_tokens": max_tokens,

@@ -5,6 +5,7 @@ Owns the fields `tools`, `tool_choice` and `parallel_tool_calls`. Must not know 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,12 +41,20 @@ class ToolUse:
         functions = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in self.tools}
         return CallParser(format_, functions, self.only_one)
 
-    def forced(self, format_: CallFormat | None) -> str | None:
-        """The structural tag of calls that have to be made; None where none has to be."""
-        if format_ is None or not self.must:
+    def held(self, format_: CallFormat | None, form: str | None) -> str | None:
+        """The structural tag of calls that have to be made, or that may be made in place of an answer that keeps to the
+        JSON schema `form`; None where neither is asked for. Raises ApiError 400."""
+        if format_ is None or not self.names:
             return None
-        tools = [tool for tool in self.tools if tool["function"]["name"] in self.must]
-        return structural_tag(format_, tools, self.only_one)
+        if self.must:
+            tools = [tool for tool in self.tools if tool["function"]["name"] in self.must]
+            return structural_tag(format_, tools, self.only_one)
+        if form is None:
+            return None
+        try:
+            return structural_tag(format_, self.tools, self.only_one, json.loads(form))
+        except ValueError as error:
+            raise bad_request(f"The schema of the answer is not JSON: {error}.", "response_format") from None
 
 
 _NO_TOOLS = ToolUse()

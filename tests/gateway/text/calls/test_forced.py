@@ -71,8 +71,8 @@ def library() -> Library:
     return Library(Vocabulary(tuple(bytes([i]) for i in range(256)), frozenset()))
 
 
-def compiled(format_: CallFormat, tools: list[Any], only_one: bool) -> Compiled:
-    text = library().compile(Grammar("structural_tag", structural_tag(format_, tools, only_one)))
+def compiled(format_: CallFormat, tools: list[Any], only_one: bool, form: object = None) -> Compiled:
+    text = library().compile(Grammar("structural_tag", structural_tag(format_, tools, only_one, form)))
     return library().read(text, "structural_tag")
 
 
@@ -98,6 +98,19 @@ def test_what_must_be_said(format_: CallFormat, one: Callable[[str, str], str]) 
     for wrong in (one("nobody", "{}"), one("weather", "{}"), many, "Rome.", rome + "Rome."):
         assert not fits(several, f"{written.opens}{wrong}{written.closes}")
     assert not fits(several, f"{written.opens}{written.closes}")
+
+
+@pytest.mark.parametrize(("format_", "one"), FORMATS)
+def test_an_answer_has_its_form_or_is_a_call(format_: CallFormat, one: Callable[[str, str], str]) -> None:
+    sky = {"type": "object", "properties": {"sky": {"$ref": "#/$defs/colour"}}, "required": ["sky"]}
+    grammar = compiled(format_, TOOLS, False, sky | {"$defs": {"colour": {"enum": ["blue", "grey"]}}})
+    written = format_.written
+    both = one("weather", ROME) + written.between + one("search", "{}")
+    for fit in ('{"sky": "blue"}', '\n\n{"sky": "grey"}', f"\n\n{written.opens}{both}{written.closes}"):
+        assert fits(grammar, fit), fit
+    called = written.opens + one("search", "{}") + written.closes
+    for wrong in ('{"sky": "red"}', "{}", "Rome.", "", called + '{"sky": "blue"}', '{"sky": "blue"}' + called):
+        assert not fits(grammar, wrong), wrong
 
 
 STYLES = [each for each in FORMATS if each[0].written.style != "json"]
