@@ -79,6 +79,27 @@ def test_an_answer_in_text(tiny_folder: Path, stream: bool) -> None:
     run(tiny_folder, [remote("far")], test)
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        "This model's maximum context length is 4096 tokens. However, your request has 5000 input tokens.",  # vLLM
+        "the request exceeds the available context size, try increasing it",  # llama.cpp
+    ],
+)
+def test_a_prompt_that_is_too_long_for_a_remote_is_so_at_every_door(tiny_folder: Path, told: str) -> None:
+    """Clients know the case by OpenAI's code or Anthropic's words, and shorten the conversation."""
+
+    async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
+        remotes["far"].words = Words(status=400, error={"message": told, "code": 400})
+        given = (await made.chat()).json()["error"]
+        assert (given["message"], given["code"]) == (told, "context_length_exceeded")
+        body = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+        given = (await made.client.post("/v1/messages", json=body)).json()["error"]
+        assert (given["type"], given["message"]) == ("invalid_request_error", f"prompt is too long: {told}")
+
+    run(tiny_folder, [remote("far")], test)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_a_remotes_filter_cuts_is_not_a_whole_one(tiny_folder: Path, stream: bool) -> None:
     async def test(made: Several, remotes: dict[str, TextDouble]) -> None:

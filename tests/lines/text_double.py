@@ -16,7 +16,8 @@ class Words:
     pieces: list[str] = field(default_factory=lambda: ["The ", "sky ", "is ", "blue."])
     thoughts: list[str] = field(default_factory=list)
     breaks_after: int | None = None
-    status: int = 200
+    status: int = 200  # another one comes with `error`
+    error: dict[str, Any] = field(default_factory=lambda: {"message": "the remote is not well", "code": "overloaded"})
     finish: str = "stop"
     delay: float = 0.0
     usage: dict[str, int] | None = None
@@ -55,7 +56,7 @@ class TextDouble:
             writer.write(b"HTTP/1.1 400 X\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
             return
         if words.status != 200:
-            body = json.dumps({"error": {"message": "the remote is not well", "code": "overloaded"}}).encode()
+            body = json.dumps({"error": words.error}).encode()
             writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%b" % (words.status, len(body), body))
             return
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")

@@ -20,6 +20,8 @@ RETRY_SECONDS = "1"
 MOST_REASONS = 3
 LONGEST_MESSAGE, LONGEST_NAME = 2000, 200  # characters; some name what the client or a line sent
 _SECONDS = re.compile(r"[0-9]{1,5}")
+OVER_CONTEXT = "context_length_exceeded"
+_ABOUT_CONTEXT = re.compile(r"context (length|size|window)", re.IGNORECASE)  # of OpenAI, vLLM, SGLang, llama.cpp
 
 
 class ApiError(Exception):
@@ -82,7 +84,7 @@ def over_context(limit: int, why: str, param: str) -> ApiError:
     """A prompt, or all of a request, is longer than the model takes. These are OpenAI's words and its code: clients
     that can go on with a shorter conversation know the case by the one or the other."""
     told = f"This model's maximum context length is {limit} tokens, but {why}."
-    return bad_request(told, param, "context_length_exceeded")
+    return bad_request(told, param, OVER_CONTEXT)
 
 
 def beyond(prompt: int, output: int, context: int) -> str:
@@ -131,7 +133,7 @@ def unfit(model: str, why: Sequence[str], param: str | None) -> ApiError:
     """No line can do what the request asks for, whatever the load."""
     message = f"No line of `{model}` can take this request: {'; '.join(why)}."
     if any("context" in reason for reason in why):
-        return ApiError(400, message, code="context_length_exceeded")
+        return ApiError(400, message, code=OVER_CONTEXT)
     return ApiError(400, message, param=param, code="unsupported_parameter")
 
 
@@ -152,7 +154,8 @@ def from_line(error: LineError) -> ApiError:
             headers = {"retry-after": _retry_after(error)}
             return ApiError(429, error.message, code=error.code or "line_full", headers=headers)
         if is_refusal(error.status):
-            return ApiError(400, error.message, param=error.param, code=error.code)
+            code = OVER_CONTEXT if _ABOUT_CONTEXT.search(error.message) else error.code
+            return ApiError(400, error.message, param=error.param, code=code)
         if error.status == 403:
             return ApiError(403, "The line refuses this request.", code="line_refuses")
         headers = {"retry-after": _retry_after(error)}

@@ -24,7 +24,7 @@ from twinline.gateway.dialects.messages_types import (
     ToolUseBlock,
 )
 from twinline.gateway.dialects.runs import Run, Runs
-from twinline.gateway.errors import ApiError
+from twinline.gateway.errors import OVER_CONTEXT, ApiError
 from twinline.gateway.reply import usage_of
 from twinline.gateway.transcript import Piece
 
@@ -35,6 +35,8 @@ _DELTAS = {
     "reasoning": ("thinking_delta", "thinking"),
     "call": ("input_json_delta", "partial_json"),
 }
+# What clients look for before they shorten a conversation, or ask for less; `errors.beyond` says it.
+_OVER = ("prompt is too long", "exceed context limit")
 _SIGNATURE = {"type": "signature_delta", "signature": ""}
 _TYPES = {
     401: "authentication_error", 402: "billing_error", 403: "permission_error", 404: "not_found_error",
@@ -52,7 +54,10 @@ class MessagesWording:
 
     def body(self, error: ApiError, request_id: str | None) -> bytes:
         kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-        return _encode(ErrorOut(MessageError(kind, error.message), request_id))
+        told = error.message
+        if error.code == OVER_CONTEXT and not any(words in told for words in _OVER):  # a line's own words
+            told = f"{_OVER[0]}: {told}"
+        return _encode(ErrorOut(MessageError(kind, told), request_id))
 
     def event(self, error: ApiError, request_id: str) -> bytes:
         return b"event: error\ndata: %b\n\n" % self.body(error, request_id)
