@@ -82,6 +82,31 @@ def test_what_came_back_goes_in_again(door: Gateway, client: openai.OpenAI) -> N
     assert shown.endswith("<｜User｜>and?<｜Assistant｜><think>\n") and "yes" in shown
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_reasoning_comes_back_by_its_encrypted_content(door: Gateway, client: openai.OpenAI, stream: bool) -> None:
+    """As the AI SDK sends it: without its text, which it does not keep."""
+    door.says("Hm 你.</think>yes")
+    asked: Any = {"model": MODEL, "input": "hi", "include": ["reasoning.encrypted_content"]}
+    if stream:
+        with client.responses.stream(**asked) as events:
+            done = [event.item for event in events if event.type == "response.output_item.done"]
+            answer = events.get_final_response()
+        assert done[0] == answer.output[0]
+    else:
+        answer = client.responses.create(**asked)
+    item = answer.output[0]
+    assert item.type == "reasoning" and item.encrypted_content
+    kept = {"type": "reasoning", "id": item.id, "summary": [], "encrypted_content": item.encrypted_content}
+    said = {"role": "assistant", "content": [{"type": "output_text", "text": "yes"}]}
+    (message,) = to_chat(request(input=[kept, said])).messages
+    assert message.reasoning_content == "Hm 你."
+    for other in ("gAAAAB", "twinline:?", "twinline:/w=="):
+        (message,) = to_chat(request(input=[kept | {"encrypted_content": other}, said])).messages
+        assert message.reasoning_content is None
+    assert "warning" not in post(door, include=asked["include"]).headers
+    assert "encrypted_content" not in post(door).text
+
+
 def test_what_a_chats_request_becomes() -> None:
     call = {"type": "function_call", "call_id": "1", "name": "f", "arguments": '{"a":1}'}
     items: Any = [

@@ -18,6 +18,7 @@ from twinline.gateway.dialects.responses_types import (
     ResponsesRequest,
     TextFormat,
 )
+from twinline.gateway.dialects.sealed import unsealed
 from twinline.gateway.errors import ApiError, bad_request
 from twinline.gateway.sampling import asked_of
 
@@ -80,7 +81,8 @@ def _messages(items: Sequence[Item]) -> list[Message]:
     for index, item in enumerate(items):
         where = f"input[{index}]"
         if item.type == "reasoning":
-            reasoning.append("".join(part.text or "" for part in item.content or () if isinstance(part, Part)))
+            said = "".join(part.text or "" for part in item.content or () if isinstance(part, Part))
+            reasoning.append(said or unsealed(item.encrypted_content))
             continue
         message = _message(item, where)
         if message.role == "assistant":

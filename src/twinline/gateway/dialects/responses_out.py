@@ -32,6 +32,7 @@ from twinline.gateway.dialects.responses_types import (
     TextFormat,
 )
 from twinline.gateway.dialects.runs import Run, Runs
+from twinline.gateway.dialects.sealed import ASKED, sealed
 from twinline.gateway.errors import OPENAI, ApiError
 from twinline.gateway.reply import usage_of
 from twinline.gateway.transcript import Piece
@@ -58,6 +59,7 @@ class Whole:
         self.runs = Runs()
         self._request_id = request_id
         self._spaced = spaced_names(request.tools or ())
+        self._seals = isinstance(request.include, list) and ASKED in request.include
         text = request.text or TextConfig()
         self._blank = ResponseOut(
             id=f"resp_{request_id}",
@@ -121,7 +123,10 @@ class Whole:
             )
         if run.kind == "content":
             return MessageItem(id=name, status=status, content=[OutputText(run.text)] if run.texts else [])
-        return ReasoningItem(id=name, status=status, content=[ReasoningText(run.text)] if run.texts else [])
+        if not run.texts:
+            return ReasoningItem(id=name, status=status, content=[])
+        kept = sealed(run.text) if self._seals else msgspec.UNSET
+        return ReasoningItem(id=name, status=status, content=[ReasoningText(run.text)], encrypted_content=kept)
 
 
 class Streamed(Whole):

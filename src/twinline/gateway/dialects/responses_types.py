@@ -12,11 +12,12 @@ import msgspec
 from msgspec import Meta
 
 from twinline.gateway.api_types import Effort, ReasoningTokens
+from twinline.gateway.dialects.sealed import ASKED
 
 # As in `api_types.py`. Nothing is stored here, whatever `store` says: the answer says `"store": false`.
 IGNORED: Mapping[str, tuple[object, ...]] = {
     "user": ("",), "store": (), "metadata": ({},), "service_tier": ("auto", "default"), "prompt_cache_key": ("",),
-    "prompt_cache_retention": (), "safety_identifier": ("",), "truncation": ("disabled",), "include": (),
+    "prompt_cache_retention": (), "safety_identifier": ("",), "truncation": ("disabled",), "include": ([ASKED],),
     "stream_options": ({},),
 }  # fmt: skip
 NOT_SUPPORTED: Mapping[str, tuple[object, ...]] = {
@@ -43,6 +44,7 @@ class Item(msgspec.Struct, kw_only=True):
     namespace: str | None = None
     name: str | None = None
     arguments: str | None = None
+    encrypted_content: str | None = None
     output: str | list[Part] | None = None
 
 
@@ -123,6 +125,7 @@ class ReasoningItem(msgspec.Struct, frozen=True, kw_only=True, tag="reasoning"):
     status: Status
     summary: list[Any] = []
     content: list[ReasoningText]
+    encrypted_content: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class CallItem(msgspec.Struct, frozen=True, kw_only=True, tag="function_call"):
