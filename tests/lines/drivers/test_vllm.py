@@ -144,7 +144,16 @@ def test_metrics_have_their_meaning() -> None:
     found = VLLM.metrics(body("vllm/metrics.txt"))
     assert (found.running, found.waiting) == (3, 0)
     assert found.kv_usage == pytest.approx(0.0021978, rel=1e-4)
-    assert (found.prompt_tokens, found.generation_tokens, found.progress) == (1094, 1245, 636.0)
+    assert (found.prompt_tokens, found.generation_tokens, found.progress) == (1094, 1245, pytest.approx(636.0022))
+    assert VLLM.metrics(b"nothing of the kind").progress is None
+
+
+def test_progress_moves_through_a_prefill_of_many_steps() -> None:
+    """A step that gives no token is in none of its counts; its blocks of the cache are there all the same."""
+    counted = body("vllm/metrics.txt")
+    usage = b"0.00219780219780219\n"
+    assert usage in counted
+    assert VLLM.metrics(counted).progress != VLLM.metrics(counted.replace(usage, b"0.00439560439560439\n")).progress
 
 
 def test_facts_come_from_the_list_of_models() -> None:

@@ -179,15 +179,17 @@ class Vllm:
         return bearer(spec, env)
 
     def metrics(self, body: bytes) -> EngineMetrics:
-        """The counter of engine steps is the progress: it moves through a long prefill, where no token is counted."""
+        """The progress is the count of steps that gave a token, and the share of the cache that is in use: through a
+        prefill of many steps only that moves."""
         sums = totals(body)
+        steps, usage = sums.get("vllm:iteration_tokens_total_count"), sums.get("vllm:kv_cache_usage_perc")
         return EngineMetrics(
             running=whole(sums, "vllm:num_requests_running"),
             waiting=whole(sums, "vllm:num_requests_waiting"),
-            kv_usage=sums.get("vllm:kv_cache_usage_perc"),
+            kv_usage=usage,
             prompt_tokens=whole(sums, "vllm:prompt_tokens_total"),
             generation_tokens=whole(sums, "vllm:generation_tokens_total"),
-            progress=sums.get("vllm:iteration_tokens_total_count"),
+            progress=None if steps is None else steps + (usage or 0.0),
         )
 
     def facts(self, models: Mapping[str, Any]) -> Mapping[str, Any]:
