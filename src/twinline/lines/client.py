@@ -201,7 +201,7 @@ class Call:
             failure = LineBroken(f"an event longer than {self._longest >> 20} MiB")
         self._came(merged, failure, done)
 
-    def _parsed(self, data: bytes) -> tuple[Delta | None, LineBroken | None, bool]:
+    def _parsed(self, data: bytes) -> tuple[Delta | None, LineError | None, bool]:
         """What the events in it come to, what is wrong with the first that is, and whether `[DONE]` was there."""
         merged: Delta | None = None
         payloads = self._events.feed(data)
@@ -212,7 +212,7 @@ class Call:
                 return merged, None, True
             try:
                 delta = self._reader(payload)
-            except LineBroken as error:
+            except LineError as error:
                 return merged, error, False
             except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError) as error:
                 return merged, LineBroken(f"an event that is not the protocol's: {error}"), False
@@ -239,7 +239,7 @@ class Call:
                 return
         self._came(delta_of(read), None, done)
 
-    def _came(self, merged: Delta | None, failure: LineBroken | None, done: bool) -> None:
+    def _came(self, merged: Delta | None, failure: LineError | None, done: bool) -> None:
         """Goes on with a network read: what it said, then what is wrong with it, if anything is."""
         if merged is not None:
             text = merged.text or merged.reasoning or merged.tool_calls

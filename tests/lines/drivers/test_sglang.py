@@ -7,7 +7,7 @@ import pytest
 from tests.lines.drivers.replay import ask, body, deltas, said, whole
 
 from twinline.lines.drivers import driver
-from twinline.lines.protocol import Grammar, LineBroken
+from twinline.lines.protocol import Grammar, LineBroken, LineRefused
 from twinline.lines.spec import LineSpec
 from twinline.lines.wire import TokenLogprob, Usage
 
@@ -44,12 +44,57 @@ def test_logprobs_that_were_not_asked_for_are_not_told() -> None:
 
 @pytest.mark.parametrize(
     ("name", "words", "code"),
-    [("too_long", "longer than the model's context", None), ("abort", "queue is full", "503")],
+    [("too_long", "longer than the model's context", None), ("abort", "queue is full", "429")],
 )
 def test_errors_inside_the_stream_break_it(name: str, words: str, code: str | None) -> None:
     with pytest.raises(LineBroken, match=words) as broken:
         deltas(DIALECT, ask(), body(f"sglang/{name}.sse"))
     assert broken.value.code == code
+
+
+def event(*tokens: int, count: int, finish: object = None) -> bytes:
+    meta = {"id": "r1", "finish_reason": finish, "prompt_tokens": 7, "completion_tokens": count, "cached_tokens": 0}
+    return msgspec.json.encode({"text": "", "output_ids": tokens, "meta_info": meta})
+
+
+def test_a_full_queue_is_no_fault() -> None:
+    full = {"type": "abort", "message": "The request queue is full.", "status_code": 503, "err_type": None}
+    with pytest.raises(LineRefused, match="queue is full") as refused:
+        DIALECT.reader(ask())(event(count=0, finish=full))
+    assert refused.value.status == 429
+    with pytest.raises(LineBroken) as broken:
+        DIALECT.reader(ask())(event(count=0, finish=full | {"message": "Weights are being updated."}))
+    assert broken.value.code == "503"
+
+
+def test_logits_that_are_no_numbers_are_no_end() -> None:
+    """Its scheduler puts an end token in their place and says `stop`."""
+    reader = DIALECT.reader(ask(stop_token_ids=[1]))
+    reader(event(71, count=1))
+    with pytest.raises(LineBroken, match="NaN happened"):
+        reader(event(71, 1, count=2, finish={"type": "stop", "matched": "NaN happened"}))
+
+
+@pytest.mark.parametrize("incremental", [True, False])
+def test_stop_tokens_count_where_end_tokens_do_not(incremental: bool) -> None:
+    """Under `ignore_eos` it looks at neither."""
+    request = ask(stop_token_ids=[66], ignore_eos=True, logprobs=0)
+    entries = [[-1.5, 71, None], [-2.25, 578, None], [-2.0, 66, None], [-0.5, 67, None]]
+    said = msgspec.json.decode(event(*(() if incremental else (71,)), 578, 66, 67, count=4))
+    said["meta_info"]["output_token_logprobs"] = entries[1:] if incremental else entries
+    first = msgspec.json.decode(event(71, count=1))
+    first["meta_info"]["output_token_logprobs"] = entries[:1]
+    stream = b"".join(b"data: " + msgspec.json.encode(payload) + b"\n\n" for payload in (first, said, said))
+    begun, ended = deltas(DIALECT, request, stream)
+    assert begun.finish_reason is None
+    assert (ended.tokens, ended.finish_reason, ended.stop_reason) == ([578, 66], "stop", 66)
+    assert [entry.token for entry in ended.logprobs or []] == [578, 66]
+    assert ended.usage == Usage(7, 3, 0)
+
+
+def test_it_stops_at_stop_tokens_by_itself_otherwise() -> None:
+    stream = b"data: " + event(66, 67, count=2) + b"\n\n"
+    assert whole(DIALECT, ask(stop_token_ids=[66]), stream).tokens == [66, 67]
 
 
 def test_fewer_tokens_than_were_counted_are_no_answer() -> None:

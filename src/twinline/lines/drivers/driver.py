@@ -48,7 +48,7 @@ class Command:
 class EngineMetrics:
     """An engine's own counts, with vLLM's meanings. None where the engine does not say.
 
-    `progress` is a number that grows while the engine computes anything: busy is told from dead by it.
+    `progress` is a number that changes while the engine computes anything: busy is told from dead by it.
     """
 
     running: int | None = None  # requests being computed
@@ -68,7 +68,8 @@ class Reader(Protocol):
     def __call__(self, payload: bytes) -> Delta | None:
         """One event's payload as a Delta, or None for one that says nothing; `[DONE]` never comes here.
 
-        Raises LineBroken for an in-band error, ValueError or msgspec.DecodeError for what is not the dialect's.
+        Raises LineBroken for an in-band error, LineRefused for one in place of an answer that says what a status would
+        have, ValueError or msgspec.DecodeError for what is not the dialect's.
         """
 
 

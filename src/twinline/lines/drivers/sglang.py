@@ -5,7 +5,9 @@ installed where this was written. Owns what is peculiar to it:
 
 - `/generate` takes `input_ids` and gives `output_ids` in every version; `/v1/completions` has `return_token_ids` only
   since 2026. Events hold all tokens so far, or the new ones alone (`--incremental-streaming-output`); both are read.
-- A request that it will not take is answered with 200 and an error inside the stream.
+- A request that it will not take is answered with 200 and an error inside the stream, as is a full queue.
+- Under `ignore_eos` it heeds no stop token ids either.
+- Where logits are no numbers it puts an end token in the place of the one it has not, and ends well.
 - Noise is a function of seed and position, but only under `--enable-deterministic-inference`; else seeds are ignored.
 - Larger priorities come first.
 """
@@ -23,13 +25,15 @@ from twinline.lines.drivers.prometheus import totals, whole
 from twinline.lines.drivers.resume import approximated, refuse_grammar, resumed
 from twinline.lines.drivers.vectors import IdVectors
 from twinline.lines.drivers.vllm import bearer, check_weights, dtype, listed_facts
-from twinline.lines.protocol import LineBroken, TextSource, TokenRequest
+from twinline.lines.protocol import LineBroken, LineRefused, TextSource, TokenRequest
+from twinline.lines.refusals import refused_status
 from twinline.lines.spec import LineSpec
 from twinline.lines.wire import Delta, TokenLogprob, Usage
 
 PROGRAM = ("python3", "-m", "sglang.launch_server")
 STRUCTURED = {"json_schema": "json_schema", "regex": "regex", "ebnf": "ebnf", "structural_tag": "structural_tag"}
 IMPOSSIBLE = -9999.0  # what vLLM writes where JSON has no infinity
+FULL = 429  # the status of a queue that has no room
 OUTPUT_ONLY, WHOLE_PROMPT = -1, 0  # where log-probabilities start
 
 # Counters that move while a request is answered, of which no version before 2026 has both; its totals of tokens grow
@@ -82,19 +86,22 @@ class Answer:
 
     def __init__(self, request: TokenRequest) -> None:
         self._request = request
+        self._stops = frozenset(request.stop_token_ids if request.ignore_eos else ())  # those that we have to heed
         self._seen = 0
+        self.leftover = False  # whether the engine still generates, past a stop token of ours
         self._prompt_told = request.prompt_logprobs is None or bool(request.output_prefix_ids)
 
     def __call__(self, payload: bytes) -> Delta | None:
+        if self.leftover:
+            return None
         event = _decode(payload)
         if event.error is not None:
             code = event.error.code
             raise LineBroken(event.error.message or "the line reported an error", None if code is None else str(code))
         meta = event.meta_info
         finish = meta.finish_reason
-        if finish is not None and finish.type == "abort":
-            code = None if finish.status_code is None else str(finish.status_code)
-            raise LineBroken(finish.message or "the engine aborted the request", code)
+        if finish is not None:
+            self._check_end(finish)
         fresh = meta.completion_tokens - self._seen if event.output_ids is not None else 0
         tokens = _last(event.output_ids or [], fresh, "output ids")
         self._seen += fresh
@@ -107,7 +114,7 @@ class Answer:
         if not self._prompt_told and meta.input_token_logprobs:
             self._prompt_told = True
             prompt_logprobs = _prompt(meta)
-        return Delta(
+        delta = Delta(
             tokens,
             logprobs,
             self._request.prompt if prompt_logprobs is not None else None,
@@ -116,6 +123,33 @@ class Answer:
             None if finish is None else finish.matched,
             None if finish is None else Usage(meta.prompt_tokens, meta.completion_tokens, meta.cached_tokens),
         )
+        return delta if self._stops.isdisjoint(tokens) else self._stopped(delta, meta)
+
+    def _check_end(self, finish: _Finish) -> None:
+        """Raises LineError for an end that is none."""
+        if finish.type == "abort":
+            message = finish.message or "the engine aborted the request"
+            status = None if finish.status_code is None else refused_status(finish.status_code, message)
+            if status == FULL and not self._seen:
+                raise LineRefused(FULL, message)
+            raise LineBroken(message, None if status is None else str(status))
+        if isinstance(finish.matched, str):  # no request of ours has stop strings
+            raise LineBroken(f"the engine ended the answer at {finish.matched!r}, which nobody asked for")
+
+    def _stopped(self, delta: Delta, meta: _Meta) -> Delta:
+        """`delta`, which has a stop token that the engine did not heed, up to that token."""
+        kept = next(at for at, token in enumerate(delta.tokens, 1) if token in self._stops)
+        count = self._seen - len(delta.tokens) + kept
+        self.leftover = delta.finish_reason is None
+        stopped: Delta = msgspec.structs.replace(
+            delta,
+            tokens=delta.tokens[:kept],
+            logprobs=None if delta.logprobs is None else delta.logprobs[:kept],
+            finish_reason="stop",
+            stop_reason=delta.tokens[kept - 1],
+            usage=Usage(meta.prompt_tokens, count, meta.cached_tokens),
+        )
+        return stopped
 
 
 def _last(items: list[_Item], count: int, what: str) -> list[_Item]:
