@@ -65,7 +65,7 @@ def test_every_question_and_its_tool_stand_in_the_catalog() -> None:
         known = {command for tool in catalog.vendors[vendor].tools for command in tool.commands}
         assert {ask.command for ask in asks(vendor)} <= known, vendor
         assert asks(vendor)
-    assert READERS.keys() == catalog.vendors.keys() - {"cpu"}
+    assert asks("acme") == ()  # its cards are looked for on the bus alone
 
 
 @pytest.mark.parametrize("vendor", READERS)

@@ -113,7 +113,7 @@ def test_a_vendor_with_its_software(capsys: Capture) -> None:
 
 def test_for_machines(capsys: Capture) -> None:
     told = json.loads(said_json(capsys))
-    assert len(told["chips"]) == len(load().chips) and len(told["vendors"]) == 15
+    assert len(told["chips"]) == len(load().chips) and len(told["vendors"]) == len(load().vendors)
     one = json.loads(said_json(capsys, "h20", "910b3"))
     assert [chip["id"] for chip in one["chips"]] == ["h20", "ascend-910b3"]
     assert [vendor["id"] for vendor in one["vendors"]] == ["nvidia", "huawei"]

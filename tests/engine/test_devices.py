@@ -139,6 +139,28 @@ def test_a_vendors_package_is_imported_where_pytorch_has_not_done_so(
     assert (opened.name, opened.torch_device, opened.free_memory()) == ("hpu", torch.device("hpu", 2), 1002)
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_vendors_package_for_a_type_of_others_is_imported_where_nothing_else_is_there(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kunlunxin's makes `cuda` its own."""
+    (tmp_path / "torch_xmlir.py").write_text("import torch\ntorch.cuda.available = torch.cuda.theirs = True\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "torch_xmlir", None)
+    monkeypatch.delitem(sys.modules, "torch_xmlir")
+    chip = Chip(available=there)
+    monkeypatch.setattr(chip, "get_device_capability", lambda device: (8, 0), raising=False)
+    monkeypatch.setattr(torch, "cuda", chip)
+    assert type(open_device("cuda")) is Cuda
+    assert hasattr(chip, "theirs") != there
+
+
+def test_a_type_of_others_needs_nobodys_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "cuda", Chip(available=False))
+    with pytest.raises(ValueError, match=r"^device 'cuda' is not available on this machine"):
+        open_device("cuda")
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [

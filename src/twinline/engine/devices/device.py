@@ -7,12 +7,14 @@ Everything above this room is the same code for every chip. A new chip is one sm
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 
 from twinline.facts import chips
+from twinline.facts.vendors import Pytorch
 
 
 class Device(Protocol):
@@ -61,7 +63,8 @@ def open_device(name: str = "auto") -> Device:
     """The device called `name`: `cpu`, or a PyTorch device type, with an index if wanted, or a simulated chip.
 
     `auto` takes the accelerator that PyTorch reports, else the CPU; never a simulated one. A vendor's package that
-    makes a type known is imported where PyTorch does not load it by itself. Raises ValueError if it is not there.
+    makes a type known or usable is imported where PyTorch does not load it by itself. Raises ValueError if it is not
+    there.
     """
     if name == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -84,20 +87,33 @@ def open_device(name: str = "auto") -> Device:
 
 
 def _import_package(kind: str) -> None:
-    """Raises ValueError if a vendor's package would make this device type known and cannot be imported."""
-    if kind in DEVICES or hasattr(torch, kind):
+    """Raises ValueError if a vendor's package would make this device type known and cannot be imported.
+
+    A type that PyTorch knows may be another vendor's too, through a package of theirs (`cuda` is): where nothing is
+    there by itself, those that are installed are imported.
+    """
+    module = getattr(torch, kind, None)
+    if module is not None and getattr(module, "is_available", bool)():
         return
     for vendor in chips.load().vendors.values():
         needed = vendor.pytorch
-        if needed.device == kind and needed.import_name != "torch":
-            try:
-                importlib.import_module(needed.import_name)
-            except Exception as error:  # libraries and drivers that are missing say so in many ways
-                why = str(error).strip() or type(error).__name__
-                raise ValueError(
-                    f"a device {kind!r} is {vendor.name}'s and needs {needed.package}; "
-                    f"import {needed.import_name}: {why.splitlines()[0]}"
-                ) from None
+        if needed.device != kind or needed.import_name == "torch" or (module is not None and not _installed(needed)):
+            continue
+        try:
+            importlib.import_module(needed.import_name)
+        except Exception as error:  # libraries and drivers that are missing say so in many ways
+            why = str(error).strip() or type(error).__name__
+            raise ValueError(
+                f"a device {kind!r} is {vendor.name}'s and needs {needed.package}; "
+                f"import {needed.import_name}: {why.splitlines()[0]}"
+            ) from None
+
+
+def _installed(needed: Pytorch) -> bool:
+    try:
+        return importlib.util.find_spec(needed.import_name) is not None
+    except (ImportError, ValueError):  # a package around it is not there, or was put there by hand
+        return False
 
 
 def _class(kind: str) -> Any:
