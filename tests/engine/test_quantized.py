@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.engine.devices.chips import opened
 from tests.engine.driving import DEVICE
 
 from twinline.engine.devices.device import open_device
@@ -80,6 +81,17 @@ def test_a_device_gives_the_hosts_numbers(form):
     there = quantize(weight.to(open_device(DEVICE).torch_device), form)
     for got, want in zip(there, quantize(weight, form), strict=True):
         assert torch.equal(got.cpu().float(), want.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_device_without_float64_gives_them_too(dtype):
+    """As Intel's desktop cards are; products that lie in the middle of two values are looked at again."""
+    weight = weights(256, 256).to(dtype)
+    for form in FORMS:
+        with opened() as device:
+            device.chip.refuses({torch.float64})
+            there = stored(weight.to(device.torch_device), form).cpu()
+        assert torch.equal(there, stored(weight, form)), form
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

@@ -87,7 +87,7 @@ def product(numbers: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
 
     Rounded to float32 first, a product can land on the middle between two bfloat16 or float16 values, and then go to
     the wrong one of them. Those few are looked at again in float64, which holds the product exactly: numbers of at most
-    16 bits times 24.
+    16 bits times 24. On the host, for not every chip has it.
     """
     rounded = numbers * scales
     if dtype == torch.float32:
@@ -100,15 +100,15 @@ def product(numbers: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     else:  # below 2**-14 float16's steps no longer shrink with the value
         middle = ((bits & 0x1FFF) == 0x1000) | ((bits & 0x7FFFFFFF) < 0x38800000)
     if middle.any():
-        exact = numbers.expand_as(rounded)[middle].double() * scales.expand_as(rounded)[middle].double()
-        near = rounded[middle]
+        number, scale = (side.expand_as(rounded)[middle].cpu().double() for side in (numbers, scales))
+        exact, near = number * scale, rounded[middle].cpu()
         off = exact - near.double()
         # A step away from the middle, to the side on which the exact product lies: magnitude and bits grow alike.
         step = torch.where(off == 0, 0, torch.where((off > 0) == (exact > 0), 1, -1)).int()
         odd = (near.view(torch.int32) & 1) == 1
         near = torch.where(odd, near.view(torch.int32), near.view(torch.int32) + step).view(torch.float32)
         rounded = rounded.contiguous()
-        rounded[middle] = near
+        rounded[middle] = near.to(rounded.device)
     return rounded.to(dtype)
 
 
