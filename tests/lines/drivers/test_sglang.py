@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from tests.lines.drivers.replay import ask, body, deltas, said, whole
 
+from twinline.gateway.faults import is_fault
 from twinline.lines.drivers import driver
 from twinline.lines.protocol import Grammar, LineBroken, LineRefused
 from twinline.lines.spec import LineSpec
@@ -44,12 +45,13 @@ def test_logprobs_that_were_not_asked_for_are_not_told() -> None:
 
 @pytest.mark.parametrize(
     ("name", "words", "code"),
-    [("too_long", "longer than the model's context", None), ("abort", "queue is full", "429")],
+    [("too_long", "longer than the model's context", "400"), ("abort", "queue is full", "429")],
 )
-def test_errors_inside_the_stream_break_it(name: str, words: str, code: str | None) -> None:
+def test_errors_inside_the_stream_break_it(name: str, words: str, code: str) -> None:
     with pytest.raises(LineBroken, match=words) as broken:
         deltas(DIALECT, ask(), body(f"sglang/{name}.sse"))
     assert broken.value.code == code
+    assert not is_fault(broken.value)  # a request that is wrong, and a queue that is full
 
 
 def event(*tokens: int, count: int, finish: object = None) -> bytes:

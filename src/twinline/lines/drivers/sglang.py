@@ -33,6 +33,7 @@ from twinline.lines.wire import Delta, TokenLogprob, Usage
 PROGRAM = ("python3", "-m", "sglang.launch_server")
 STRUCTURED = {"json_schema": "json_schema", "regex": "regex", "ebnf": "ebnf", "structural_tag": "structural_tag"}
 IMPOSSIBLE = -9999.0  # what vLLM writes where JSON has no infinity
+REFUSED = 400  # older versions say no status: they write an error of a request alone into its stream
 FULL = 429  # the status of a queue that has no room
 OUTPUT_ONLY, WHOLE_PROMPT = -1, 0  # where log-probabilities start
 
@@ -96,8 +97,8 @@ class Answer:
             return None
         event = _decode(payload)
         if event.error is not None:
-            code = event.error.code
-            raise LineBroken(event.error.message or "the line reported an error", None if code is None else str(code))
+            code = event.error.code or REFUSED
+            raise LineBroken(event.error.message or "the line reported an error", str(code))
         meta = event.meta_info
         finish = meta.finish_reason
         if finish is not None:
