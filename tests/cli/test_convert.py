@@ -64,7 +64,7 @@ def test_a_report_that_cannot_be_made_is_a_failure_that_says_why(
         (["{tiny}", "{new}", "--to", "int8:64"], 2, "a form of this engine alone"),
         (["{tiny}", "{new}"], 2, "--to"),
         (["{tiny}", "{tiny}", "--to", "fp8"], 1, "exists already"),
-        (["{new}", "{new}2", "--to", "fp8"], 1, "has no config.json"),
+        (["{new}", "{new}2", "--to", "fp8"], 1, "no model folder at"),
         (["{tiny}", "{new}", "--to", "fp8", "--texts", "{new}"], 1, "no file at"),
         (["{tiny}", "{new}", "--to", "fp8", "--texts", "x", "--quality", "off"], 2, "--quality is off"),
     ],

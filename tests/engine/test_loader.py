@@ -54,7 +54,7 @@ def changed(tmp_path: Path, change: Callable[[Weights], Any], config: Config = R
 
 
 def test_a_missing_folder_or_configuration(tmp_path: Path) -> None:
-    assert "has no config.json" in refusal(tmp_path / "nowhere")
+    assert "no model folder at" in refusal(tmp_path / "nowhere")
     assert "has no config.json" in refusal(tmp_path)
 
 
@@ -129,6 +129,16 @@ def test_a_corrupt_header(damage: Callable[[bytes], bytes], folder: Path) -> Non
     file.write_bytes(damage(raw))
     assert file.read_bytes() != raw
     assert "corrupt or truncated" in refusal(folder)
+
+
+def test_a_pointer_of_git_lfs_says_how_to_fetch_the_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert "git lfs pull" in refusal(folder)
+
+
+def test_weights_of_another_format_are_named(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "pytorch_model.bin is of a format that is not read here" in refusal(folder)
 
 
 def test_a_folder_where_a_file_should_be(folder: Path) -> None:

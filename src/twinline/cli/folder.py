@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from twinline.cli.parser import CliError
+from twinline.facts.mistaken import no_model_folder, taken_for
 
 EMBEDDED = "tiny-r1"
 
@@ -36,15 +37,13 @@ def embedded() -> Path:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's `config.json`; a CliError says what is missing."""
-    if not folder.is_dir():
-        raise CliError(f"no model folder at {folder}")
+    if wrong := no_model_folder(folder):
+        raise CliError(wrong)
     file = folder / "config.json"
-    if not file.is_file():
-        raise CliError(f"{folder} has no config.json: not a Hugging Face model folder")
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError, RecursionError) as exc:
-        raise CliError(f"{file} is not a JSON object: {exc}") from None
+        raise CliError(f"{file} is not a JSON object: {exc}{taken_for(file)}") from None
 
 
 def tensor_header(file: Path) -> dict[str, dict[str, Any]]:
@@ -57,7 +56,7 @@ def tensor_header(file: Path) -> dict[str, dict[str, Any]]:
             header: dict[str, dict[str, Any]] = json.loads(stream.read(length))
         return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
     except (ValueError, struct.error, AttributeError, RecursionError) as exc:
-        raise CliError(f"{file} is not a safetensors file: {exc}") from None
+        raise CliError(f"{file} is not a safetensors file: {exc}{taken_for(file)}") from None
 
 
 def read_folder(path: Path) -> Folder:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from twinline.facts.mistaken import no_model_folder, taken_for
 from twinline.facts.models import UnsupportedModel
 
 BUNDLED = Path(__file__).parent / "data" / "models"
@@ -66,16 +67,16 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text("utf-8"))
     except (ValueError, OSError, RecursionError) as error:
-        raise UnsupportedModel(f"{file} cannot be read: {error}") from None
+        raise UnsupportedModel(f"{file} cannot be read as a config.json: {error}{taken_for(file)}") from None
     if not isinstance(config, dict):
         raise UnsupportedModel(f"{file} should hold one JSON object")
     return config
 
 
 def _folder(folder: Path) -> ModelFile:
+    if wrong := no_model_folder(folder):
+        raise UnsupportedModel(wrong)
     file = folder / "config.json"
-    if not file.is_file():
-        raise UnsupportedModel(f"{folder} has no config.json: is it a Hugging Face checkpoint folder?")
     return ModelFile(
         name=folder.resolve().name, config=_read(file), source=str(file), stored_bytes=stored_bytes(folder)
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from twinline.facts.absent import ABSENT
+from twinline.facts.mistaken import no_model_folder, taken_for
 
 Config = dict[str, Any]
 Family = Literal["chatglm", "deepseek", "ernie", "glm", "llama", "mixtral", "qwen3"]
@@ -326,13 +327,13 @@ def spec_from_config(config: Config) -> ModelSpec:
 
 def read_config(directory: Path) -> Config:
     """The parsed `config.json` of a checkpoint folder. Raises UnsupportedModel if there is none that can be read."""
+    if wrong := no_model_folder(directory):
+        raise UnsupportedModel(wrong)
     file = directory / "config.json"
     try:
         config = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UnsupportedModel(f"{directory} has no config.json: is it a Hugging Face checkpoint folder?") from None
     except (ValueError, OSError, RecursionError) as error:
-        raise UnsupportedModel(f"{file} cannot be read: {error}") from None
+        raise UnsupportedModel(f"{file} cannot be read: {error}{taken_for(file)}") from None
     if not isinstance(config, dict):
         raise UnsupportedModel("config.json: should hold one JSON object")
     return config

@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from twinline.facts.mistaken import taken_for
 from twinline.facts.models import UnsupportedModel
 
 DTYPES = {
@@ -62,7 +63,9 @@ def shards(directory: Path) -> dict[str, list[str]]:
         return dict(files)
     single = directory / "model.safetensors"
     if not single.exists():
-        raise UnsupportedModel(f"{directory} has no model.safetensors and no model.safetensors.index.json")
+        others = sorted(file.name for kind in ("*.bin", "*.gguf") for file in directory.glob(kind))
+        beside = f"; {others[0]} is of a format that is not read here" if others else ""
+        raise UnsupportedModel(f"{directory} has no model.safetensors and no model.safetensors.index.json{beside}")
     with Shard(single) as shard:
         return {single.name: list(shard.tensors)}
 
@@ -90,7 +93,7 @@ class Shard:
             found = msgspec.convert(header, dict[str, Stored])
             self._file = os.open(path, os.O_RDONLY)
         except (SafetensorError, OSError, msgspec.MsgspecError) as error:
-            raise UnsupportedModel(f"{path} is corrupt or truncated: {error}") from None
+            raise UnsupportedModel(f"{path} is corrupt or truncated: {error}{taken_for(path)}") from None
         self.tensors = dict(sorted(found.items(), key=lambda item: item[1].data_offsets))
         self._begin = 8 + length
 

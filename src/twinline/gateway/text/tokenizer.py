@@ -14,6 +14,7 @@ from typing import Any
 import tokenizers
 
 from twinline.facts.end_tokens import end_ids
+from twinline.facts.mistaken import taken_for
 from twinline.facts.pieces import PieceRule
 from twinline.gateway.text.detokenize import Detokenizer
 from twinline.gateway.text.folder import ModelFolder, read_text
@@ -75,7 +76,7 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises nothing narrower
             reason = " ".join(str(error).split())
-            raise ValueError(f"{path} is not a tokenizer that can be read: {reason}") from error
+            raise ValueError(f"{path} is not a tokenizer that can be read: {reason}{taken_for(path)}") from error
         # The file may carry the settings of a training run, which would cut or fill prompts.
         backend.no_truncation()
         backend.no_padding()
