@@ -33,7 +33,7 @@ FLEET = """
 name: f
 models: {m: {text: embedded}}
 lines:
-  fast: {engine: simulated, chip: chip-x, price: 2 EUR, replicas: 2}
+  fast: {engine: simulated, chip: nvidia-h20, price: 2 EUR, replicas: 2}
   cheap: {engine: simulated, price: 1 EUR}
 """
 
@@ -89,7 +89,7 @@ def test_a_fleets_whole_life(file: Path) -> None:
     assert first["lines"][0]["live"]["predicted_tpot_seconds"] == 0.02
     assert all(lives(pid) for pid in pids(first).values())
     listing = twinline("ps")
-    for words in ("EUR/h", "simulated chip-x", "3 of 3", "fast#2", "50", str(pids(first)["cheap"])):
+    for words in ("EUR/h", "simulated nvidia-h20", "3 of 3", "fast#2", "50", str(pids(first)["cheap"])):
         assert words in listing
     assert "is up already" in twinline("up", file, code=1)
     assert twinline("diff", file) == "nothing would change\n"
@@ -197,7 +197,7 @@ def test_no_request_fails_while_lines_are_changed_drained_killed_and_taken_up_ag
     """With the real gateway: a line is replaced, one drained, an engine killed, and the control side twice."""
     real = [sys.executable, "-m", "twinline.cli"]
     edit(file, "engine: simulated", "engine: simulated, weights: embedded")
-    edit(file, "chip: chip-x", "surge: false, options: {decode_tokens_per_second: 200}")
+    edit(file, "chip: nvidia-h20", "surge: false, options: {decode_tokens_per_second: 200}")
     twinline("up", "--detach", file, cli=real)
     with Load(f"http://127.0.0.1:{port_of(file)}") as load:
         load.more()
@@ -252,6 +252,14 @@ def test_mistakes_are_told_one_a_line(file: Path, capsys: pytest.CaptureFixture[
     first, second, last = capsys.readouterr().err.splitlines()
     assert first.startswith(f"{file}:5: ") and second.startswith(f"{file}:6: lines.cheap.price: USD beside EUR")
     assert last == f"twinline: error: {file} has 2 mistakes"
+
+
+def test_a_chip_that_nobody_knows_is_warned_of(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(file, "nvidia-h20", "nvidia-h2o")
+    assert main(["diff", str(file)]) == 0
+    told = capsys.readouterr()
+    assert told.err.startswith(f"twinline: warning: {file}:5: lines.fast.chip: taken as it stands, though no chip is")
+    assert "did you mean h20" in told.err and "warning" not in told.out
 
 
 def test_what_cannot_be_asked_is_said_in_one_line(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,13 +36,17 @@ def add_fleet(parser: argparse.ArgumentParser, flag: str = "fleet") -> None:
 
 
 def read_fleet(path: Path) -> Fleet:
-    """The fleet file, checked whole. A CliError says how many mistakes there are; each is shown before, one a line."""
+    """The fleet file, checked whole. A CliError says how many mistakes there are; each is shown before, one a line, and
+    so is what holds but may be meant otherwise."""
     try:
-        return load(path, os.environ)
+        fleet = load(path, os.environ)
     except FileFaults as error:
         raise refused(path, error.lines()) from None
     except OSError as error:
         raise unread(path, error) from None
+    for doubt in fleet.doubts:
+        print(f"twinline: warning: {path}:{doubt.line}: {doubt.text}", file=sys.stderr)
+    return fleet
 
 
 def _name_in(path: Path) -> str:

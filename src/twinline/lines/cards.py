@@ -6,7 +6,7 @@ set: numbers begin at 0 again there, and what it sees is its runtime's to say (`
 
 from __future__ import annotations
 
-from twinline.facts.chips import load
+from twinline.facts.chips import UnknownChip, load
 from twinline.facts.vendors import Vendor
 from twinline.lines.spec import LineSpec
 
@@ -35,13 +35,14 @@ def check_cards(spec: LineSpec) -> None:
     chosen = frozenset[str]().union(*(vendor.visible.choosing for vendor in load().vendors.values()))
     if any(name in chosen or "VISIBLE" in name for name in spec.env):
         return
-    vendor = _vendor(spec)
-    if vendor is None:
-        why, way = f"no chip is called {spec.chip!r}", "name the chip, or say it in env"
+    try:
+        vendor = load().vendors[load().find(spec.chip).vendor]
+    except UnknownChip as unknown:
+        why, way = str(unknown), "name the chip, or say it in env"
     else:
         why = f"{vendor.name} has no variable of card numbers"
         way = f"say it in env ({vendor.visible.process})"
-    raise ValueError(f"cards: {why}, so nothing would keep the engine from other cards: {way}")
+    raise ValueError(f"cards: nothing would keep the engine from other cards; {way}: {why}")
 
 
 def device(spec: LineSpec) -> str | None:

@@ -71,11 +71,9 @@ def test_what_the_line_says_itself_and_a_container_are_left_alone() -> None:
 
 
 def test_cards_that_nobody_could_show_are_a_mistake() -> None:
-    with pytest.raises(ValueError, match=r"no chip is called 'cpu', so nothing would keep .* name the chip, or say it"):
+    with pytest.raises(ValueError, match=r"nothing would keep .* name the chip, or say it in env: no chip .* 'cpu'"):
         check_cards(line(chip="cpu"))
-    with pytest.raises(
-        ValueError, match=r"Intel Gaudi has no variable of card numbers, .* other cards: say it in env \(HABANA"
-    ):
+    with pytest.raises(ValueError, match=r"say it in env \(HABANA.*: Intel Gaudi has no variable of card numbers"):
         check_cards(line(chip="gaudi 3"))
     check_cards(line(chip="gaudi 3", env={"HABANA_VISIBLE_MODULES": "2,3"}))
     check_cards(line(chip="cpu", env={"CUDA_VISIBLE_DEVICES": "1"}))

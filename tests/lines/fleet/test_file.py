@@ -256,6 +256,42 @@ def test_an_optional_line_that_cannot_run_is_left_out_with_the_reason(read, faul
     assert faults(text % "optional: true\n            price: -1")  # what is written wrongly stays wrong
 
 
+def test_a_native_line_needs_a_model_folder(faults, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "m.gguf").write_bytes(b"GGUF\3\0\0\0")
+    told = faults(
+        """
+        models: {m: {text: embedded}}
+        lines:
+          a: {engine: native, weights: empty}
+          b: {engine: native, weights: m.gguf}
+        """
+    )
+    assert [line for line, _ in told] == [3, 4]
+    assert "has no config.json" in told[0][1] and "llamacpp" in told[1][1]
+
+
+def test_a_chip_that_the_catalog_does_not_know_is_doubted_and_taken(read) -> None:  # type: ignore[no-untyped-def]
+    fleet = read(
+        """
+        models: {m: {text: embedded}}
+        lines:
+          a: {engine: simulated, weights: embedded, chip: nvidia-h80}
+          b: {engine: simulated, weights: embedded, chip: H800}
+          c: {engine: simulated, weights: embedded}
+        """
+    )
+    (doubt,) = fleet.doubts
+    assert doubt.line == 3 and doubt.text.startswith("lines.a.chip: ") and "did you mean h800-sxm" in doubt.text
+    assert [spec.chip for spec in fleet.lines] == ["nvidia-h80", "H800", "cpu"]
+
+
+def test_names_are_what_is_written(read) -> None:  # type: ignore[no-untyped-def]
+    """YAML takes some of them for numbers, dates or truth."""
+    fleet = read("lines: {no: {engine: native}, 3.10: {engine: native}, 0x10: {engine: native}}")
+    assert [spec.name for spec in fleet.lines] == ["no", "3.10", "0x10"]
+
+
 def test_anchors_and_merges(read) -> None:  # type: ignore[no-untyped-def]
     fleet = read(
         """

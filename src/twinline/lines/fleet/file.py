@@ -29,8 +29,8 @@ class Fleet:
     """What is wanted. `lines` are in the file's order.
 
     `surge` holds the lines whose replicas are replaced new one first; `notes` are lines left out because they are
-    `optional` and cannot run here, by name, with the reason. `drain_seconds` is how long a line that is taken away may
-    finish what it has.
+    `optional` and cannot run here, by name, with the reason. `doubts` are what may be meant otherwise and holds all
+    the same. `drain_seconds` is how long a line that is taken away may finish what it has.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Fleet:
     surge: frozenset[str] = frozenset()
     drain_seconds: float = DRAIN_SECONDS
     notes: Mapping[str, str] = field(default_factory=dict)
+    doubts: tuple[Fault, ...] = ()
 
     def line(self, name: str) -> LineSpec | None:
         return next((spec for spec in self.lines if spec.name == name), None)
@@ -131,6 +132,7 @@ class _Reader:
             surge=frozenset(reader.surge),
             drain_seconds=drain,
             notes=reader.notes,
+            doubts=tuple(reader.doubts),
         )
 
     def _model(self, name: str, section: Section, lines: Section, reader: LineReader) -> ModelSpec:

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from twinline.facts.chips import UnknownChip
+from twinline.facts.chips import load as catalog
+from twinline.facts.mistaken import no_model_folder
 from twinline.facts.pooling import MODULES
 from twinline.lines.cards import check_cards
 from twinline.lines.drivers import DRIVERS, driver
@@ -19,13 +22,14 @@ from twinline.lines.drivers.driver import FEATURES
 from twinline.lines.drivers.gguf import metadata
 from twinline.lines.fleet import home, kinds
 from twinline.lines.fleet.home import NAME
-from twinline.lines.fleet.marked import Section, nearest
+from twinline.lines.fleet.marked import Fault, Section, nearest
 from twinline.lines.http import Target
 from twinline.lines.spec import LineSpec, weights_class
 
 FROM_FILES = frozenset({"native", "llamacpp", "simulated"})  # engines that load nothing by name
 PATHS = frozenset({"executable", "tokenizer"})  # options of drivers that name files
 GGUF_POOLINGS = (1, 2, 3)  # `enum llama_pooling_type`: mean, cls, last
+CPU = "cpu"  # the chip of a line that names none
 # What a driver checks: where one of these is wrong already, it would only say so again.
 FOR_DRIVER = frozenset("engine weights url upstream embeds precision cards context slots options env container".split())
 
@@ -71,6 +75,7 @@ class LineReader:
         self.weights: dict[str, str] = {}
         self.surge: list[str] = []
         self.notes: dict[str, str] = {}
+        self.doubts: list[Fault] = []
 
     def line(self, name: str, section: Section) -> LineSpec | None:
         """The line; None for one that is optional and cannot run here. Mistakes go to the section's faults."""
@@ -94,7 +99,7 @@ class LineReader:
             upstream=section.get("upstream", kinds.text, None),
             embeds=section.get("embeds", kinds.flag, url is None and pools(engine, weights)),
             precision=section.get("precision", kinds.text, "auto"),
-            chip=section.get("chip", kinds.text, "cpu"),
+            chip=self._chip(section),
             cards=section.get("cards", kinds.cards, ()),
             replicas=section.get("replicas", kinds.whole(1, 1024), 1),
             price_per_hour=self._price(section, "price"),
@@ -146,6 +151,16 @@ class LineReader:
         if model and model not in self.models_named:
             self.models_named.append(model)
         return model or ""
+
+    def _chip(self, section: Section) -> str:
+        """A chip may be newer than the catalog, so a name that is not there is a doubt and no mistake."""
+        chip = section.get("chip", kinds.text, CPU)
+        if chip != CPU:
+            try:
+                catalog().find(chip)
+            except UnknownChip as unknown:
+                self.doubts.append(section.at("chip", f"taken as it stands, though {unknown}"))
+        return chip
 
     def _url(self, section: Section) -> str | None:
         url = section.get("url", kinds.text, None)
@@ -225,8 +240,11 @@ class LineReader:
 
     def _cannot(self, spec: LineSpec) -> str | None:
         """Why this machine cannot run it, or None."""
-        if spec.url is None and spec.weights and Path(spec.weights).is_absolute() and not Path(spec.weights).exists():
-            return f"weights: there is nothing at {spec.weights}"
+        if spec.url is None and spec.weights and Path(spec.weights).is_absolute():
+            if not Path(spec.weights).exists():
+                return f"weights: there is nothing at {spec.weights}"
+            if spec.engine == "native" and (wrong := no_model_folder(Path(spec.weights))):
+                return f"weights: {wrong}"
         try:
             drives = driver(spec.engine)
             drives.check(spec)

@@ -57,9 +57,13 @@ class Section:
 
     def fault(self, name: str | None, text: str) -> None:
         """Notes a mistake at field `name`, or at the section's own line."""
+        self.faults.append(self.at(name, text))
+
+    def at(self, name: str | None, text: str) -> Fault:
+        """The same, for whom it concerns; it is not noted as a mistake."""
         line = self.values[name][0] if name in self.values else self.line
         path = ".".join(part for part in (self.where, name) if part)
-        self.faults.append(Fault(line, f"{path}: {text}" if path else text))
+        return Fault(line, f"{path}: {text}" if path else text)
 
     def blame(self, text: str) -> None:
         """Notes a mistake whose text begins with the field it is about, `options.seed: ...`, at that field's line."""
@@ -168,7 +172,7 @@ def _section(loader: yaml.SafeLoader, node: yaml.MappingNode, where: str, line: 
         if not isinstance(key, yaml.ScalarNode):
             faults.append(Fault(at, f"{where}: expected a name, not a list or fields" if where else "expected a name"))
             continue
-        name = str(_value(loader, key))
+        name = str(key.value)  # as it is written: `no` and `3.10` are names here
         path = f"{where}.{name}" if where else name
         if isinstance(value, yaml.MappingNode):
             section.values[name] = (at, _section(loader, value, path, at, faults))
