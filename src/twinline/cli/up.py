@@ -85,7 +85,7 @@ def _foreground(path: Path, fleet: Fleet, leave_running: bool) -> int:
     def told(event: Event) -> None:
         out.put(line_of(msgspec.to_builtins(event)))
 
-    def begun(failures: list[str]) -> None:
+    def begun(failures: list[str], fleet: Fleet) -> None:
         for failure in failures:
             out.put(harmless(f"not up: {failure}"))
         out.put(_ready(fleet))

@@ -53,7 +53,7 @@ async def serve(directory: Path, index: int) -> None:
     Raises ValueError for settings that cannot be obeyed, OSError for an address that cannot be bound, StoreError for a
     store that cannot be opened.
     """
-    settings = roster.read(directory).gateway
+    settings = roster.read(directory).door(index)
     check(settings)
     stopping = Stopping()
     control = f"unix://{directory / CONTROL}"
@@ -164,7 +164,7 @@ def main() -> int:
     parser.add_argument("--log-level", default="info")
     arguments = parser.parse_args()
     try:
-        settings = roster.read(arguments.run).gateway
+        settings = roster.read(arguments.run).door(arguments.index)
     except (OSError, msgspec.DecodeError) as error:
         print(f"twinline-gateway: the roster in {arguments.run} cannot be read: {error}", file=sys.stderr)
         return 1

@@ -79,15 +79,19 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Roster(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it. `generation` grows with every change. `former` is what the gateways were started from that still run
-    while another `gateway` is tried."""
+    """All of it. `generation` grows with every change. `doors` are the settings of those gateways, by index, that
+    are to run by others than `gateway`: while it is tried, and until they are replaced."""
 
     fleet: str
     generation: int
     gateway: GatewaySpec
-    former: GatewaySpec | None = None
+    doors: Mapping[int, GatewaySpec] = {}
     models: tuple[ModelSpec, ...]
     entries: tuple[Entry, ...]
+
+    def door(self, index: int) -> GatewaySpec:
+        """What the gateway of this index runs by."""
+        return self.doors.get(index, self.gateway)
 
 
 _decoder = msgspec.json.Decoder(Roster)

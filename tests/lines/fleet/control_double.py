@@ -27,7 +27,7 @@ asyncio.run(
         GATEWAY,
         leave_running="--leave-running" in sys.argv,
         told=lambda event: print(event.name, event.state, event.reason, flush=True),
-        begun=lambda failures: print("begun", failures, flush=True),
+        begun=lambda failures, fleet: print("begun", failures, fleet.gateway.port, flush=True),
         pace=PACE,
     )
 )

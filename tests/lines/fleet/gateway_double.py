@@ -2,6 +2,7 @@
 
 RUN/in_flight.json maps replica names to counts. While RUN/stale exists it works by an old roster. RUN/seen.jsonl gets
 the states in the roster at every answer. Asked to leave it does so after RUN/leaves seconds, if there is that file.
+RUN/taken is a port that somebody else has.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import uvicorn
@@ -22,7 +24,13 @@ from twinline.lines import roster
 
 run = Path(sys.argv[sys.argv.index("--run") + 1])
 index = int(sys.argv[sys.argv.index("--index") + 1])
-if roster.read(run).gateway.log_format == "broken":
+settings = roster.read(run).door(index)
+log_format = settings.log_format
+if (run / "taken").exists() and int((run / "taken").read_text()) == settings.port:
+    sys.exit("address already in use")
+if log_format == "slowly broken":
+    time.sleep(3)
+if log_format.endswith("broken"):
     sys.exit("no such log format")
 
 

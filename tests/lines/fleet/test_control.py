@@ -119,6 +119,21 @@ def test_killed_it_leaves_all_running_and_the_next_one_takes_it_up(side: Side) -
     until(lambda: pids(side.ask("GET", "/state"))["a"] not in (None, engines["a"]))
 
 
+def test_what_is_told_at_the_start_is_the_address_that_holds(side: Side) -> None:
+    side.start()
+    side.begun()
+    assert side.process is not None
+    side.process.kill()
+    side.process.wait()
+    (side.directory / "taken").write_text("2")
+    side.file.write_text(f"{FLEET}gateway: {{port: 2}}\n")
+    side.start()
+    (failure,) = side.begun()["operations"][0]["failures"]
+    assert "the gateway stays as it was" in failure
+    until(lambda: side.said().count("begun") == 2)
+    assert side.said().strip().splitlines()[-1].endswith(" 8000")
+
+
 def test_it_is_asked_over_its_socket(side: Side) -> None:
     side.start()
     state = side.begun()

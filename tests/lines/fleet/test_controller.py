@@ -556,6 +556,26 @@ def test_a_changed_gateway_is_tried_before_the_old_one_ends() -> None:
     asyncio.run(test())
 
 
+def test_a_gateway_that_dies_while_a_changed_one_is_tried_comes_back_as_it_was() -> None:
+    async def test() -> None:
+        def wanted(log_format: str) -> Fleet:
+            return fleet(line(), gateway=GatewaySpec(port=1, log_format=log_format))
+
+        async with controlled(wanted("text")) as controller:
+            assert await controller.doors() == []
+            door = controller.gateways[0]
+            applying = asyncio.create_task(controller.apply(wanted("slowly broken")))
+            await until(lambda: 1 in controller.gateways)
+            os.kill(pid_of_gateway(controller, 0), signal.SIGKILL)
+            await until(lambda: door.restarts == 1 and door.state == "serving")
+            assert not applying.done()
+            (failure,) = await applying
+            assert "the gateway stays as it was" in failure and "no such log format" in failure
+            assert controller.gateways == {0: door} and door.restarts == 1
+
+    asyncio.run(test())
+
+
 @pytest.mark.parametrize(("needs", "patience"), [(0.3, 30.0), (30.0, 0.3)])
 def test_a_gateway_that_is_replaced_may_finish_what_it_has(needs: float, patience: float) -> None:
     async def test() -> None:

@@ -211,12 +211,13 @@ async def run(
     *,
     leave_running: bool,
     told: Callable[[Event], None],
-    begun: Callable[[list[str]], None],
+    begun: Callable[[list[str], Fleet], None],
     pace: Pace | None = None,
 ) -> None:
     """Runs the control side until SIGINT, SIGTERM or `down`; needs the main thread, for its signals.
 
-    `told` hears every change of state; `begun` hears what failed once everything was tried.
+    `told` hears every change of state; `begun` hears what failed once everything was tried, and
+    what the fleet is then: a gateway that failed stays as it was.
     With `leave_running`, engines and gateways go on after a signal. Raises FleetIsUp, ValueError, OSError.
     """
     directory = home.run_directory(fleet.name)
@@ -241,10 +242,10 @@ async def run(
             await answering
 
 
-async def _begin(control: Control, fleet: Fleet, begun: Callable[[list[str]], None]) -> list[str]:
+async def _begin(control: Control, fleet: Fleet, begun: Callable[[list[str], Fleet], None]) -> list[str]:
     failures = await control.controller.begin(fleet)
     failures += await control.controller.doors()
-    begun(failures)
+    begun(failures, control.controller.fleet or fleet)
     return failures
 
 

@@ -60,7 +60,6 @@ class Controller:
         self._ports = Ports()
         self._lock = asyncio.Lock()
         self._old_models: tuple[roster.ModelSpec, ...] = ()
-        self._former: GatewaySpec | None = None  # the gateways' that run, while another is tried
         self._quiet = True  # nothing is written before what an earlier control side left is taken up
         self._dirty = False
         self._written: Roster | None = None
@@ -86,7 +85,6 @@ class Controller:
             before = self.fleet
             self._old_models = () if before is None else before.models
             self.fleet = fleet
-            self._former = next((g.spec for g in self.gateways.values() if g.spec != fleet.gateway), None)
             for name, why in fleet.notes.items():
                 self.events.add(name, "left out", why)
             self._in_place(fleet)
@@ -96,7 +94,6 @@ class Controller:
                     keeper.resume()
             self._publish()
             failures = await self._gateways(fleet)
-            self._former = None
             failures += await self._lines(fleet)
             self._old_models = ()
             self._publish()
@@ -170,9 +167,8 @@ class Controller:
 
     def _adopt_gateways(self, old: Roster) -> None:
         """Each by its own spec: another one is tried before it is replaced."""
-        specs = [spec for spec in (old.gateway, old.former) if spec is not None]
-        for index in range(max(spec.workers for spec in specs)):
-            for spec in specs:
+        for index in range(max(spec.workers for spec in (old.gateway, *old.doors.values()))):
+            for spec in (old.door(index), old.gateway):
                 if index not in self.gateways:
                     self._gateway(index, spec, found=True)
 
@@ -331,6 +327,7 @@ class Controller:
         gateway = Gateway(index, self._gateway_argv, spec, self.directory, self._pace, self._gateway_changed)
         if gateway.adopt() or not found:
             self.gateways[index] = gateway
+            self._publish()  # its process reads its settings there
             gateway.start()
         return gateway
 
@@ -365,7 +362,7 @@ class Controller:
             fleet=self.fleet.name,
             generation=0,
             gateway=self.fleet.gateway,
-            former=self._former,
+            doors={g.index: g.spec for g in self.gateways.values() if g.spec != self.fleet.gateway},
             models=self.fleet.models + tuple(model for model in self._old_models if model.name not in kept),
             entries=tuple(keeper.entry for keeper in self.keepers.values()),
         )
