@@ -10,6 +10,7 @@ import httpx
 from tests.gateway.several import MODEL, Several, events, plain, run
 from tests.lines.line_double import LineDouble, Script
 
+from twinline.gateway.routing import Policy
 from twinline.gateway.supply import Bounds
 from twinline.lines.state import LineState
 
@@ -146,6 +147,17 @@ def test_a_replicas_line_name_means_all_its_replicas(tiny_folder: Path) -> None:
         assert len(made.asked("b")) == 1 and not made.asked("a")
 
     run(tiny_folder, ["a", "b", "b#2"], test)
+
+
+def test_a_line_without_weight_is_asked_by_those_who_name_it_and_nobody_else(tiny_folder: Path) -> None:
+    async def test(made: Several) -> None:
+        made.says("words")
+        assert (await made.complete(model=f"{MODEL}@b")).status_code == 200
+        assert len(made.asked("b")) == 1
+        assert (await made.complete()).status_code == 200
+        assert len(made.asked("a")) == len(made.asked("b")) == 1
+
+    run(tiny_folder, ["a", "b"], test, policy=Policy("weighted", weights={"b": 0}))
 
 
 def test_one_that_waits_for_its_line_does_not_keep_others_from_theirs(tiny_folder: Path) -> None:

@@ -114,6 +114,7 @@ class Embeddings:
                 needs=needs,
                 context=max(len(ids) for ids in asked.inputs),
                 key=claim.key,
+                named=target.line is not None,
             )
             transcript = Transcript(served.tokenizer, _NO_RULES, None, index)
             choice = VectorChoice(supply, asked, transcript, ask, answer, index, claim, _no_text, target.line)

@@ -66,6 +66,7 @@ class Order:
             needs=self._plan.needs,
             context=len(prompt) + limit,
             key=self._claim.key,
+            named=self._target.line is not None,
         )
 
     def choice(

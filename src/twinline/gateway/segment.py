@@ -119,4 +119,5 @@ def resumed(ask: Ask, prompt_tokens: int, journal_tokens: int, keys: Sequence[in
         needs=(ask.needs | ({"token_ids", "exact"} if ask.needs & HELD else {"token_ids"})) - {"prompt_logprobs"},
         context=max(ask.context, prompt_tokens + journal_tokens + 1),
         key=ask.key,
+        named=ask.named,
     )

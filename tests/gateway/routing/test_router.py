@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+import msgspec
 import pytest
 from tests.gateway.routing.play import Clock, ask, router_of, teach
 
@@ -92,6 +93,18 @@ def test_weighted_interleaves_and_a_weight_of_zero_gets_nothing(clock: Clock) ->
     router = router_of(clock, Traits("a", weight=2), Traits("b"), Traits("c", weight=0), rule="weighted")
     assert "".join(chosen(router, "abc").line for _ in range(6)) == "abaaba"
     assert router.choose(ask(), ("c",)) is None
+
+
+def test_a_line_that_the_client_names_needs_no_weight_and_takes_no_turn(clock: Clock) -> None:
+    router = router_of(clock, Traits("a", weight=2), Traits("b"), Traits("c", weight=0), rule="weighted")
+    named = msgspec.structs.replace(ask(), named=True)
+    turns = ""
+    for _ in range(6):
+        turns += chosen(router, "abc").line
+        for line in "ac":
+            placed = router.choose(named, (line,), may_wait=True)
+            assert isinstance(placed, Placement) and placed.line == line
+    assert turns == "abaaba"
 
 
 def test_weighted_shares_among_those_that_are_up(clock: Clock) -> None:

@@ -23,6 +23,7 @@ class Ask(msgspec.Struct, eq=False):
     needs: frozenset[str] = NOTHING
     context: int = 0  # prompt and the most output, in tokens
     key: str = ""  # whose request; for debugging
+    named: bool = False  # the client chose the line: no share of the policy `weighted` is touched by it
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ class Router:
             placed = self._explore(ask, lines, held, now)
             if placed is not None:
                 return placed
-        if self._rule == WEIGHTED:
+        if self._rule == WEIGHTED and not ask.named:
             return self._weighted(ask, lines, held, now, may_wait)
         if now < self._last_ramp and len(lines) > 1:
             ramp = self.policy.ramp_seconds
