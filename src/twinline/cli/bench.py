@@ -1,7 +1,7 @@
 """`twinline bench`: measures, and prints what was measured for people or machines.
 
-`bench serve` puts load on any OpenAI endpoint. Owns the options and the run's record; the measuring is
-`verify/load.py`'s.
+`bench serve` puts load on any OpenAI endpoint, `bench compare` (`bench_compare.py`) sets two runs side by side. Owns
+the options and the run's record; the measuring is `verify/load.py`'s.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twinline import __version__
+from twinline.cli import bench_compare
 from twinline.cli.client import Server, base_url
 from twinline.cli.parser import DEFAULT_URL, CliError, add_server, integer, positive
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from twinline.verify.load import Target
 
 REQUESTS, CONCURRENCY, PROMPT_TOKENS = 64, 4, 128
-NOT_RECORDED = ("run", "verb", "kind", "api_key", "json", "output")
+NOT_RECORDED = ("run", "verb", "kind", "api_key", "json", "output", "price")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +41,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
     report = serve.add_argument_group("report")
     report.add_argument("--ttft-limit-ms", type=positive, metavar="X", help="goodput: latest first token")
     report.add_argument("--itl-limit-ms", type=positive, metavar="Y", help="goodput: highest mean time per later token")
+    report.add_argument(
+        "--price", type=_price, metavar="P", help="of all that serves, an hour, as '9.5 CNY': what a token costs"
+    )
     report.add_argument("--json", action="store_true", help="print JSON instead of the table")
     report.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON here")
+    text = "two runs of one load side by side, and what a token costs at each"
+    bench_compare.configure(kinds.add_parser("compare", help=text, description=text[0].upper() + text[1:] + "."))
+
+
+def _price(text: str) -> tuple[float, str]:
+    from twinline.lines.fleet import kinds
+
+    try:
+        amount, currency = kinds.price(float(text) if text.replace(".", "", 1).isdecimal() else text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if currency is None:
+        raise argparse.ArgumentTypeError(f"in which currency? for example '{text} USD'")
+    return amount, currency
 
 
 def _configure_load(group: Any) -> None:
@@ -97,14 +115,18 @@ def check(args: argparse.Namespace) -> None:
         raise CliError("--wait waits for the first warm-up request: it needs --warmup 1 or more", code=2)
     if args.output and not args.output.parent.is_dir():
         raise CliError(f"--output: there is no folder {args.output.parent}", code=2)
+    if args.output and args.output.is_dir():
+        raise CliError(f"--output: {args.output} is a folder: name a file in it", code=2)
 
 
 def run(args: argparse.Namespace) -> int:
     """0 when every request was answered whole. Interrupted, it reports what was answered until then."""
+    if args.kind == "compare":
+        return bench_compare.run(args)
     check(args)
     from twinline.cli.bench_report import render
     from twinline.verify.load import INTERRUPTED, Closed, Open, Target, offer
-    from twinline.verify.load_report import Limits, summarise
+    from twinline.verify.load_report import Limits, cost, summarise
 
     base = base_url(args.url or DEFAULT_URL)
     model = args.model or Server(base, args.api_key).only_model()
@@ -117,10 +139,14 @@ def run(args: argparse.Namespace) -> int:
     report = summarise(answers, Limits(args.ttft_limit_ms, args.itl_limit_ms))
 
     given = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items() if name not in NOT_RECORDED}
-    settings = {**given, "url": base, "model": model, "requests": len(bodies), **asdict(shape)}
+    made = None if args.prompts else args.prompt_tokens or PROMPT_TOKENS
+    settings = {**given, "url": base, "model": model, "requests": len(bodies), "prompt_tokens": made, **asdict(shape)}
     document = {"twinline": __version__, "began_unix_s": began, "settings": settings, "report": asdict(report)}
+    costs = None if args.price is None else cost(report, *args.price)
+    if costs is not None:
+        document["cost"] = asdict(costs)
     text = json.dumps(document, indent=2, ensure_ascii=False)
-    print(text if args.json else render(report, settings))
+    print(text if args.json else render(report, settings, costs))
     if args.output:
         args.output.write_text(text + "\n", encoding="utf-8")
     if any(answer.error == INTERRUPTED for answer in answers):

@@ -6,16 +6,16 @@ from typing import Any
 
 from twinline.cli.table import aligned
 from twinline.cli.terminal import harmless
-from twinline.verify.load_report import Report
+from twinline.verify.load_report import Cost, Report
 
 
-def render(report: Report, settings: dict[str, Any]) -> str:
+def render(report: Report, settings: dict[str, Any], costs: Cost | None = None) -> str:
     """The report for people; what a number counts from is said where it is not the obvious."""
     is_open = settings["rate"] is not None
     load = (
         f"open loop, {settings['rate']:g} requests/s" if is_open else f"closed loop, {settings['concurrency']} at once"
     )
-    parts = [f"{settings['model']} at {settings['url']} ({settings['endpoint']}), {load}", _totals(report)]
+    parts = [f"{settings['model']} at {settings['url']} ({settings['endpoint']}), {load}", _totals(report, settings)]
     latencies = [
         ("time to first token", report.ttft_ms),
         ("inter-token latency", report.inter_token_ms),
@@ -40,10 +40,23 @@ def render(report: Report, settings: dict[str, Any]) -> str:
         parts.append(
             f"goodput    {report.goodput_requests_per_s:.3f} requests/s, {report.goodput_share:.1%} of all ({said})"
         )
+    if costs is not None:
+        parts.append(_costs(costs))
     return harmless("\n\n".join(parts))
 
 
-def _totals(report: Report) -> str:
+def _costs(costs: Cost) -> str:
+    units = [
+        (costs.per_million_output_tokens, "for a million output tokens, their input included"),
+        (costs.per_thousand_good_requests, "for a thousand requests within the limits"),
+    ]
+    said = [f"{value:.4f} {costs.currency} {what}" for value, what in units if value is not None]
+    return (
+        f"cost       at {costs.price_per_hour:g} {costs.currency} an hour: {'; '.join(said) or 'nothing was answered'}"
+    )
+
+
+def _totals(report: Report, settings: dict[str, Any]) -> str:
     rate = "-" if report.input_tokens_per_s is None else f"{report.input_tokens_per_s:.1f}"
     tokens_in = "-" if report.input_tokens is None else f"{report.input_tokens:,}"
     rows = [
@@ -53,6 +66,9 @@ def _totals(report: Report) -> str:
         ["output tokens", f"{report.output_tokens:,}", f"{report.output_tokens_per_s:.1f}"],
     ]
     lines = [f"{aligned(rows)}\nin {report.seconds:.2f} s"]
+    made, mean = settings["prompt_tokens"], (report.input_tokens or 0) / max(report.completed, 1)
+    if made and mean and not settings["token_ids"] and not 0.8 < mean / made < 1.25:
+        lines.append(f"a prompt of {made:,} words is {mean:,.0f} tokens here; --token-ids --vocab V counts tokens")
     if report.cached_tokens:
         lines.append(f"{report.cached_tokens:,} of the input tokens came from the server's prefix cache")
     lines += [f"failed: {f.count} x {kind}: {f.example}" for kind, f in report.errors.items()]

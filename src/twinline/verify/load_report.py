@@ -79,6 +79,27 @@ class Report:
     goodput_share: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a run's work cost at a price an hour for all that served, the input's work included. None: there was none of
+    it, or no limits were set."""
+
+    price_per_hour: float
+    currency: str
+    per_million_output_tokens: float | None
+    per_thousand_good_requests: float | None
+
+
+def cost(report: Report, price_per_hour: float, currency: str) -> Cost:
+    a_second, good = price_per_hour / 3600, report.goodput_requests_per_s
+    return Cost(
+        price_per_hour,
+        currency,
+        a_second / report.output_tokens_per_s * 1e6 if report.output_tokens_per_s else None,
+        a_second / good * 1e3 if good else None,
+    )
+
+
 def first_token_ms(answer: Answer) -> float:
     return (answer.chunks[0] - answer.due) * 1e3
 
