@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
+import shlex
 import socket
+import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -95,6 +99,47 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(
         assert main(["chat", "--url", server.url]) == 0
     assert [m["content"] for m in server.bodies[1]["messages"]] == ["one", "a", "two"]
     assert "(stopped)" in capsys.readouterr().err
+
+
+def test_lines_that_are_pasted_are_one_question() -> None:
+    pytest.importorskip("readline")
+    ours, theirs = pty.openpty()
+    with serving(Script()) as server:
+        command = [sys.executable, "-m", "twinline.cli", "chat", "--url", server.url]
+        process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm"}
+        )
+        os.close(theirs)
+        try:
+            seen = b""
+            while not seen.endswith(b"> "):
+                seen += os.read(ours, 1024)
+            os.write(ours, b"\x1b[200~one\ntwo\x1b[201~\r")
+            while b"abc" not in seen:
+                seen += os.read(ours, 1024)
+            os.write(ours, b"\x04")
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            os.close(ours)
+    assert [body["messages"][-1]["content"] for body in server.bodies] == ["one\ntwo"]
+
+
+def test_a_model_that_is_not_there_and_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(Script(status=404)) as server:
+        server.models = ["tiny-r1", "b"]
+        assert main(["chat", "--url", server.url, "--model", "tiny-r", "hi"]) == 1
+        assert capsys.readouterr().err.endswith("answered 404: scripted refusal It serves tiny-r1, b.\n")
+        assert main(["chat", "--url", server.url, "--model", "b", "hi"]) == 1
+        assert capsys.readouterr().err.endswith("answered 404: scripted refusal\n")
+
+
+def test_streams_that_are_closed() -> None:
+    with serving(Script()) as server:
+        for question in ("hi", ""):  # the latter reads its standard input
+            command = f"{shlex.quote(sys.executable)} -m twinline.cli chat --url {server.url} {question} <&- >&-"
+            done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+            assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_refusals_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

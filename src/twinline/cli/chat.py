@@ -131,7 +131,9 @@ def converse(conversation: Conversation) -> int:
     interactive = sys.stdin.isatty()
     if interactive:
         with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  (gives input() editing and history)
+            import readline  # gives input() editing and history
+
+            readline.parse_and_bind("set enable-bracketed-paste on")  # off, each line pasted would be a question
         print(harmless(f"{conversation.options['model']} at {conversation.server.base}. {HELP}."))
     while True:
         try:

@@ -5,6 +5,7 @@ Owns how verbs reach a server and what they say when it does not answer. Knows n
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import urllib.error
@@ -91,6 +92,13 @@ class Server:
                 raise CliError(f"{self.base} broke off its answer: {message_of(event)}")
             yield event
 
+    def _offered(self, wanted: str) -> str:
+        """What to add where a server does not know what was asked for: the models that it has."""
+        with contextlib.suppress(CliError):
+            names = [str(entry.get("id")) for entry in self.models()]
+            return "" if wanted in names else f" It serves {', '.join(names) or 'none'}."
+        return ""
+
     def _open(self, path: str, body: Json | None, timeout: float) -> http.client.HTTPResponse:
         headers = {"Content-Type": "application/json"}
         if self.key:
@@ -101,7 +109,8 @@ class Server:
             return cast(http.client.HTTPResponse, response)
         except urllib.error.HTTPError as exc:
             with exc:
-                raise CliError(f"{self.base}{path} answered {exc.code}: {error_text(exc.read())}") from None
+                said = f"{self.base}{path} answered {exc.code}: {error_text(exc.read())}"
+            raise CliError(said + (self._offered(str(body.get("model"))) if exc.code == 404 and body else "")) from None
         except (OSError, http.client.HTTPException) as exc:
             reason = exc.reason if isinstance(exc, urllib.error.URLError) else exc
             raise NoServer(

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import sys
+from pathlib import Path
 
 _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters but tab and line feed
 WIDEST, NARROWEST = 120, 72  # narrower than the latter, columns of words would hold a word or two
@@ -31,6 +32,10 @@ def harmless(text: str) -> str:
 
 def show_what_it_can() -> None:
     """From now on a character that the encoding of standard output lacks is written as `?`: no error for a terminal
-    in GBK, or a pipe under LC_ALL=C, because a tool or a folder has a name that it cannot show."""
+    in GBK, or a pipe under LC_ALL=C, because a tool or a folder has a name that it cannot show. A standard stream that
+    was closed before the start is an empty one."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  (for as long as the process lives)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
