@@ -164,6 +164,7 @@ def test_models_that_are_known_are_listed(capsys: Capture) -> None:
         (("deepseek-r1", "--chip", "h20x8", "--layout", ""), 1, "names no degree"),
         (("deepseek-r1", "--chip", "h20x8", "--layout", "tp²"), 1, "'tp²' is not one of"),
         (("--chip", "h20"), 2, "name a model"),
+        (("deepseek-r1", "--chip", "h20x8", "--chip", "h800x8"), 2, "one --chip is answered at a time"),
         (("qwen3-8b", "--chip", "h20", "--precision", "w4a8"), 1, "qwen3-8b has none"),
         (("r1", "--chip", "h20x8"), 1, "did you mean deepseek-r1"),
         (("deepseek-r1", "--layout", "tp8"), 2, "name a --chip too"),

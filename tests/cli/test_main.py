@@ -49,6 +49,24 @@ def test_a_wrong_question_gets_one_line_and_exit_code_2(
     assert words in error_line(capsys)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["dif", "f.yaml"], "invalid choice: 'dif'; did you mean 'diff'? (choose from 'serve', 'up'"),
+        (["up", "--detatch", "f.yaml"], "--detatch; did you mean --detach? (see twinline up --help)"),
+        (["serve", "--prot=80"], "--prot=80; did you mean --port? (see twinline serve --help)"),
+        (["keys", "create", "a", "--rpmm", "3"], "did you mean --rpm?"),
+        (["fit", "deepseek-r1", "--engine", "vlm"], "'vlm'; did you mean 'vllm'?"),
+        (["up", "f.yaml", "more"], "unrecognized arguments: more (see twinline up --help)"),
+    ],
+)
+def test_a_typo_is_answered_with_the_nearest_name(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert words in error_line(capsys)
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

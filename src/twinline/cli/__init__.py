@@ -68,7 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = next((a for a in arguments if not a.startswith("-")), None)
     show_what_it_can()
     try:
-        args = build_parser(verb).parse_args(arguments)
+        parser = build_parser(verb)
+        args, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            parser.refuse(unknown, verb)
         return int(args.run(args))
     except KeyboardInterrupt:
         print("twinline: interrupted", file=sys.stderr)

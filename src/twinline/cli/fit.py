@@ -32,7 +32,9 @@ MOST_CARDS = 4096
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="a name (none: the names known), a model folder, or a config.json")
-    parser.add_argument("--chip", metavar="ID[xN]", help="a chip of the catalog, and how many cards: h20x8")
+    parser.add_argument(
+        "--chip", action="append", metavar="ID[xN]", help="a chip of the catalog, and how many cards: h20x8"
+    )
     parser.add_argument("--cards", type=integer(1, MOST_CARDS), metavar="N", help="how many cards")
     parser.add_argument("--precision", metavar="P", help=f"of the weights: {', '.join(FORMS)} (default: as published)")
     parser.add_argument(
@@ -51,6 +53,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.chip is not None:
+        if len(args.chip) > 1:
+            raise CliError("one --chip is answered at a time; without --chip all are told side by side", code=2)
+        args.chip = args.chip[0]
     if args.model is None:
         if args.chip is not None or args.cards or args.precision is not None or args.layout is not None:
             raise CliError("name a model before options; `twinline fit` alone lists those known", code=2)
