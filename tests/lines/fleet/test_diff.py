@@ -54,6 +54,12 @@ def test_each_change_is_named_with_its_fields() -> None:
     assert told(other, old)[-1] == ("remove", "model", "n", ())
 
 
+def test_a_list_is_told_as_a_list() -> None:
+    """So that `diff`, which has the values, and `apply`, which has them from JSON, say the same."""
+    (change,) = diff(fleet(line(cards=())), fleet(line(cards=(0, 1))))
+    assert change.plain()["fields"] == [{"field": "cards", "old": [], "new": [0, 1]}]
+
+
 def test_the_path_of_an_address_may_be_a_secret_and_is_not_told() -> None:
     (change,) = diff(fleet(line(url="https://a:1/s3cret/v1")), fleet(line(url="https://b:2")))
     assert change.plain()["fields"] == [{"field": "url", "old": "https://a:1/...", "new": "https://b:2"}]
