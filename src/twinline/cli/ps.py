@@ -15,13 +15,14 @@ import msgspec
 
 from twinline.cli.fleet_control import add_fleet, meant
 from twinline.cli.parser import CliError
-from twinline.cli.table import aligned
-from twinline.cli.terminal import harmless
+from twinline.cli.table import aligned, fitted
+from twinline.cli.terminal import columns, harmless
 from twinline.cli.up import url_of
 from twinline.lines.fleet.status import status
 from twinline.lines.roster import GatewaySpec
 
 Json = dict[str, Any]
+SPARE = ("url", "up", "pid", "engine", "restarts", "tokens/s/stream")  # columns that a narrow terminal goes without
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,12 +39,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(said, indent=2, ensure_ascii=False))
     else:
-        print(text(said, time.time()))
+        print(text(said, time.time(), columns()))
     return 0
 
 
-def text(said: Json, now: float) -> str:
-    """The whole listing, for people. `now` is in seconds of Unix time."""
+def text(said: Json, now: float, room: int | None = None) -> str:
+    """The whole listing, for people. `now` is in seconds of Unix time, `room` in columns, None for any number."""
     gateway = msgspec.convert(said["gateway"], GatewaySpec)
     control = said["control"]
     parts = [f"fleet {said['fleet']} at {url_of(gateway)}/v1"]
@@ -57,7 +58,10 @@ def text(said: Json, now: float) -> str:
         if door["state"] != "serving" or not door["answers"]:
             why = door["reason"] if door["state"] != "serving" else "it does not answer on its socket"
             parts.append(f"{door['name']} is {door['state']}: {why}")
-    parts += ["", aligned(_models(said)), "", aligned(_lines(said, gateway.currency, now))]
+    rows, left_out = fitted(_lines(said, gateway.currency, now), room, SPARE)
+    parts += ["", aligned(_models(said)), "", aligned(rows)]
+    if left_out:
+        parts.append(f"left out here: {', '.join(left_out)} (a wider terminal or --json has all)")
     parts += [f"{line['name']}: {line['reason']}" for line in said["lines"] if line["state"] != "serving"]
     serving = [line for line in said["lines"] if line["state"] in ("serving", "degraded")]
     shut = [line for line in serving if line["live"].get("circuit", "closed") != "closed"]

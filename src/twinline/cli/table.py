@@ -10,10 +10,30 @@ from twinline.cli.terminal import harmless
 def aligned(rows: Sequence[Sequence[str]], indent: str = "") -> str:
     """Rows of equal length as columns: the first to the left, the others to the right."""
     rows = [[harmless(cell) for cell in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    widths = _widths(rows)
     lines = []
     for row in rows:
         first, *others = row
         cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
         lines.append(indent + "  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def fitted(
+    rows: Sequence[Sequence[str]], columns: int | None, spare: Sequence[str]
+) -> tuple[list[list[str]], list[str]]:
+    """The rows without as many of the columns called `spare`, the first first, as it takes to fit into so many columns
+    of a terminal; and the names of those left out."""
+    kept, left_out = [list(row) for row in rows], []
+    for name in spare:
+        widths = _widths(kept)
+        if columns is None or sum(widths) + 2 * (len(widths) - 1) <= columns:
+            break
+        at = kept[0].index(name)
+        left_out.append(name)
+        kept = [row[:at] + row[at + 1 :] for row in kept]
+    return kept, left_out
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]

@@ -15,13 +15,18 @@ _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters
 WIDEST, NARROWEST = 120, 72  # narrower than the latter, columns of words would hold a word or two
 
 
+def columns() -> int | None:
+    """Of the terminal; None where output goes to a file or a pipe."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
 def width() -> int:
     """Columns of the terminal, within limits; WIDEST where output goes to a file or a pipe."""
-    try:
-        columns = os.get_terminal_size(sys.stdout.fileno()).columns
-    except (OSError, ValueError, AttributeError):
-        return WIDEST
-    return min(max(columns, NARROWEST), WIDEST)
+    there = columns()
+    return WIDEST if there is None else min(max(there, NARROWEST), WIDEST)
 
 
 def harmless(text: str) -> str:

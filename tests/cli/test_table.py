@@ -1,0 +1,16 @@
+"""Tables for people: which columns a narrow terminal goes without."""
+
+from __future__ import annotations
+
+from twinline.cli.table import aligned, fitted
+
+ROWS = [["line", "state", "pid", "url"], ["ascend", "serving", "12345", "http://127.0.0.1:40000"]]
+
+
+def test_columns_are_left_out_in_the_order_that_is_told_until_it_fits() -> None:
+    whole = len(aligned(ROWS).splitlines()[1])
+    for room, left_out in ((None, []), (whole, []), (whole - 1, ["url"]), (22, ["url"]), (21, ["url", "pid"])):
+        rows, out = fitted(ROWS, room, ("url", "pid"))
+        assert out == left_out
+        assert room is None or max(map(len, aligned(rows).splitlines())) <= room
+    assert fitted(ROWS, 3, ("url", "pid"))[0] == [["line", "state"], ["ascend", "serving"]]  # what is needed stays
