@@ -48,6 +48,19 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == data
 
 
+def test_what_a_million_tokens_cost_by_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = Journal(home / "journal")
+    cheap = [Segment("cheap", "chip-c", 1, 1000, 0, 20, 1.0, 0.00002), Segment("none", "chip-c", 2, 0, 0, 0, 1.0, 0.5)]
+    journal.write(Usage(journal.next_uid(), "r3", None, "m2", NOON, 2.0, "finished", cheap, 1, "CNY"))
+    journal.close()
+    assert main(["usage", "--by", "line"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.endswith("a million out")
+    told = {row.split()[0]: row.split()[-3:] for row in rows}
+    assert told["cheap"] == ["<0.0001", "CNY", "1.0000"] and told["none"] == ["0.5000", "CNY", "-"]
+    assert told["fast"] == ["0.5000", "CNY", "12,500.0000"] and told["slow"] == ["0.5000", "CNY", "100,000.0000"]
+
+
 def test_records_are_left_to_the_database_that_their_gateways_have(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,7 +95,7 @@ def test_the_table_has_totals_waste_and_currency(capsys: pytest.CaptureFixture[s
     assert main(["usage"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["key", "model"] and "waste" in lines[0]
-    assert lines[-1].split()[0] == "total" and "2,000" in lines[-1] and lines[-1].endswith("1.0000 CNY")
+    assert lines[-1].split()[0] == "total" and "2,000" in lines[-1] and "1.0000 CNY" in lines[-1]
     assert main(["usage", "--by", "total"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
 

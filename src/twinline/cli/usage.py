@@ -107,7 +107,7 @@ def _show(by: Sequence[str], rows: list[Sum], totals: list[Sum]) -> None:
     if not totals:
         print("no usage recorded")
         return
-    heads = ("requests", "unfinished", "prompt", "cached", "completion", "waste", "seconds", "cost")
+    heads = ("requests", "unfinished", "prompt", "cached", "completion", "waste", "seconds", "cost", "a million out")
     table = [[*(by or ("",)), *heads]]
     if by:
         table += [[*(name or "-" for name in row.of), *_cells(row)] for row in rows]
@@ -119,5 +119,8 @@ def _show(by: Sequence[str], rows: list[Sum], totals: list[Sum]) -> None:
 
 
 def _cells(row: Sum) -> list[str]:
-    cost = "-" if row.currency is None and not row.cost else f"{row.cost:,.4f} {row.currency or ''}".strip()
-    return [*(f"{getattr(row, name):,}" for name in COUNTS), f"{row.seconds:,.1f}", cost]
+    free = row.currency is None and not row.cost
+    small = 0 < row.cost < 0.00005  # it would be shown as nothing
+    cost = "-" if free else f"{'<0.0001' if small else f'{row.cost:,.4f}'} {row.currency or ''}".strip()
+    rate = "-" if free or not row.completion_tokens else f"{row.cost / row.completion_tokens * 1e6:,.4f}"
+    return [*(f"{getattr(row, name):,}" for name in COUNTS), f"{row.seconds:,.1f}", cost, rate]
