@@ -292,6 +292,15 @@ def test_names_are_what_is_written(read) -> None:  # type: ignore[no-untyped-def
     assert [spec.name for spec in fleet.lines] == ["no", "3.10", "0x10"]
 
 
+def test_a_name_that_is_the_files_is_told_to_be_so(tmp_path: Path) -> None:
+    path = tmp_path / "my fleet.yaml"
+    path.write_text("lines: {a: {engine: native}}")
+    with pytest.raises(FileFaults, match=r"not 'my fleet' \(it is the file's, as the file gives none\)"):
+        load(path, {})
+    path.write_text("name: my-fleet\nlines: {a: {engine: native}}")
+    assert load(path, {}).name == "my-fleet"
+
+
 def test_anchors_and_merges(read) -> None:  # type: ignore[no-untyped-def]
     fleet = read(
         """

@@ -65,7 +65,8 @@ def name_of(path: Path) -> str:
 def _name(top: Section, default: str) -> str:
     name = top.get("name", kinds.text, default)
     if not home.NAME.fullmatch(name):
-        top.fault("name", f"expected letters, digits, '.', '_' and '-', not {name!r}: it names a folder")
+        whose = "" if "name" in top.values else " (it is the file's, as the file gives none)"
+        top.fault("name", f"expected letters, digits, '.', '_' and '-', not {name!r}{whose}: it names a folder")
     return name
 
 
