@@ -1,7 +1,8 @@
-"""Tables for people: which columns a narrow terminal goes without."""
+"""Tables for people: which columns a narrow terminal goes without; a price in a cell."""
 
 from __future__ import annotations
 
+from twinline.cli.ps import _price
 from twinline.cli.table import aligned, fitted
 
 ROWS = [["line", "state", "pid", "url"], ["ascend", "serving", "12345", "http://127.0.0.1:40000"]]
@@ -14,3 +15,10 @@ def test_columns_are_left_out_in_the_order_that_is_told_until_it_fits() -> None:
         assert out == left_out
         assert room is None or max(map(len, aligned(rows).splitlines())) <= room
     assert fitted(ROWS, 3, ("url", "pid"))[0] == [["line", "state"], ["ascend", "serving"]]  # what is needed stays
+
+
+def test_a_price_by_the_hour_by_tokens_or_both() -> None:
+    def price(*values: float) -> str:
+        return _price(dict(zip(("price_per_hour", "price_per_million_input", "price_per_million_output"), values)))
+
+    assert [price(2.5, 0, 0), price(0, 4, 16), price(1, 0, 2)] == ["2.5", "4/16 a million", "1 + 0/2 a million"]

@@ -96,7 +96,7 @@ def _lines(said: Json, currency: str, now: float) -> list[list[str]]:
                 line["state"],
                 line["engine"],
                 line["chip"],
-                f"{line['price_per_hour']:g}",
+                _price(line),
                 _or_dash(line["pid"]),
                 span(now - line["born"]) if line["born"] else "-",
                 _or_dash(live.get("in_flight")),
@@ -106,6 +106,15 @@ def _lines(said: Json, currency: str, now: float) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def _price(line: Json) -> str:
+    """By the hour, by a million tokens, or both."""
+    tokens = [line["price_per_million_input"], line["price_per_million_output"]]
+    hour = f"{line['price_per_hour']:g}"
+    if not any(tokens):
+        return hour
+    return (f"{hour} + " if line["price_per_hour"] else "") + "{:g}/{:g} a million".format(*tokens)
 
 
 def span(seconds: float) -> str:

@@ -286,6 +286,11 @@ def test_a_chip_that_the_catalog_does_not_know_is_doubted_and_taken(read) -> Non
     assert [spec.chip for spec in fleet.lines] == ["nvidia-h80", "H800", "cpu"]
 
 
+def test_nobody_knows_what_a_remote_computes_on(read) -> None:  # type: ignore[no-untyped-def]
+    fleet = read("lines: {a: {engine: native, url: http://x:1}, b: {engine: native, url: http://x:2, chip: h20}}")
+    assert [spec.chip for spec in fleet.lines] == ["unknown", "h20"] and not fleet.doubts
+
+
 def test_names_are_what_is_written(read) -> None:  # type: ignore[no-untyped-def]
     """YAML takes some of them for numbers, dates or truth."""
     fleet = read("lines: {no: {engine: native}, 3.10: {engine: native}, 0x10: {engine: native}}")

@@ -29,7 +29,7 @@ from twinline.lines.spec import LineSpec, weights_class
 FROM_FILES = frozenset({"native", "llamacpp", "simulated"})  # engines that load nothing by name
 PATHS = frozenset({"executable", "tokenizer"})  # options of drivers that name files
 GGUF_POOLINGS = (1, 2, 3)  # `enum llama_pooling_type`: mean, cls, last
-CPU = "cpu"  # the chip of a line that names none
+CPU, UNKNOWN = "cpu", "unknown"  # the chip of a line that names none: of one that is started here, of a remote
 # What a driver checks: where one of these is wrong already, it would only say so again.
 FOR_DRIVER = frozenset("engine weights url upstream embeds precision cards context slots options env container".split())
 
@@ -99,7 +99,7 @@ class LineReader:
             upstream=section.get("upstream", kinds.text, None),
             embeds=section.get("embeds", kinds.flag, url is None and pools(engine, weights)),
             precision=section.get("precision", kinds.text, "auto"),
-            chip=self._chip(section),
+            chip=self._chip(section, url),
             cards=section.get("cards", kinds.cards, ()),
             replicas=section.get("replicas", kinds.whole(1, 1024), 1),
             price_per_hour=self._price(section, "price"),
@@ -152,10 +152,10 @@ class LineReader:
             self.models_named.append(model)
         return model or ""
 
-    def _chip(self, section: Section) -> str:
+    def _chip(self, section: Section, url: str | None) -> str:
         """A chip may be newer than the catalog, so a name that is not there is a doubt and no mistake."""
-        chip = section.get("chip", kinds.text, CPU)
-        if chip != CPU:
+        chip = section.get("chip", kinds.text, CPU if url is None else UNKNOWN)
+        if chip not in (CPU, UNKNOWN):
             try:
                 catalog().find(chip)
             except UnknownChip as unknown:

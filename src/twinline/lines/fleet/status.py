@@ -46,7 +46,7 @@ async def status(directory: Path) -> dict[str, Any]:
     """The fleet as JSON: `control` (null when it is dead or `mute`), `gateway`, `gateways`, `models`, `lines`.
 
     Each line has `name`, `line`, `model`, `engine`, `chip`, `precision`, `state`, `reason`, `since`, `url`, `pid`,
-    `born`, `price_per_hour`, `restarts` (null when unknown) and `live`: what the gateways say of it. Raises OSError or
+    `born`, its prices, `restarts` (null when unknown) and `live`: what the gateways say of it. Raises OSError or
     msgspec.DecodeError when there is nothing to read.
     """
     try:
@@ -78,6 +78,8 @@ async def status(directory: Path) -> dict[str, Any]:
                 "pid": line["pid"],
                 "born": entry.born or None,
                 "price_per_hour": spec.price_per_hour,
+                "price_per_million_input": spec.price_per_million_input,
+                "price_per_million_output": spec.price_per_million_output,
                 "restarts": line["restarts"],
                 "live": live.get(entry.name, {}),
             }
