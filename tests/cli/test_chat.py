@@ -115,7 +115,7 @@ def test_lines_that_are_pasted_are_one_question() -> None:
             while not seen.endswith(b"> "):
                 seen += os.read(ours, 1024)
             os.write(ours, b"\x1b[200~one\ntwo\x1b[201~\r")
-            while b"abc" not in seen:
+            while b"abc" not in seen or not seen.endswith(b"> "):
                 seen += os.read(ours, 1024)
             os.write(ours, b"\x04")
             assert process.wait(60) == 0
