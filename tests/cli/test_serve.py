@@ -94,7 +94,7 @@ def test_only_options_that_were_given_reach_the_engine() -> None:
     ("make", "words"),
     [
         (lambda p: None, "no model folder"),
-        (lambda p: p.write_text(""), "no model folder"),
+        (lambda p: p.write_text(""), "is a file; wanted is a Hugging Face model folder"),
         (lambda p: p.mkdir(), "no config.json"),
         (lambda p: (p.mkdir(), (p / "config.json").write_text("{")), "not a JSON object"),
         (lambda p: (p.mkdir(), (p / "config.json").write_text('{"architectures": ["X"]}')), "'X'] is not supported"),
