@@ -281,6 +281,14 @@ def test_ollamas_chat_is_read(step: int) -> None:
     assert (answer.finish_reason, answer.usage, answer.tokens) == ("stop", Usage(26, 9), [])
 
 
+@pytest.mark.parametrize("prompt", ["", [1, 2], None])
+def test_ollama_is_not_given_a_prompt_that_it_would_not_answer(prompt: object) -> None:
+    """It takes an empty one as a wish to have the model loaded; a model with a token of its own at the beginning of a
+    text goes on after it elsewhere."""
+    with pytest.raises(ValueError, match="prompt: Ollama takes one text"):
+        OLLAMA.dialect(LOCAL).encode(ask(), TextSource({"prompt": prompt}, False))
+
+
 def test_ollamas_completion_is_read_over_a_socket() -> None:
     async def read() -> tuple[str, str | None, Any]:
         server = Replay({"/api/generate": "ollama/generate.http"})

@@ -139,8 +139,8 @@ class OllamaDialect:
         if think is not None:
             body["think"] = think
         if not text.chat:
-            if not isinstance(source.get("prompt"), str):
-                raise ValueError("prompt: Ollama takes one text")
+            if not isinstance(source.get("prompt"), str) or not source["prompt"]:
+                raise ValueError("prompt: Ollama takes one text; an empty one only asks it to load the model")
             return "/api/generate", _encode(body | {"prompt": source["prompt"], "raw": True})
         body["messages"] = list(_messages(source.get("messages") or []))
         if source.get("tools"):
