@@ -182,6 +182,17 @@ def test_a_form_of_the_answer_by_its_newer_and_its_older_name() -> None:
         assert chat.response_format.json_schema.schema == form["schema"]
 
 
+@pytest.mark.parametrize("more", [[], [{"type": "text", "text": "You are an agent."}]])
+def test_a_billing_header_is_no_part_of_the_prompt(more: list[Any]) -> None:
+    """As Claude Code sends it, first of all and another for each first question."""
+    header = {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1.197.c40; cc_entrypoint=cli;"}
+    made, bare = (
+        to_chat(msgspec.convert({"model": "m", "max_tokens": 1, "messages": HI, "system": system}, MessagesRequest))
+        for system in ([header, *more], more or None)
+    )
+    assert made == bare and len(made.messages) == len(more) + 1
+
+
 CALLS = [
     Piece(0, [("content", "Let me see.")], [1]),
     Piece(0, [], [2], tool_calls=[{"index": 0, "id": "c", "function": {"name": "f", "arguments": '{"a'}}]),

@@ -28,12 +28,14 @@ from twinline.gateway.dialects.messages_types import (
 from twinline.gateway.errors import ApiError, bad_request
 from twinline.gateway.sampling import asked_of
 
+_BILLING = "x-anthropic-billing-header:"
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
 def prompt_chat(request: PromptRequest) -> ChatRequest:
     """What makes the prompt, as a chat's request. Raises ApiError 400."""
-    messages = [] if request.system is None else [Message("system", _content(request.system, "system"))]
+    system = request.system if isinstance(request.system, str | None) else _system(request.system)
+    messages = [Message("system", system)] if system or isinstance(system, str) else []
     for index, message in enumerate(request.messages):
         messages += _messages(message, index)
     prefilled = request.messages[-1].role == "assistant"  # the answer goes on from there
@@ -69,6 +71,12 @@ def to_chat(request: MessagesRequest) -> ChatRequest:
     chat.stream = request.stream
     chat.temperature, chat.top_p, chat.top_k = request.temperature, request.top_p, request.top_k
     return chat
+
+
+def _system(blocks: Sequence[TextIn]) -> list[ContentPart]:
+    """Claude Code's first block is a header for Anthropic, another in each conversation: with it in front of the
+    prompt, no two conversations would have a prefix in common that a cache could hold."""
+    return [ContentPart("text", block.text) for block in blocks if not block.text.startswith(_BILLING)]
 
 
 def _content(given: str | Sequence[TextIn | ImageIn | DocumentIn], where: str) -> str | list[ContentPart]:
