@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterable, Sequence
 
 from prometheus_client import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from twinline.gateway.gauges import Gauges, line_up
 from twinline.gateway.meters import PREFIX, Meters
@@ -25,7 +27,8 @@ log = logging.getLogger(__name__)
 
 LINE_SECONDS = 2.0  # how long a line may take to answer for its metrics
 SIBLING_SECONDS = 2.0
-PASSED_THROUGH = "vllm:"
+_PASSED_THROUGH = re.compile(r"vllm:[a-zA-Z0-9_:]+")
+_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 
 async def metrics_text(meters: Meters, models: Iterable[ServedModel]) -> bytes:
@@ -109,7 +112,8 @@ async def _line_text(line: Line) -> str:
 class _Passed(Collector):
     """The lines' own metrics, joined: a family may be declared only once in one text.
 
-    Each sample gets the name of its line: two lines of a model say the same of themselves.
+    Each sample gets the name of its line: two lines of a model say the same of themselves. Names that are none are left
+    out, for a line feed in one would begin a line of ours, and so is all of a sample but its labels and its value.
     """
 
     def __init__(self, texts: Sequence[tuple[str, str]]) -> None:
@@ -120,10 +124,14 @@ class _Passed(Collector):
         for line, text in self._texts:
             try:
                 for family in text_string_to_metric_families(text):
-                    if not family.name.startswith(PASSED_THROUGH):
+                    if not _PASSED_THROUGH.fullmatch(family.name):
                         continue
                     joined = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-                    joined.samples += [s._replace(labels={**s.labels, "line": line}) for s in family.samples]
-            except ValueError as error:
-                log.warning("a line's metrics cannot be read: %s", error)
+                    joined.samples += [
+                        Sample(s.name, {**s.labels, "line": line}, s.value)
+                        for s in family.samples
+                        if _PASSED_THROUGH.fullmatch(s.name) and all(map(_LABEL.fullmatch, s.labels))
+                    ]
+            except Exception as error:  # the parser's, too, which stumbles over some texts
+                log.warning("the metrics of line %s cannot be read: %s", line, error)
         return families.values()

@@ -214,3 +214,26 @@ def test_what_a_watched_line_says_of_itself_is_bounded(attacked: Attacked) -> No
 
 async def _ask(client: line_client.LineClient, path: str) -> None:
     await client.ask("GET", path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"# HELP vllm:x\\n twinline_forged 1\n",
+        b'# TYPE "vllm:x\\ntwinline_forged 1\\n#" gauge\n{"vllm:x\\ntwinline_forged 1\\n#"} 1\n',
+        b'vllm:x{"a\\ntwinline_forged 1\\n#"="b"} 1\n',
+        b"vllm:x 1 1e999\n",
+        b'# TYPE vllm:x gauge\nvllm:x{a="b",\xe2\x80\xa8="c"} 1\n',
+        b'vllm:{x\ne="0.5"} 1\n',
+        b"vllm:x 1 # {a",
+    ],
+)
+def test_what_a_line_measures_makes_no_line_of_ours_and_takes_none_away(attacked: Attacked, text: bytes) -> None:
+    attacked.good(True)
+    attacked.hostile.told["/metrics"] = bytes_of(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(text), text))
+    told = attacked.client.get("/metrics")
+    assert told.status_code == 200
+    lines = [line.strip() for line in told.text.splitlines()]
+    assert any(line.startswith("twinline_") for line in lines)
+    assert not any(line.startswith("twinline_forged") for line in lines)
+    assert all(line.startswith(("# HELP ", "# TYPE ", "twinline_", "vllm:", "python_", "process_")) for line in lines)
