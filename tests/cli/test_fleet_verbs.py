@@ -139,6 +139,15 @@ def test_down_ends_what_a_dead_control_side_left(file: Path) -> None:
     assert not any(lives(pid) for pid in pids(running).values())
 
 
+def test_a_roster_that_cannot_be_read_is_no_fleet_that_is_down(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = home.run_directory("f")
+    home.prepare(directory)
+    (directory / "roster.json").write_text('{"fleet": "f", "gen')
+    assert main(["ps"]) == 1
+    told = capsys.readouterr().err
+    assert "roster.json cannot be read" in told and "takes up what still runs" in told and "is not up" not in told
+
+
 def test_a_line_that_fails_makes_a_detached_start_fail_and_says_why(file: Path) -> None:
     edit(file, "price: 1 EUR", "price: 1 EUR, options: {fault: {mode: '500'}}")
     told = twinline("up", "--detach", file, code=1)

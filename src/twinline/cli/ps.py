@@ -19,7 +19,7 @@ from twinline.cli.table import aligned, fitted
 from twinline.cli.terminal import columns, harmless
 from twinline.cli.up import url_of
 from twinline.lines.fleet.status import status
-from twinline.lines.roster import GatewaySpec
+from twinline.lines.roster import ROSTER, GatewaySpec
 
 Json = dict[str, Any]
 SPARE = ("url", "up", "pid", "engine", "restarts", "tokens/s/stream")  # columns that a narrow terminal goes without
@@ -34,8 +34,13 @@ def run(args: argparse.Namespace) -> int:
     directory = meant(args.fleet)
     try:
         said = asyncio.run(status(directory))
-    except (OSError, msgspec.MsgspecError):
+    except FileNotFoundError:
         raise CliError(f"fleet {directory.name} is not up") from None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CliError(
+            f"{directory / ROSTER} cannot be read ({error}), and no control side answers: `twinline up FLEET.yaml` "
+            "takes up what still runs, `twinline down` ends it"
+        ) from None
     if args.json:
         print(json.dumps(said, indent=2, ensure_ascii=False))
     else:

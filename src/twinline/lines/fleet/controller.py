@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from twinline.lines import roster
-from twinline.lines.fleet import held
+from twinline.lines.fleet import held, home
 from twinline.lines.fleet.diff import Change, diff, engine_fields, fleet_of
 from twinline.lines.fleet.draining import drained
 from twinline.lines.fleet.engine import Engine, Ports
@@ -26,14 +26,13 @@ from twinline.lines.fleet.events import Event, Events
 from twinline.lines.fleet.file import Fleet
 from twinline.lines.fleet.gateways import Gateway
 from twinline.lines.fleet.keeper import Keeper
+from twinline.lines.fleet.left import left
 from twinline.lines.fleet.pace import Pace
 from twinline.lines.roster import GatewaySpec, Roster
 from twinline.lines.spec import LineSpec
 from twinline.lines.state import LineState
 
 log = logging.getLogger(__name__)
-
-BY_HAND = "drained by hand; `twinline up --resume` or `apply` brings it back"
 
 
 class Controller:
@@ -109,7 +108,7 @@ class Controller:
             for keeper in keepers:
                 keeper.held = True
             held.write(self.directory, held.read(self.directory) | {keeper.name for keeper in keepers})
-            await asyncio.gather(*(keeper.retire(partial(self._drained, keeper), BY_HAND) for keeper in keepers))
+            await asyncio.gather(*(keeper.retire(partial(self._drained, keeper), held.BY_HAND) for keeper in keepers))
             self._publish()
 
     def resume(self, name: str) -> None:
@@ -138,32 +137,29 @@ class Controller:
 
     def _adopt(self, fleet: Fleet) -> None:
         """Keepers for all that an earlier control side left alive; every other process of it is forgotten later."""
-        try:
-            old = roster.read(self.directory)
-        except (OSError, msgspec.MsgspecError):
-            old = None
-        by_hand = held.read(self.directory)
-        if old is not None:
-            self.generation = old.generation
-            self.fleet = fleet_of(old)
-            for entry in old.entries:
-                wanted = fleet.line(entry.spec.name)
-                same = wanted is not None and engine_fields(wanted) == engine_fields(entry.spec)
-                try:
-                    keeper = self._keeper(entry.name, wanted if same and wanted is not None else entry.spec)
-                except ValueError as error:  # an engine that this version does not know, or a secret that has gone
-                    self.events.add(entry.name, "given up", str(error))
-                    continue
-                if entry.name in by_hand or not keeper.adopt(entry):
-                    del self.keepers[entry.name]
-                elif keeper.engine is not None:
-                    self.events.add(entry.name, "adopted", f"process {keeper.engine.pid} has gone on")
-            self._adopt_gateways(old)
+        found = left(self.directory, fleet)
+        old, by_hand = found.roster, found.by_hand
+        for told in found.mended:
+            self.events.add(fleet.name, "mended", told)
+        self.generation = old.generation
+        self.fleet = fleet_of(old)
+        for entry in old.entries:
+            wanted = fleet.line(entry.spec.name)
+            same = wanted is not None and engine_fields(wanted) == engine_fields(entry.spec)
+            try:
+                keeper = self._keeper(entry.name, wanted if same and wanted is not None else entry.spec)
+            except ValueError as error:  # an engine that this version does not know, or a secret that has gone
+                self.events.add(entry.name, "given up", str(error))
+                continue
+            if entry.name in by_hand or not keeper.adopt(entry):
+                del self.keepers[entry.name]
+            elif keeper.engine is not None:
+                self.events.add(entry.name, "adopted", f"process {keeper.engine.pid} has gone on")
+        self._adopt_gateways(old)
         for name in sorted(by_hand):
             spec = fleet.line(name.partition("#")[0])
             if spec is not None:
-                self._keeper(name, spec).hold(BY_HAND)
-        self.fleet = self.fleet or fleet
+                self._keeper(name, spec).hold(held.BY_HAND)
 
     def _adopt_gateways(self, old: Roster) -> None:
         """Each by its own spec: another one is tried before it is replaced."""
@@ -380,7 +376,7 @@ class Controller:
 
 async def end_processes(directory: Path, grace: float, but: Iterable[str] = ()) -> list[str]:
     """Ends every process of a fleet whose state file is there, but those named; the names of those that lived."""
-    names = sorted(path.stem for path in (directory / "engines").glob("*.json"))
+    names = [path.stem for path in home.state_files(directory)]
     found = [e for name in names if name not in set(but) and (e := Engine.find(directory, name)) is not None]
     await asyncio.gather(*(engine.stop(grace) for engine in found))
     return [engine.name for engine in found]

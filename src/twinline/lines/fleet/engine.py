@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -22,8 +23,10 @@ from typing import Any
 import msgspec
 
 from twinline.lines.fleet import home
-from twinline.lines.fleet.identity import boot, is_alive, started
+from twinline.lines.fleet.identity import is_alive, is_of_this_run, started
 from twinline.lines.protocol import LineError
+
+log = logging.getLogger(__name__)
 
 LOG_BYTES = 16 << 20  # a log longer than this is put aside, as one older file
 TAIL_BYTES = 8192
@@ -143,10 +146,11 @@ class Engine:
         """The one whose state file is there and that still lives. What a dead one has left behind is cleared away."""
         standing = _standing(home.state_file(directory, name))
         if standing is None:
+            home.state_file(directory, name).unlink(missing_ok=True)
             return None
         if is_alive(standing.pid, standing.start):
             return cls(directory, standing)
-        if standing.start.partition(":")[0] == boot():
+        if is_of_this_run(standing.start):
             _end_group(standing.pid)
         _clean_up(standing)
         home.state_file(directory, name).unlink(missing_ok=True)
@@ -229,9 +233,15 @@ def _write(path: Path, standing: Standing) -> None:
 
 
 def _standing(path: Path) -> Standing | None:
+    data = b""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Standing)
-    except (OSError, msgspec.DecodeError):
+        data = path.read_bytes()
+        return msgspec.json.decode(data, type=Standing)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        told = "%s cannot be read (%s): if the process that it named still runs, end it by hand; it begins %.80r"
+        log.warning(told, path, error, data.decode("utf-8", "replace"))
         return None
 
 

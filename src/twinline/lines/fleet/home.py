@@ -49,6 +49,10 @@ def state_file(directory: Path, name: str) -> Path:
     return directory / "engines" / f"{name}.json"
 
 
+def state_files(directory: Path) -> list[Path]:
+    return sorted((directory / "engines").glob("*.json"))
+
+
 def log_file(directory: Path, name: str) -> Path:
     return directory / "logs" / f"{name}.log"
 

@@ -44,6 +44,19 @@ def _by_ps(pid: int) -> str | None:
     return start.strip() if start and state[0] not in _DEAD else None
 
 
+def is_of_this_run(start: str) -> bool:
+    """Whether what began at `start` (from `started`) was given its pid by this run of the machine, or of the container.
+
+    A container that is started again goes on with the machine's boot and gives its numbers away anew: what is older
+    than its first process was another run's. A first process that cannot be seen (hidepid) is a machine's.
+    """
+    run, _, ticks = start.rpartition(":")
+    if run != boot() or not ticks.isdecimal():
+        return False
+    first = started(1)
+    return first is None or int(ticks) >= int(first.rpartition(":")[2])
+
+
 def is_alive(pid: int, start: str) -> bool:
     """Whether the process that began at `start` (from `started`) under `pid` still lives."""
     return started(pid) == start
