@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.gateway.several import MODEL, Several, plain, several
 from tests.lines.line_double import Script
 
 from twinline.gateway.access import Access
+from twinline.gateway.gauges import Unrecorded
 from twinline.gateway.supply import Bounds
 from twinline.lines.turn import Outlet
 from twinline.store.database import Database
@@ -377,22 +379,33 @@ def test_a_record_is_on_disk_before_the_last_byte_of_its_answer(
     run(tiny_folder, tmp_path, test)
 
 
-def test_a_full_disk_is_told_with_the_requests_that_it_cost(
+def test_a_full_disk_is_told_with_its_requests_and_costs_no_usage(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(journal: Journal) -> None:
-        raise OSError("no space left on device")
-
     async def test(made: Several, store: Store) -> None:
+        real, journal = os.write, store.access._journal
+
+        def full(file: int, data: bytes) -> int:
+            if journal is not None and file == journal._file:
+                raise OSError("no space left on device")
+            return real(file, data)
+
+        def told_of() -> dict[str, float]:
+            return {sample.name: sample.value for each in Unrecorded(store.access).collect() for sample in each.samples}
+
         made.says("words")
-        monkeypatch.setattr(Journal, "commit", full)
+        monkeypatch.setattr(os, "write", full)
         alice = store.key("alice")
         names = [f"costly-{number}" for number in range(3)]
         answers = await asyncio.gather(*(made.complete(alice | {"x-request-id": name}) for name in names))
         assert {answer.status_code for answer in answers} == {200}
         monkeypatch.undo()
+        waiting, lost = "twinline_gateway_usage_records_waiting", "twinline_gateway_usage_records_lost_total"
+        assert told_of() == {waiting: 3, lost: 0}
         told = [record.getMessage() for record in caplog.records if "not recorded" in record.getMessage()]
         assert all("no space left" in text for text in told)
         assert all(sum(name in text for text in told) == 1 for name in names), told
+        assert (await made.complete(alice)).status_code == 200
+        assert store.used("key")[("alice",)].requests == 4 and told_of() == {waiting: 0, lost: 0}
 
     run(tiny_folder, tmp_path, test)

@@ -64,6 +64,32 @@ def test_whatever_is_logged_is_one_line_of_json() -> None:
     assert "test_whatever" in records[4]["stack"]
 
 
+FULL = """
+import logging, os
+from twinline.gateway.logs import set_up_logs
+
+set_up_logs("json", "info")
+write, room = os.write, [10_000, 25, 0, 0, 10_000, 10_000]
+
+def full(file, data):
+    most = room.pop(0)
+    if not most:
+        raise OSError(28, "No space left on device")
+    return write(file, data[:most])
+
+os.write = full
+for number in range(6):
+    logging.error("the disk is full, %d", number)
+"""
+
+
+def test_a_disk_that_was_full_costs_lines_and_no_others() -> None:
+    done = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True, timeout=60, check=True)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 4 and len(lines[1]) == 25
+    assert [json.loads(lines[at])["message"][-1] for at in (0, 2, 3)] == ["0", "4", "5"]
+
+
 def test_what_ends_a_thread_or_the_process_is_json_too() -> None:
     code = """
 import threading, warnings

@@ -112,3 +112,26 @@ def test_an_answer_moves_to_the_line_that_goes_on_and_not_by_way_of_one_that_ref
         ]
 
     run(tiny_folder, ["a", "b", "c"], test)
+
+
+def test_what_is_waited_for_is_there_before_it_happens(tiny_folder: Path) -> None:
+    """A counter that comes with its first count has no increase: a rate over it, and an alarm on that, stay at 0."""
+
+    async def test(made: Several) -> None:
+        text = (await made.client.get("/metrics")).text
+        there = {
+            (sample.name.removeprefix("twinline_gateway_"), sample.labels.get("line"), sample.labels.get("reason"))
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if not sample.value
+        }
+        assert {("refusals_total", None, why) for why in ("no_line", "cannot_continue", "line_broken")} <= there
+        for name in ("attempts_lost_total", "moves_from_total"):
+            assert {(name, "b", why) for why in ("broken", "stalled", "gone", "unreachable", "full")} <= there
+        assert {("line_trips_total", "b", None), ("line_faults_total", "b", None)} <= there
+        await made.complete(model=f"{MODEL}@c")
+        after = (await made.client.get("/metrics")).text
+        assert 'refusals_total{model="tiny-r1",reason="line_not_found"} 1.0' in after
+        assert after.count("refusals_total{") == text.count("refusals_total{")
+
+    run(tiny_folder, ["a", "b"], test)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from sqlalchemy import Connection, delete, func, select
 from tests.store.mortal import record
 
 import twinline.store.fold as folding
+import twinline.store.journal as journals
 from twinline.store import tables
 from twinline.store.database import Database
 from twinline.store.fold import fold
@@ -143,21 +145,51 @@ def test_a_damaged_line_in_the_middle_is_told_and_passed(
     assert "1 damaged lines in journal dead-000001.jsonl" in caplog.text
 
 
-def test_a_full_disk_is_an_error_and_the_next_record_is_whole(
+@pytest.mark.parametrize("room", [0, 30, 100_000])
+def test_a_full_disk_is_an_error_and_nothing_is_lost_when_there_is_room_again(
+    database: Database, directory: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """`room`: what the first write that fails takes, then nothing. Of all but the last byte it is counted once, too."""
+    journal = Journal(directory)
+    journal.write(record("before"))
+    real, takes = os.write, [room, 0, 0]
+
+    def full(file: int, data: bytes) -> int:
+        most = min(takes.pop(0), len(data) - 1)
+        if not most:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(file, data[:most])
+
+    monkeypatch.setattr(os, "write", full)
+    for count, uid in enumerate(("first", "second", "third"), 1):
+        with pytest.raises(OSError, match=r"disk is full|No space left"):
+            journal.write(record(uid))
+        assert journal.waiting == count and not journal.lost
+    fold(database, directory)
+    monkeypatch.setattr(os, "write", real)
+    journal.write(record("after"))
+    assert not journal.waiting
+    journal.close()
+    fold(database, directory)
+    assert stored(database) == Counter(["before", "first", "second", "third", "after"])
+
+
+def test_what_waits_for_a_full_disk_is_bounded(
     database: Database, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = Journal(directory)
-    journal.write(record("before"))
     real = os.write
-    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:30]))
-    with pytest.raises(OSError, match="30 of a record"):
-        journal.write(record("lost"))
+    size = len(line_of(record("u0")))
+    monkeypatch.setattr(journals, "MOST_KEPT", 3 * size)
+    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:10]))
+    for number in range(5):
+        with pytest.raises(OSError, match="its disk is full"):
+            journal.write(record(f"u{number}"))
+    assert journal.waiting == 3 and journal.lost == 2
     monkeypatch.setattr(os, "write", real)
-    journal.write(record("after"))
     journal.close()
-    folded = fold(database, directory)
-    assert (folded.records, folded.torn) == (2, 1)
-    assert stored(database) == Counter(["before", "after"])
+    fold(database, directory)
+    assert stored(database) == Counter(["u2", "u3", "u4"])
 
 
 def test_what_no_column_holds_does_not_block_the_rest(database: Database, directory: Path) -> None:
@@ -309,7 +341,7 @@ def test_what_is_added_is_on_disk_after_one_write(
     assert stored(database) == Counter(["u0", "u1", "u2", "u3"])
 
 
-def test_a_disk_that_fills_inside_several_records_keeps_those_before(
+def test_a_disk_that_fills_inside_several_records_counts_none_twice(
     database: Database, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = Journal(directory)
@@ -318,11 +350,11 @@ def test_a_disk_that_fills_inside_several_records_keeps_those_before(
     room = len(line_of(record("first"))) + 20
     real = os.write
     monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:room]))
-    with pytest.raises(OSError, match=f"took {room} of 3 records'"):
+    with pytest.raises(OSError, match=f"took {room} of"):
         journal.commit()
     monkeypatch.setattr(os, "write", real)
     journal.add(record("after"))
     journal.commit()
     journal.close()
     fold(database, directory)
-    assert stored(database) == Counter(["first", "after"])
+    assert stored(database) == Counter(["first", "second", "third", "after"])

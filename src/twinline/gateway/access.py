@@ -95,6 +95,11 @@ class Access:
     def needs_key(self) -> bool:
         return self._ring is not None
 
+    @property
+    def unrecorded(self) -> tuple[int, int]:
+        """Records that wait for a disk that takes them, and those that were lost to it."""
+        return (0, 0) if self._journal is None else (self._journal.waiting, self._journal.lost)
+
     def enter(self, exchange: Exchange) -> Visit:
         """Whose request it is. Raises ApiError 401, or 403."""
         visit = Visit(None, time.time())
@@ -220,7 +225,8 @@ class Access:
     def book(self, visit: Visit, exchange: Exchange, model: str, choices: Sequence[Choice], status: Status) -> None:
         """Records what was used, before the client has its last byte, and settles the limits. Once per request.
 
-        A disk that takes no record is told in the log: the answer is there, and refusing it would help nobody.
+        A disk that takes no record is told in the log: the answer is there, and refusing it would help nobody. The
+        journal writes the record when there is room again.
         """
         if self.observers:
             visit.model, visit.choices, visit.outcome = model, choices, status
@@ -273,7 +279,7 @@ class Access:
         try:
             self._journal.commit()
         except OSError as error:
-            log.error("usage is not recorded, of some or all of requests %s: %s", ", ".join(booked), error)
+            log.error("usage is not recorded yet, of some or all of requests %s: %s", ", ".join(booked), error)
 
 
 def secret_of(header: Callable[[str], str | None]) -> str | None:

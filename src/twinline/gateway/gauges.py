@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from twinline.gateway.access import Access
 from twinline.gateway.meters import PREFIX
 from twinline.gateway.served import ServedModel
 from twinline.gateway.supply import Supply
@@ -84,3 +85,17 @@ class Gauges(Collector):
                     if known[field] is not None:
                         family.add_metric(labels, known[field])
         return [queued, up, info, flying, states, circuits, *learnt.values()]
+
+
+class Unrecorded(Collector):
+    """Usage that the disk has not taken: the log that would say so may be on the same disk."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    def collect(self) -> Iterable[Metric]:
+        waiting, lost = self._access.unrecorded
+        told = "Usage records that wait in memory for a disk that takes them."
+        yield GaugeMetricFamily(f"{PREFIX}usage_records_waiting", told, waiting)
+        told = "Usage records that a full disk has cost."
+        yield CounterMetricFamily(f"{PREFIX}usage_records_lost", told, lost)

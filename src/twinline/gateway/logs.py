@@ -7,6 +7,7 @@ Owns the form. Must not know where a log goes: it is stderr's. No line holds a p
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from twinline.gateway.exchange import CLIENT_LEFT, Exchange
 from twinline.gateway.reasons import of_status, why_refused
 
 ACCESS = logging.getLogger("twinline.access")
+STDERR = 2
 _SHOWN = 2000  # characters of a prompt and of an answer
 _NAME = 200  # characters of what a client calls a model
 _log = logging.getLogger("twinline")
@@ -27,7 +29,7 @@ _log = logging.getLogger("twinline")
 
 def set_up_logs(form: str, level: str) -> None:
     """`text` or `json`, to stderr. What ends a thread or the process is logged in that form too."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Lines()
     if form == "json":
         handler.setFormatter(_Json())
     else:
@@ -42,6 +44,20 @@ def set_up_logs(form: str, level: str) -> None:
 def _ended(kind: type[BaseException], error: BaseException | None, where: TracebackType | None) -> None:
     if error is not None:
         _log.critical("%s ends", threading.current_thread().name, exc_info=(kind, error, where))
+
+
+class _Lines(logging.Handler):
+    """Each record by one write to stderr. A full disk costs lines, never the form of those that come after: a line of
+    which only a part was taken is ended before the next."""
+
+    _torn = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            data = b"\n" * self._torn + f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
+            self._torn = os.write(STDERR, data) < len(data)
+        except Exception:  # there is nobody to tell
+            return
 
 
 class _Text(logging.Formatter):

@@ -18,6 +18,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from twinline.gateway.reasons import LEFT, OF_MODELS
+
 if TYPE_CHECKING:
     from twinline.gateway.choice import Segment
 
@@ -177,6 +179,12 @@ class ModelMeter:
         self._model = model
         self._lines: dict[str, _LineMeter] = {}
         self._queued = meters.queue_seconds.labels(model).observe
+        for reason in OF_MODELS:
+            meters.refusals.labels(model, reason)
+
+    def added(self, line: str) -> None:
+        """Its counters begin at 0 now: one that appears with its first count has no increase that a rate would see."""
+        self._line(line)
 
     def _line(self, name: str) -> _LineMeter:
         meter = self._lines.get(name)
@@ -212,7 +220,7 @@ class ModelMeter:
         self._meters.refusals.labels(self._model, reason).inc()
 
     def tripped(self, line: str) -> None:
-        self._meters.trips.labels(self._model, line).inc()
+        self._line(line).trips()
 
     def fault(self, line: str) -> None:
         self._line(line).faults()
@@ -235,7 +243,7 @@ class ModelMeter:
 class _LineMeter:
     __slots__ = (
         "between_tokens", "cached_tokens", "completion_tokens", "cost", "faults", "first_token", "moves", "predicted",
-        "prompt_tokens", "waste_tokens",
+        "prompt_tokens", "trips", "waste_tokens",
     )  # fmt: skip
 
     def __init__(self, meters: Meters, model: str, line: str) -> None:
@@ -249,3 +257,7 @@ class _LineMeter:
         self.faults = meters.faults.labels(model, line).inc
         self.predicted = meters.predicted.labels(model, line).inc
         self.cost = meters.cost.labels(model, line, meters.currency).inc
+        self.trips = meters.trips.labels(model, line).inc
+        for reason in LEFT:
+            meters.lost.labels(model, line, reason)
+            meters.moves_from.labels(model, line, reason)

@@ -31,6 +31,7 @@ from twinline.gateway.access import Access
 from twinline.gateway.app import App
 from twinline.gateway.door import Door
 from twinline.gateway.following import Following
+from twinline.gateway.gauges import Unrecorded
 from twinline.gateway.listening import Server, Stopping, Tls, bound, loopback, url_of
 from twinline.gateway.logs import AccessLog, set_up_logs
 from twinline.gateway.opened import opened
@@ -66,6 +67,7 @@ async def serve(directory: Path, index: int) -> None:
             door.meters.currency = settings.currency
             access.on_refusal = door.meters.key_refused
             ProcessCollector("twinline_gateway", registry=door.meters.registry)
+            door.meters.registry.register(Unrecorded(access))
             bounds = Bounds(queue_requests=settings.queue_requests, queue_seconds=settings.queue_seconds)
             following = Following(directory, door, bounds, teller.tell)
             await following.look()

@@ -12,6 +12,7 @@ from twinline.lines.protocol import LineError, LineRefused
 # `broken` the answer broke off, `stalled` it fell silent, `gone` the line went out of service, `drained` it was asked
 # to give its streams up.
 _BROKEN = {"stalled": "stalled", "gone": "gone", "moved": "drained", "deadline": "deadline"}
+LEFT = (*_BROKEN.values(), "broken", "full", "unreachable", "refused")
 _UNREACHABLE = ("line_unreachable", "line_not_serving")
 
 # Codes of ours that say more than the status.
@@ -26,6 +27,11 @@ _STATUSES = {
     413: "body_too_large", 415: "bad_request", 429: "line_full", 500: "internal_error", 502: "line_broken",
     503: "line_unavailable", 504: "deadline_exceeded",
 }  # fmt: skip
+
+OF_MODELS = (  # why a request for a model got no answer, as far as `refusals_total` counts it
+    "bad_request", "context_length_exceeded", "unsupported_parameter", "line_not_found", "no_line", "too_busy",
+    "line_full", "line_unavailable", "line_broken", "cannot_continue", "deadline_exceeded", "server_stopping",
+)  # fmt: skip
 
 
 def why_left(error: LineError) -> str:

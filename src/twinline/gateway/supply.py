@@ -82,8 +82,8 @@ class Supply:
         """Raises ValueError if there is one of that name."""
         line.lend(self.lent)
         self.router.add(traits_of(line))
-        self.lines[line.name] = line
-        self.circuits[line.name] = Circuit()
+        self.lines[line.name], self.circuits[line.name] = line, Circuit()
+        self.meter.added(line.name)
         line.life.on_change = lambda: self.changed(line)
         self.changed(line)
 

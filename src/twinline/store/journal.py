@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import threading
+from collections import deque
 from itertools import count
 from pathlib import Path
 
@@ -23,6 +24,7 @@ SUFFIX = ".jsonl"
 UNNAMED = ".new"
 FSYNC_SECONDS = 0.2
 ROTATE_BYTES = 16 << 20
+MOST_KEPT = 8 << 20  # bytes of records that a full disk did not take; the oldest beyond that are lost
 _log = logging.getLogger(__name__)
 
 
@@ -31,7 +33,8 @@ class Journal:
     the next file.
 
     A record that `write` or `commit` has returned from survives the death of the process at once, and a loss of power
-    after `FSYNC_SECONDS` more. Raises OSError if the directory cannot be written to.
+    after `FSYNC_SECONDS` more. What a full disk does not take waits for room in memory. Raises OSError if the directory
+    cannot be written to.
     """
 
     def __init__(
@@ -46,7 +49,8 @@ class Journal:
         self._size = 0
         self._torn = False
         self._dirty = False
-        self._added: list[bytes] = []  # not yet on disk, by `write`'s thread alone
+        self._added: deque[bytes] = deque()  # not yet on disk, by `write`'s thread alone
+        self.lost = 0  # records that will never be
         # Handed over by single assignments and list operations, which the interpreter makes whole.
         self._spare: int | None = None
         self._full: list[int] = []
@@ -58,8 +62,13 @@ class Journal:
         """Unique over all processes and times."""
         return f"{self._prefix}-{next(self._requests)}"
 
+    @property
+    def waiting(self) -> int:
+        """Records that the disk has not taken yet."""
+        return len(self._added)
+
     def write(self, record: Usage) -> None:
-        """Appends the record by one system call. Raises OSError (a full disk): the record is not written then."""
+        """Appends the record by one system call. Raises OSError (a full disk): the next `commit` writes it, too."""
         self.add(record)
         self.commit()
 
@@ -68,25 +77,33 @@ class Journal:
         self._added.append(line_of(record))
 
     def commit(self) -> None:
-        """Appends what was added, by one system call. Raises OSError: what did not fit is not written then."""
+        """Appends what was added, by one system call. Raises OSError where not all of it fits: then the next one tries
+        all of it again. A record that was whole is there twice then, and is folded once (by its uid)."""
         if not self._added:
             return
-        count = len(self._added)
-        data = b"".join(self._added)
-        self._added.clear()
-        if self._torn:
-            data = b"\n" + data  # ends what an earlier failed write left behind
-        written = os.write(self._file, data)
+        data = b"\n" * self._torn + b"".join(self._added)  # a line end ends what an earlier failed write left behind
+        try:
+            written = os.write(self._file, data)
+        except OSError:
+            self._drop()
+            raise
         self._dirty = True
         if written != len(data):
             self._torn = True
-            what = "a record's" if count == 1 else f"{count} records'"
-            raise OSError(f"the journal took {written} of {what} {len(data)} bytes; its disk is full")
+            self._drop()
+            raise OSError(f"the journal took {written} of {len(data)} bytes; its disk is full")
         self._torn = False
+        self._added.clear()
         self._size += written
         if self._size >= self._rotate_bytes and self._spare is not None:
             self._full.append(self._file)
             self._file, self._spare, self._size = self._spare, None, 0
+
+    def _drop(self) -> None:
+        size = sum(map(len, self._added))
+        while size > MOST_KEPT:
+            size -= len(self._added.popleft())
+            self.lost += 1
 
     def close(self) -> None:
         """Syncs and lets go of the file. `write` must not be called any more."""
@@ -97,7 +114,7 @@ class Journal:
         try:
             self.commit()
         except OSError as error:
-            _log.error("the last usage is not recorded: %s", error)
+            _log.error("the last usage is not recorded, %d requests': %s", len(self._added), error)
         for file in (*self._full, self._file):
             os.fsync(file)
             os.close(file)
