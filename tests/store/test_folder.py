@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from sqlalchemy import func, select
 from tests.store.mortal import record
 
@@ -30,6 +31,7 @@ async def main(url, directory):
     journal = Journal(directory)
     folding = asyncio.create_task(keep_folding(Database(url), directory, 3600.0))
     await asyncio.sleep(1.0)
+    (directory / "a-000001.jsonl").write_bytes(b"damaged: told of to nobody, who is no reason to stop\\n")
     for _ in range(50):
         journal.write(record(journal.next_uid()))
     print("written", flush=True)
@@ -60,6 +62,25 @@ def test_it_folds_by_itself_and_at_the_end(database: Database, tmp_path: Path) -
     asyncio.run(go())
     journal.close()
     assert requests(database) == 2
+
+
+def test_what_it_has_to_say_is_in_the_gateways_log(
+    database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As one of its lines, whatever form that has: beside them it would be no JSON."""
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / "left-000001.jsonl").write_bytes(b"damaged\n")
+
+    async def go() -> None:
+        folding = asyncio.create_task(keep_folding(database, tmp_path / "journal", 0.1))
+        async with asyncio.timeout(60):
+            while "1 damaged lines in journal left-000001.jsonl" not in caplog.text:
+                await asyncio.sleep(0.05)
+        folding.cancel()
+        await asyncio.gather(folding, return_exceptions=True)
+
+    asyncio.run(go())
+    assert "damaged" not in capfd.readouterr().err
 
 
 def test_the_gateway_is_killed(database: Database, url: str, tmp_path: Path) -> None:

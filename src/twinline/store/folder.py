@@ -5,6 +5,7 @@ than everything else that is done for it here, and a thread would take that from
 tends SQLite's log.
 
 It ends when its standard input does, with a last fold: also when the gateway is killed nothing waits in a journal.
+What it has to say goes through the gateway's log, whose form is the gateway's.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from twinline.store.home import DATABASE_VARIABLE
 FOLD_SECONDS = 5.0
 END_SECONDS = 10.0
 GONE_SECONDS = 0.2  # a killed process closes its pipes a moment before it lets go of its journals
+MOST_TOLD = 1 << 20  # bytes of a line
 _log = logging.getLogger(__name__)
 
 
@@ -35,14 +37,23 @@ async def keep_folding(database: Database, directory: Path, seconds: float = FOL
     while True:
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", __name__, str(directory), str(seconds),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, env=environment,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+            env=environment, limit=MOST_TOLD,
         )  # fmt: skip
+        telling = asyncio.create_task(_told_by(child))
         try:
             code = await child.wait()
             _log.warning("the folding process ended with %d; usage stays in its journals until the next", code)
         finally:
             await _end(child)
+            await telling
         await asyncio.sleep(seconds)
+
+
+async def _told_by(child: asyncio.subprocess.Process) -> None:
+    assert child.stderr is not None
+    while line := await child.stderr.readline():
+        _log.warning("%s", line.decode("utf-8", "replace").rstrip())
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:
@@ -61,6 +72,7 @@ async def _end(child: asyncio.subprocess.Process) -> None:
 def main(directory: Path, seconds: float) -> int:
     """Folds every `seconds` until standard input ends. What fails is tried again; nothing is lost meanwhile."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the gateway's to handle
+    logging.basicConfig(format="%(message)s")  # whose errors it swallows: the gateway that reads may be gone
     os.nice(10)
     database: Database | None = None
     failing = ended = False
@@ -72,9 +84,7 @@ def main(directory: Path, seconds: float) -> int:
             failing = False
         except Exception as error:
             if not failing:
-                print(
-                    f"usage is not folded for now: {getattr(error, 'orig', None) or error}", file=sys.stderr, flush=True
-                )
+                _log.error("usage is not folded for now: %s", getattr(error, "orig", None) or error)
             failing = True
         if ended:
             return int(failing)
