@@ -282,17 +282,41 @@ def test_keys_come_and_go_while_it_runs(tiny_folder: Path, doubles: Doubles) -> 
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def certified(certificate: Path, key: Path) -> ssl.SSLContext:
+    """Makes a pair; what trusts it alone."""
+    command = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    made = [path.with_suffix(".made") for path in (certificate, key)]
+    subprocess.run(["openssl", *command.split(), "-keyout", made[1], "-out", made[0]], check=True, capture_output=True)
+    made[1].replace(key)
+    made[0].replace(certificate)
+    return ssl.create_default_context(cafile=str(certificate))
+
+
 def test_tls_by_file(tiny_folder: Path, tmp_path: Path, doubles: Doubles) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    command = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
-    subprocess.run(["openssl", *command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    trusted = certified(certificate, key)
     with fleet(tiny_folder, tls_certificate=str(certificate), tls_key=str(key)) as made:
         made.entries = [entry("a", doubles.urls[0])]
         made.write()
         gateway = made.start()
-        trusted = ssl.create_default_context(cafile=str(certificate))
-        with httpx.Client(base_url=made.url.replace("http", "https"), verify=trusted, timeout=20) as client:
+        url = made.url.replace("http", "https")
+        with httpx.Client(base_url=url, verify=trusted, timeout=20) as client:
             assert made.complete(client).status_code == 200
         with pytest.raises(httpx.HTTPError), made.client() as client:
             client.get("/health")
         assert gateway.ask("/health").status_code == 200
+
+        def shown(by: ssl.SSLContext) -> bool:
+            try:
+                return httpx.get(f"{url}/health", verify=by, timeout=20).status_code == 200
+            except httpx.ConnectError:
+                return False
+
+        fresh = certified(certificate, key)  # renewed where it lies: no restart
+        until(lambda: shown(fresh))
+        assert not shown(trusted)
+        certificate.write_text("half of a cert")
+        until(lambda: any("the certificate from before is shown" in line for line in gateway.log()))
+        assert shown(fresh)
+        last = certified(certificate, key)
+        until(lambda: shown(last))

@@ -36,6 +36,18 @@ class Tls:
     certificate: str
     key: str | None = None
 
+    def stamps(self) -> list[tuple[int, int] | None]:
+        """Others when a file is another than it was."""
+        found: list[tuple[int, int] | None] = []
+        for file in filter(None, (self.certificate, self.key)):
+            try:
+                there = Path(file).stat()
+            except OSError:
+                found.append(None)
+            else:
+                found.append((there.st_mtime_ns, there.st_ino))
+        return found
+
     def check(self) -> None:
         """Raises ValueError, in one line that names the file, for what no server could use."""
         for file in (self.certificate, self.key):

@@ -35,6 +35,7 @@ from twinline.gateway.gauges import Unrecorded
 from twinline.gateway.listening import Server, Stopping, Tls, bound, loopback, url_of
 from twinline.gateway.logs import AccessLog, set_up_logs
 from twinline.gateway.opened import opened
+from twinline.gateway.renewing import renewing
 from twinline.gateway.supply import Bounds
 from twinline.lines import roster
 from twinline.lines.client import LineClient
@@ -81,15 +82,18 @@ async def serve(directory: Path, index: int) -> None:
             tls = Tls(settings.tls_certificate, settings.tls_key) if settings.tls_certificate else None
             server = Server(outside, lambda: _ready(listener, tls), tls=tls)
             manager = Server(inside, lambda: None, unix=directory / f"gateway-{index}.sock")
-            tasks = [asyncio.create_task(following.run()), asyncio.create_task(manager.serve())]
+            managing = asyncio.create_task(manager.serve())
+            tasks = [asyncio.create_task(following.run())]
+            if tls is not None:
+                tasks.append(asyncio.create_task(renewing(tls, lambda: server.config.ssl)))
             settle_garbage()
             try:
                 await stopping.serve(server, listener)
             finally:
                 manager.should_exit = True
-                for task in tasks[:1]:
+                for task in tasks:
                     task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.gather(managing, *tasks, return_exceptions=True)
 
 
 def check(settings: GatewaySpec) -> None:
