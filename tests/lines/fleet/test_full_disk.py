@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +54,10 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
 
 def test_an_engine_whose_state_file_cannot_be_written_is_ended_and_tried_again(disk: Disk) -> None:
     async def test() -> None:
-        async with controlled(fleet(line(), line("b")), replace(PACE, failures=1000)) as controller:
+        async with controlled(fleet(line(), line("b"))) as controller:
             disk.full = "engines/a."
             os.kill(pid_of(controller), signal.SIGKILL)
-            await until(lambda: disk.refused >= 3)
+            await until(lambda: disk.refused >= 5)  # often enough for quarantine, were it the line's doing
             tried = disk.started[-2:]
             assert "its state file cannot be written" in controller.keepers["a"].reason
             disk.full = ""

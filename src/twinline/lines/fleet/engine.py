@@ -38,6 +38,10 @@ class EngineFailed(LineError):
     """The process could not be started."""
 
 
+class NoRecord(EngineFailed):
+    """Its files cannot be written: that is the disk's doing, not the process's."""
+
+
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """What the state file says. `start` is from `identity.started`; `spec_hash` names what it was started for.
 
@@ -138,7 +142,7 @@ class Engine:
             _end_group(child.pid, leader_lives=True)
             child.wait()
             _clean_up(standing)
-            raise EngineFailed(f"its state file cannot be written: {error}") from error
+            raise NoRecord(f"its state file cannot be written: {error}") from error
         return cls(directory, standing, child)
 
     @classmethod

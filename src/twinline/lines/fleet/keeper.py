@@ -17,7 +17,7 @@ import msgspec
 
 from twinline.lines.fleet import starting
 from twinline.lines.fleet.diff import engine_fields
-from twinline.lines.fleet.engine import Engine, Ports
+from twinline.lines.fleet.engine import Engine, NoRecord, Ports
 from twinline.lines.fleet.failures import Failures
 from twinline.lines.fleet.health import Watch, facts_of, unreachable, well
 from twinline.lines.fleet.pace import Pace
@@ -193,6 +193,10 @@ class Keeper:
             await self._end_engine(0, str(error))
             self._judge(str(error))
             await asyncio.sleep(self._pace.poll)
+        except NoRecord as error:  # no failure of the line, which would put it into quarantine for long after
+            self._to_stopped(str(error))
+            self._judge(str(error))
+            await self._wait(self._pace.longest_delay)
         except (LineError, ValueError) as error:
             await self._failed(str(error))
 
