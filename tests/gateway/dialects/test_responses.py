@@ -252,6 +252,7 @@ def test_errors_are_the_clients_own(door: Gateway, client: openai.OpenAI) -> Non
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema", "schema"),
         ({"max_output_tokens": 0}, "max_output_tokens", ">= 1"),
         ({"temperature": -1}, "temperature", ">= 0"),
+        ({"input": "word " * 500}, "input", "maximum context length"),
     ],
 )
 def test_what_cannot_be_done_is_said(door: Gateway, fields: dict[str, Any], param: str, words: str) -> None:

@@ -9,10 +9,11 @@ from twinline.gateway.access import Visit
 from twinline.gateway.answer import Shape
 from twinline.gateway.chat import Chat
 from twinline.gateway.dialects.body import body_of
-from twinline.gateway.dialects.responses_in import to_chat, without_effect
+from twinline.gateway.dialects.responses_in import named_here, to_chat, without_effect
 from twinline.gateway.dialects.responses_out import Streamed, Whole
 from twinline.gateway.dialects.responses_types import ResponsesRequest
 from twinline.gateway.door import Target
+from twinline.gateway.errors import ApiError
 from twinline.gateway.exchange import Exchange
 
 
@@ -37,4 +38,8 @@ class Responses:
             exchange.wording = streamed
             return streamed
 
-        await self._chat.serve(exchange, visit, chat, target, body_of(chat), shape)
+        try:
+            await self._chat.serve(exchange, visit, chat, target, body_of(chat), shape)
+        except ApiError as error:
+            error.param = named_here(error.param)
+            raise

@@ -22,6 +22,8 @@ from twinline.gateway.dialects.sealed import unsealed
 from twinline.gateway.errors import ApiError, bad_request
 from twinline.gateway.sampling import asked_of
 
+_OURS = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format",
+         "reasoning_effort": "reasoning.effort"}  # fmt: skip
 _TEXTS = frozenset({"input_text", "output_text", "text"})
 
 
@@ -45,6 +47,12 @@ def to_chat(request: ResponsesRequest) -> ChatRequest:
     if format_ is not None and format_.type != "text":
         chat.response_format = _format(format_)
     return chat
+
+
+def named_here(field: str | None) -> str | None:
+    """A chat's field by the name that the client of a response knows; of a place in it, the whole."""
+    name = (field or "").partition("[")[0].partition(".")[0]
+    return _OURS.get(name, field)
 
 
 def without_effect(request: ResponsesRequest) -> list[str]:
