@@ -165,6 +165,8 @@ def from_line(error: LineError) -> ApiError:
         return ApiError(503, error.message, code=error.code or "line_unavailable", headers=headers)
     if isinstance(error, LineBroken) and error.code == "deadline":
         return deadline_passed()
+    if isinstance(error, LineBroken) and error.code == "429":  # said in a stream: it is no less full for that
+        return ApiError(429, error.reason, code="line_full", headers={"retry-after": RETRY_SECONDS})
     return ApiError(502, f"The line failed while answering: {reason_of(error)}", code="line_broken")
 
 

@@ -27,7 +27,9 @@ _prefix = secrets.token_hex(4)
 _numbers = count(1)
 _PLAIN = TextRules()
 _random = random.Random(secrets.randbits(128))  # seeds need to differ, not to be secret
-LONGEST_TOKEN_CHARACTERS = 512  # no published vocabulary has a longer token (DeepSeek, Qwen, Llama: 128 spaces)
+# Of a prompt, for each token of the context. Text has 1 to 6, deep indentation some 10; only blanks and rulers, of which
+# a token holds up to 128, have more. Tokenizing takes 330 bytes a character: what cannot be served must not get them.
+MOST_CHARACTERS = 32
 
 
 class Plan:
@@ -174,10 +176,9 @@ def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
 
 
 def check_text(characters: int, served: ServedModel, param: str) -> None:
-    """Refuses a text that is surely too long before minutes are spent on tokenizing it. Raises ApiError 400."""
-    least = characters // LONGEST_TOKEN_CHARACTERS
-    if least > served.max_model_len:
-        told = f"the prompt is too long: its {characters} characters are at least {least} tokens"
+    """Refuses a text that is too long before minutes and gigabytes are spent on tokenizing it. Raises ApiError 400."""
+    if characters > MOST_CHARACTERS * served.max_model_len:
+        told = f"the prompt is too long: its {characters} characters are more than {MOST_CHARACTERS} for each of them"
         raise over_context(served.max_model_len, told, param)
 
 
@@ -214,6 +215,8 @@ def _token_ids(ids: list[int], vocab_size: int, param: str) -> list[int]:
 
 
 def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[str, float]:
+    if len(given) > vocab_size:
+        raise bad_request(f"logit_bias has {len(given)} entries, more than the model has tokens.", "logit_bias")
     bias = {}
     for name, value in given.items():
         if not (name.isascii() and name.isdigit() and len(name) < 12):
