@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from twinline.engine.grammars.grammar import BadGrammar, Grammar
 from twinline.engine.grammars.library import Library, installed
-from twinline.engine.grammars.pattern import Patterns
+from twinline.engine.grammars.stand_ins import StandIns
 from twinline.engine.grammars.vocabulary import Vocabulary
 from twinline.gateway.grammar import _quoted
 
@@ -143,8 +146,45 @@ def test_a_choice_is_just_that_text(choice: str) -> None:
 
 
 def test_a_compiler_that_writes_grammars_otherwise_is_told_of() -> None:
-    patterns = Patterns()
-    name = patterns.name("a")
-    assert patterns.put_into(f'root ::= Regex("{name}", json_string=true)') == 'root ::= Regex("a")'
+    stand_ins = StandIns()
+    name = stand_ins.pattern("a")
+    assert stand_ins.put_into(f'root ::= Regex("{name}", json_string=true)') == 'root ::= Regex("a")'
     with pytest.raises(BadGrammar, match="this version of xgrammar"):
-        patterns.put_into(f'root ::= Pattern("{name}")')
+        stand_ins.put_into(f'root ::= Pattern("{name}")')
+
+
+@st.composite
+def patterns(draw: st.DrawFn, depth: int = 3) -> str:
+    """Nested groups, options and repeats of three letters."""
+    form = draw(st.integers(0, 4)) if depth else 0
+    if form < 2:
+        return draw(st.sampled_from("abc"))
+    one = draw(patterns(depth - 1))
+    if form == 2:
+        return one + draw(patterns(depth - 1))
+    if form == 3:
+        return f"(?:{one}|{draw(st.just('') | patterns(depth - 1))})"
+    return f"({one}){draw(st.sampled_from(['*', '+', '?', '{0,2}', '{2}', '{2,}', '+?']))}"
+
+
+TRIED = ["".join(letters) for length in range(5) for letters in itertools.product("abc", repeat=length)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(patterns())
+@example("(cb*)?a")
+@example("a(b{0,2}|b)")
+@example("(b+c)?a")
+def test_a_pattern_matches_what_python_says(pattern: str) -> None:
+    for text in TRIED:
+        assert fits("regex", pattern, text) == (re.fullmatch(pattern, text) is not None), (pattern, text)
+
+
+def test_options_and_repeated_groups_inside_json() -> None:
+    schema = {"type": "string", "pattern": '^[A-Z]{2}(-[0-9]+)?("\\n|\\u0001\\\\)*$'}
+    for text, good in (("AB", True), ("AB-12", True), ("AB12", False), ('AB"\n', True), ('AB-1"\n\x01\\', True),
+                       ('AB"', False), ("AB\n", False)):  # fmt: skip
+        assert fits_schema(schema, json.dumps(text)) == good
+    anything = {"type": "string", "pattern": "^(a|bc)"}
+    for text, good in (("a", True), ("bc\n😀\ufeff\x1f", True), ("b", False)):
+        assert fits_schema(anything, json.dumps(text, ensure_ascii=False)) == good

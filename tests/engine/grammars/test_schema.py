@@ -9,14 +9,15 @@ import pytest
 
 from twinline.engine.grammars.disjoint import apart
 from twinline.engine.grammars.grammar import BadGrammar, Grammar
-from twinline.engine.grammars.pattern import Patterns, text_pattern
+from twinline.engine.grammars.pattern import text_pattern
 from twinline.engine.grammars.schema import DEEPEST, MOST_PARTS, strict_schema
+from twinline.engine.grammars.stand_ins import StandIns
 
 TEXT = {"type": "string"}
 
 
 def read(schema: Any) -> Any:
-    return json.loads(strict_schema(json.dumps(schema), Patterns()))
+    return json.loads(strict_schema(json.dumps(schema), StandIns()))
 
 
 @pytest.mark.parametrize(
@@ -38,8 +39,12 @@ def read(schema: Any) -> Any:
         ({"minLength": 2}, "minLength needs a type"),
         ({"type": "strin"}, "type must be"),
         ({"type": []}, "type must be"),
-        ({"type": "string", "pattern": "a", "maxLength": 3}, "only one"),
-        ({"type": "string", "format": "date", "minLength": 3}, "only one"),
+        ({"type": "string", "pattern": "a", "format": "date"}, "only one"),
+        ({"type": "string", "pattern": "^a{2}$", "maxLength": 1}, "#/pattern: no text fits"),
+        ({"type": "string", "format": "date", "minLength": 11}, "#/format: no text fits"),
+        ({"type": "string", "pattern": "(a|b"}, "not closed"),
+        ({"type": "string", "pattern": "a)|b"}, "not opened"),
+        ({"type": "string", "pattern": "(+a|b)"}, "nothing to repeat"),
         ({"type": "string", "pattern": "a$b"}, "$ is supported at the ends"),
         ({"type": "string", "pattern": r"\bword"}, r"\b is not supported"),
         ({"type": "string", "pattern": r"\h"}, r"\h is not supported"),
@@ -78,7 +83,7 @@ def test_what_would_not_be_kept_to_is_refused(schema: Any, blamed: str) -> None:
 @pytest.mark.parametrize("text", ["", "{", "nul", '{"const": NaN}', "[" * 100_000, '{"a": "\ud800"}'[:8]])
 def test_what_is_no_json_is_refused(text: str) -> None:
     with pytest.raises(BadGrammar):
-        strict_schema(text, Patterns())
+        strict_schema(text, StandIns())
 
 
 def test_size_and_depth_are_bounded() -> None:

@@ -140,4 +140,27 @@ def in_json(ranges: Ranges) -> str:
     return f"(?:{'|'.join(options)})"
 
 
+def as_rule(ranges: Ranges) -> list[str]:
+    """Just these, as options of a rule."""
+    cut = [part for edges in _LENGTHS for part in _cut(ranges, edges)]
+    parts = (_point(low) if low == high else f"{_point(low)}-{_point(high)}" for low, high in cut)
+    return [f"[{''.join(parts)}]"]
+
+
+def in_json_rule(ranges: Ranges) -> list[str]:
+    """The same inside a JSON string, as `in_json` writes them."""
+    options = as_rule(plain) if (plain := _both(ranges, _others(_ESCAPED))) else []
+    escaped = [point for low, high in _both(ranges, _ESCAPED) for point in range(low, high + 1)]
+    if short := [ord(_SHORT[point][-1]) for point in escaped if point in _SHORT]:
+        options.append(f'"\\\\" {as_rule(_ranges((point, point) for point in short))[0]}')
+    for high in (0, 1):
+        if digits := "".join(f"{point % 16:x}" for point in escaped if point not in _SHORT and point // 16 == high):
+            options.append(f'"\\\\u00{high}" [{digits}]')
+    return options
+
+
+def _point(point: int) -> str:
+    return f"\\u{point:04x}" if point < 0x10000 else f"\\U{point:08x}"
+
+
 ANY_IN_JSON = in_json(((0, _LAST),))

@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 import torch  # noqa: F401  (xgrammar's import of it must find `transformers` as it is)
 
+from twinline.engine.grammars.automaton import Automaton
+from twinline.engine.grammars.characters import as_rule
 from twinline.engine.grammars.grammar import BadGrammar, Compiled, Grammar, Matcher, words_of
-from twinline.engine.grammars.pattern import Patterns, regex_rule, repeats_much, text_pattern
+from twinline.engine.grammars.pattern import regex_rule, repeats_much, text_pattern
 from twinline.engine.grammars.schema import strict_schema
+from twinline.engine.grammars.stand_ins import StandIns
 from twinline.engine.grammars.tag import tag_with
 from twinline.engine.grammars.vocabulary import Vocabulary
 
@@ -75,23 +78,25 @@ class Library:
         try:
             match grammar.kind:
                 case "json_schema":
-                    patterns = Patterns()
+                    stand_ins = StandIns(grammar.text)
                     made = _xgrammar().Grammar.from_json_schema(
-                        strict_schema(grammar.text, patterns), strict_mode=False, max_whitespace_cnt=MOST_WHITESPACE
+                        strict_schema(grammar.text, stand_ins), strict_mode=False, max_whitespace_cnt=MOST_WHITESPACE
                     )
-                    compiled = compiler.compile_grammar(patterns.put_into(str(made)) if patterns else made)
+                    compiled = compiler.compile_grammar(stand_ins.put_into(str(made)))
                 case "regex":
-                    written = text_pattern(grammar.text, "the regular expression")
-                    if repeats_much(grammar.text):
-                        compiled = compiler.compile_regex(written)
+                    pattern = text_pattern(grammar.text, "the regular expression")
+                    if isinstance(pattern, Automaton):
+                        compiled = compiler.compile_grammar(f"root ::= p0\n{pattern.rules('p', as_rule)}")
+                    elif repeats_much(grammar.text):
+                        compiled = compiler.compile_regex(pattern)
                     else:
-                        compiled = compiler.compile_grammar(f"root ::= {regex_rule(written)}")
+                        compiled = compiler.compile_grammar(f"root ::= {regex_rule(pattern)}")
                 case "ebnf":
                     compiled = compiler.compile_grammar(grammar.text)
                 case _:
-                    patterns = Patterns()
-                    made = _xgrammar().Grammar.from_structural_tag(tag_with(grammar.text, patterns))
-                    compiled = compiler.compile_grammar(patterns.put_into(str(made)) if patterns else made)
+                    stand_ins = StandIns(grammar.text)
+                    made = _xgrammar().Grammar.from_structural_tag(tag_with(grammar.text, stand_ins))
+                    compiled = compiler.compile_grammar(stand_ins.put_into(str(made)))
             first = np.empty_like(self._all)
             if not _Matcher(_xgrammar().GrammarMatcher(compiled), self._all).allow(first) and not first.any():
                 raise BadGrammar("no text of this vocabulary fits the grammar")

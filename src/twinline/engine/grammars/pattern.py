@@ -2,7 +2,7 @@
 
 Owns what may stand in one, and how it fits a text or the inside of a JSON string. xgrammar matches whole texts, drops
 anchors in the middle and escapes that it does not know with a warning, and knows no look-around, back-references or
-word boundaries: all of that is refused here.
+word boundaries: all of that is refused here. What it would get wrong, it is given as an automaton.
 """
 
 from __future__ import annotations
@@ -10,51 +10,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
+from twinline.engine.grammars.automaton import Automaton, Builder, of_length
 from twinline.engine.grammars.characters import ANY_IN_JSON, ESCAPE, Ranges, as_class, as_text, characters, in_json
 from twinline.engine.grammars.grammar import BadGrammar
+
+Node = Callable[[int], int]  # the state in which a part begins, from that in which it ends
 
 LONGEST = 4096
 MOST_REPEATS = 1000
 MOST_NESTED_REPEATS = 10_000  # of a part in a repeated part
 _SYNTAX = frozenset(")|*+?")
 MOST_UNROLLED = 127  # repeats in an automaton: from 128 on xgrammar counts them, and masks are slow
-# Those that xgrammar makes a right grammar of. The others are notes: its json-pointer lets a quote end the string.
-FORMATS = frozenset("email date time date-time duration ipv4 ipv6 hostname uuid".split())
 
 _PARTS = re.compile(
     rf"{ESCAPE}|\[\^?(?:{ESCAPE}|[^\]\\])*\]|\{{[0-9]*,?[0-9]*\}}|\((?:\?(?::|P?<[A-Za-z_]\w*>|.?.?))?|.", re.DOTALL
 )
 _COUNT = re.compile(r"\{[0-9]+(?:,[0-9]*)?\}")
-_ESCAPED = re.compile(r"\\(?:x([0-9a-f]{2})|.)")
-_NAME = "twinline-pattern-"
-_PLACE = re.compile(rf'Regex\("\^{_NAME}([0-9]+)\$", json_string=true\)')
-_LEFT = re.compile(rf'(?<!\\)"\^{_NAME}')  # in another place; within a literal its quotes are escaped
-
-
-class Patterns:
-    """The patterns of a schema, of which xgrammar is given names: of what JSON escapes, it would forbid all in a
-    pattern that can do without, and in any other let it in as it is."""
-
-    def __init__(self) -> None:
-        self._written: list[str] = []
-
-    def name(self, written: str) -> str:
-        self._written.append(written)
-        return f"^{_NAME}{len(self._written) - 1}$"
-
-    def __bool__(self) -> bool:
-        return bool(self._written)
-
-    def put_into(self, ebnf: str) -> str:
-        """The grammar that xgrammar made of the schema, with what the names stand for."""
-        # It writes `é` as `\xe9`, and would read all hexadecimal digits behind that as its own.
-        ebnf = _ESCAPED.sub(lambda found: f"\\u00{found[1]}" if found[1] else found[0], ebnf)
-        made = _PLACE.sub(lambda found: regex_rule(self._written[int(found[1])]), ebnf)
-        if _LEFT.search(made):  # an xgrammar that writes grammars otherwise: a name must not be taken for the pattern
-            raise BadGrammar("its patterns cannot be put into the grammar that this version of xgrammar writes")
-        return made
+_ANYTHING = (r"[\s\S\x1c-\x1f\x85\ufeff]", "*")
+_REPEATS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 
 
 def repeats_much(pattern: str) -> bool:
@@ -67,24 +44,86 @@ def regex_rule(written: str) -> str:
     return f"Regex({json.dumps(written)})"
 
 
-def text_pattern(pattern: Any, what: str) -> str:
+def text_pattern(pattern: Any, what: str) -> str | Automaton:
     """The pattern for the compiler. Raises BadGrammar, naming `what`, for one that it would read otherwise."""
-    return "".join(_written(_parts(pattern, what), as_class if repeats_much(pattern) else as_text, what))
+    parts = _parts(pattern, what)
+    written = "".join(_written(parts, as_class if repeats_much(pattern) else as_text, what))
+    return written if _plain(parts) else _automaton(parts, what)
 
 
-def json_pattern(pattern: Any, what: str) -> str:
-    """The same for the inside of a JSON string.
+def json_pattern(pattern: Any, what: str, least: int = 0, most: int | None = None) -> str | Automaton:
+    """The same for the inside of a JSON string, of so many characters.
 
     JSON Schema looks for a pattern anywhere in a string. Where it is anchored at one end, anything may come at the
     other; where at neither, it is read as the whole text: narrower, and what its author most often means.
     """
     parts = _parts(pattern, what)
+    begins, ends = parts[:1] == ["^"], parts[-1:] == ["$"]
+    if begins is not ends and not _has_top_bar(parts):
+        parts = [*parts, *_ANYTHING] if begins else [*_ANYTHING, *parts]
     made = "".join(_written(parts, in_json, what))
-    if not _has_top_bar(parts):
-        begins, ends = parts[:1] == ["^"], parts[-1:] == ["$"]
-        made += f"{ANY_IN_JSON}*" if begins and not ends else ""
-        made = f"{ANY_IN_JSON}*{made}" if ends and not begins else made
-    return made
+    if _plain(parts) and not least and most is None:
+        return made
+    automaton = _automaton(parts, what)
+    if not least and most is None:
+        return automaton
+    try:
+        return automaton.both(of_length(least, most))
+    except BadGrammar as error:
+        raise BadGrammar(f"{what}: {error}, with the length beside it") from None
+
+
+def _plain(parts: list[str]) -> bool:
+    """Whether xgrammar's automata are right: in repeated groups and in options they let repeats go on that ended."""
+    return "|" not in parts and not any(
+        part == ")" and (behind in _REPEATS or _COUNT.fullmatch(behind)) for part, behind in pairwise(parts)
+    )
+
+
+def _automaton(parts: list[str], what: str) -> Automaton:
+    """Of the text of the parts, which are known to be understood."""
+    builder = Builder()
+    open_groups: list[list[list[Node]]] = [[[]]]  # of each, its options, of each what stands in a row
+    for number, part in enumerate(parts):
+        row = open_groups[-1][-1]
+        if part in ("^", "$"):
+            continue
+        if part[0] == "(":
+            open_groups.append([[]])
+        elif part == ")":
+            options = open_groups.pop()
+            if not open_groups:
+                raise BadGrammar(f"{what}: a parenthesis is not opened")
+            open_groups[-1][-1].append(_either(builder, options))
+        elif part == "|":
+            open_groups[-1].append([])
+        elif part in _REPEATS or _COUNT.fullmatch(part):
+            if part == "?" and number and (parts[number - 1] in _REPEATS or _COUNT.fullmatch(parts[number - 1])):
+                continue  # as few as possible: the same texts
+            if not row:
+                raise BadGrammar(f"{what}: there is nothing to repeat before {part}")
+            row.append(partial(builder.repeated, row.pop(), *_counts(part)))
+        else:
+            row.append(partial(builder.character, characters(part)))
+    if len(open_groups) > 1:
+        raise BadGrammar(f"{what}: a parenthesis is not closed")
+    return builder.automaton(_either(builder, open_groups[0])(builder.end))
+
+
+def _either(builder: Builder, options: list[list[Node]]) -> Node:
+    def in_row(row: list[Node], then: int) -> int:
+        for node in reversed(row):
+            then = node(then)
+        return then
+
+    return lambda then: builder.either([in_row(row, then) for row in options])
+
+
+def _counts(part: str) -> tuple[int, int | None]:
+    if part in _REPEATS:
+        return _REPEATS[part]
+    least, comma, most = part[1:-1].partition(",")
+    return int(least), int(most) if most else None if comma else int(least)
 
 
 def json_length(least: int, most: int | None) -> str:

@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from twinline.engine.grammars.disjoint import apart
+from twinline.engine.grammars.formats import FORMATS
 from twinline.engine.grammars.grammar import BadGrammar
-from twinline.engine.grammars.pattern import FORMATS, MOST_UNROLLED, Patterns, json_length, json_pattern
+from twinline.engine.grammars.pattern import MOST_UNROLLED, json_length, json_pattern
+from twinline.engine.grammars.stand_ins import StandIns
 
 DEEPEST = 64
 MOST_PARTS = 20_000
@@ -50,8 +52,8 @@ _INT64 = 2**63
 _PYTHON = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
 
 
-def strict_schema(text: str, patterns: Patterns) -> str:
-    """The schema to compile, as JSON, its patterns named by `patterns`.
+def strict_schema(text: str, stand_ins: StandIns) -> str:
+    """The schema to compile, as JSON, with `stand_ins` for what xgrammar would write otherwise.
 
     Raises BadGrammar with the place and the keyword that is to blame.
     """
@@ -61,7 +63,7 @@ def strict_schema(text: str, patterns: Patterns) -> str:
         raise BadGrammar(f"the schema is nested more than {DEEPEST} deep") from None
     except ValueError as error:
         raise BadGrammar(f"the schema is not JSON: {error}") from None
-    return json.dumps(_Reading(schema, patterns).schema(schema, "#", 0), ensure_ascii=False)
+    return json.dumps(_Reading(schema, stand_ins).schema(schema, "#", 0), ensure_ascii=False)
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -75,8 +77,8 @@ def _refuse(place: str, reason: str) -> NoReturn:
 class _Reading:
     """One pass over a schema. `at` is a JSON pointer, for messages."""
 
-    def __init__(self, root: Any, patterns: Patterns) -> None:
-        self._root, self._patterns = root, patterns
+    def __init__(self, root: Any, stand_ins: StandIns) -> None:
+        self._root, self._stand_ins = root, stand_ins
         self._parts = 0
 
     def schema(self, schema: Any, at: str, depth: int) -> Any:
@@ -140,7 +142,7 @@ class _Reading:
             _refuse(at, f"no value of {name} is of type {said['type']}")
         for value in fitting:
             _check_numbers(value, at)
-        return {"enum": fitting}
+        return {"enum": [self._stand_ins.value(value) for value in fitting]}
 
     def _types(self, said: Mapping[str, Any], at: str) -> list[str] | None:
         if "type" not in said:
@@ -190,7 +192,7 @@ class _Reading:
                 _refuse(at, "propertyNames is supported without additionalProperties")
             opens = True
         for pattern, schema in patterns.items():
-            names = self._patterns.name(json_pattern(pattern, f"schema {at}/patternProperties"))
+            names = self._stand_ins.pattern(json_pattern(pattern, f"schema {at}/patternProperties"))
             made["patternProperties"] = {names: self.schema(schema, f"{at}/patternProperties/{pattern}", depth)}
         if "propertyNames" in own:
             names = own["propertyNames"]
@@ -238,20 +240,19 @@ class _Reading:
         return made
 
     def _string(self, own: dict[str, Any], at: str, depth: int) -> dict[str, Any]:
-        counted = {name: count for name in ("minLength", "maxLength") if (count := _count(own, name, at)) is not None}
-        if counted.get("minLength") == 0:
-            del counted["minLength"]
-        made: dict[str, Any] = {}
-        if "format" in own and own["format"] in FORMATS:
-            made["format"] = own["format"]
-        if "pattern" in own:
-            made["pattern"] = self._patterns.name(json_pattern(own["pattern"], f"schema {at}/pattern"))
-        if (counted and made) or len(made) > 1:
-            _refuse(at, "of pattern, format and a length only one is supported in a string")
-        if counted and max(counted.values()) <= MOST_UNROLLED:
-            made["pattern"] = self._patterns.name(json_length(counted.get("minLength", 0), counted.get("maxLength")))
-            return made
-        return made | counted
+        least, most = _count(own, "minLength", at) or 0, _count(own, "maxLength", at)
+        texts = {"pattern": own["pattern"]} if "pattern" in own else {}
+        if (known := FORMATS.get(str(own.get("format")))) is not None:
+            texts["format"] = known
+        if len(texts) > 1:
+            _refuse(at, "of pattern and format only one is supported in a string")
+        for name, text in texts.items():
+            return {"pattern": self._stand_ins.pattern(json_pattern(text, f"schema {at}/{name}", least, most))}
+        if max(least, most or 0) > MOST_UNROLLED:
+            return {name: own[name] for name in ("minLength", "maxLength") if name in own}
+        if not least and most is None:
+            return {}
+        return {"pattern": self._stand_ins.pattern(json_length(least, most))}
 
     def _mapping(self, said: Mapping[str, Any], name: str, at: str) -> dict[str, Any]:
         value = said.get(name, {})
