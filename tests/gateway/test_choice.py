@@ -438,3 +438,34 @@ def test_cached_tokens_are_told_of_the_line_that_answered(tiny_folder: Path) -> 
         assert usage["prompt_tokens_details"]["cached_tokens"] == 3
 
     run(tiny_folder, ["a", "b"], test)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("where", ["meter", "books", "break"])
+def test_what_the_gateway_fails_at_in_the_end_of_a_choice_ends_it(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, where: str, stream: bool
+) -> None:
+    """Who asked is told at once, and the next request is answered as ever."""
+
+    async def test(made: Several) -> None:
+        tokens = made.says(TEXT)
+        if where == "break":
+            breaking(made, "a", tokens, "reset", 5)
+
+        def broken(*arguments: object, **named: object) -> None:
+            raise KeyError("nobody thought of that")
+
+        with monkeypatch.context() as patched:
+            if where == "books":
+                patched.setattr("twinline.gateway.access.Access.book", broken)
+            else:
+                patched.setattr(made.supply, "ended", broken)
+            async with asyncio.timeout(5):
+                response = await made.chat(stream=stream)
+        told_it = events(response)[-1] if stream else response.json()
+        assert told_it["error"]["code"] == "internal_error" and (stream or response.status_code == 500)
+        made.says(TEXT)
+        assert told(events(await made.chat(stream=True))) == (REASONING, CONTENT, "stop")
+        assert not any(line.calls for line in made.supply.lines.values())
+
+    run(tiny_folder, ["a"], test)

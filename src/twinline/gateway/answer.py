@@ -12,7 +12,7 @@ from typing import Protocol
 
 from twinline.gateway.access import Access, Visit
 from twinline.gateway.choice import Choice
-from twinline.gateway.errors import ApiError
+from twinline.gateway.errors import ApiError, internal
 from twinline.gateway.exchange import Exchange
 from twinline.gateway.transcript import COMPILED, Piece
 from twinline.store.usage import Status
@@ -118,10 +118,12 @@ class Answer:
             return b"", error
         except Exception:
             log.exception("the end of answer %s cannot be written", self._exchange.request_id)
-            return b"", ApiError(500, "The gateway failed; its log says why.", code="internal_error")
+            return b"", internal()
 
     def failed(self, choice: Choice, error: ApiError) -> None:
-        if not self._over:
+        if self._over:  # it failed at its own end: who has not had it must not wait for it
+            self._exchange.error(error)
+        else:
             self._stop("failed" if choice.begun else "refused", error)
 
     # What the exchange calls.

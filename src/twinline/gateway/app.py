@@ -30,7 +30,7 @@ from twinline.gateway.dialects.responses_types import ResponsesRequest
 from twinline.gateway.door import Door
 from twinline.gateway.embeddings import Embeddings, EmbeddingsRequest
 from twinline.gateway.endpoint import Caller, Endpoint
-from twinline.gateway.errors import OPENAI, ApiError, model_not_found
+from twinline.gateway.errors import OPENAI, ApiError, internal, model_not_found
 from twinline.gateway.gauges import line_up
 from twinline.gateway.management import Management
 from twinline.gateway.openapi import document
@@ -251,5 +251,5 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 
 async def _failure(request: Request, error: Exception) -> Response:
-    told = ApiError(500, "The gateway failed; its log says why.", code="internal_error")
+    told = internal()
     return await _api_error(request, told)

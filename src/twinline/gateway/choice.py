@@ -7,14 +7,15 @@ any more. The client sees a pause.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from twinline.gateway.closing import cut_short, end_attempt, last_words, sane
-from twinline.gateway.errors import ApiError, cannot_continue, deadline_passed, from_line, not_asked
+from twinline.gateway.closing import caught, cut_short, end_attempt, last_words, sane
+from twinline.gateway.deadline import Deadline
+from twinline.gateway.errors import ApiError, cannot_continue, deadline_passed, from_line, internal, not_asked
 from twinline.gateway.faults import is_fault, of_request, reason_of, unreachable
 from twinline.gateway.listener import Listener
 from twinline.gateway.reasons import why_left, why_refused
@@ -45,7 +46,7 @@ class Choice:
     kept_to: str | None = None
     __slots__ = (
         "_call", "_deadline", "_finished", "_listener", "_moves", "_refusals", "_reported", "_supply", "_text",
-        "_timer", "ask", "claim", "error", "excluded", "index", "leads", "over", "paused", "pinned", "plain",
+        "ask", "claim", "error", "excluded", "index", "leads", "over", "paused", "pinned", "plain",
         "request", "segments", "ticket", "trace", "transcript", "waits_since", "weights_class",
     )  # fmt: skip
 
@@ -70,8 +71,7 @@ class Choice:
         self.paused = False  # its client does not read: the line is silent because it is held
         self._moves = self._refusals = 0
         self._reported: ApiError | None = None
-        self._deadline = None if request.timeout_s is None else time.monotonic() + request.timeout_s
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = Deadline(request.timeout_s)
         self.request = request
         self.transcript = transcript
         self.ask = ask
@@ -115,11 +115,10 @@ class Choice:
         return self.transcript.shown
 
     def start(self) -> None:
-        if self._deadline is not None:
-            seconds = max(0.0, self._deadline - time.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._late)
+        self._deadline.watch(self._late)
         self._supply.place(self)
 
+    @caught
     def _late(self) -> None:
         """A line keeps to the deadline itself; while none has the choice, it is kept here."""
         if self._call is None:
@@ -127,8 +126,15 @@ class Choice:
 
     def _close(self) -> None:
         self.over = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._deadline.forget()
+
+    def lost(self) -> None:
+        """The gateway itself failed at it: nobody else would tell who waits."""
+        self._close()
+        with suppress(Exception):
+            self._leave()
+        self.error = internal()
+        self._listener.failed(self, self.error)
 
     def abort(self) -> None:
         """The client left, or another choice failed: the line stops, the listener hears nothing more."""
@@ -150,6 +156,7 @@ class Choice:
 
     # What the supply calls.
 
+    @caught
     def placed(self, line: Line, placement: Placement) -> None:
         """The choice is `line`'s now."""
         if self.over:
@@ -162,8 +169,7 @@ class Choice:
         if self.trace is not None:
             self.trace.placed(self.segments)
         try:
-            waited = len(self.segments) > 1 or queued > 0
-            deadline = self._deadline if waited else None
+            deadline = self._deadline.at if len(self.segments) > 1 or queued > 0 else None  # it has waited
             request = asked_of(line, self.request, len(self.segments), self.journal, deadline, now)
             words = said(self._text(), self.transcript.spoken if self.begun else None) if line.text_only else None
             self._call = line.call(request, words, self)
@@ -174,10 +180,12 @@ class Choice:
         if self.paused:
             self._call.pause()
 
+    @caught
     def refused(self, error: ApiError) -> None:
         """No line takes it."""
         self._fail(error if self.begun else self._reported or error)
 
+    @caught
     def move(self, reason: str, *, drained: bool = False) -> None:
         """On purpose, from a line that goes out of service or is silent: the same as a break, but nobody's fault."""
         if self.over or self._finished or self._call is None:
@@ -242,29 +250,28 @@ class Choice:
 
     def _unhappy(self, finish: str) -> None:
         if finish == "deadline":
-            self._leave()
-            self._fail(deadline_passed())
-        else:
-            if self._call is not None:
-                self._call.cancel()  # else its proper end would be taken for the end of the next attempt
-            self.failed(LineBroken(f"it finished with {finish}"))
+            return self._fail(deadline_passed())
+        if self._call is not None:
+            self._call.cancel()  # else its proper end would be taken for the end of the next attempt
+        self.failed(LineBroken(f"it finished with {finish}"))
 
+    @caught
     def finished(self) -> None:
-        self._end_segment(ok=True)
+        end_attempt(self._supply, self, ok=True)
         self._call_gone()
         self._complete()
 
+    @caught
     def failed(self, error: LineError) -> None:
         """The call ended badly: told to the circuit if it was the line's own doing, then the choice goes on."""
         segment, fault = self.segments[-1], is_fault(error)
         line = segment.line
         self._call_gone()
         if self._finished:  # all of the text is here; what broke is only the end
-            self._end_segment(ok=True, fault=fault)
-            self._complete()
-            return
+            end_attempt(self._supply, self, ok=True, fault=fault)
+            return self._complete()
         segment.left = why_left(error)
-        self._end_segment(ok=False, fault=fault)
+        end_attempt(self._supply, self, ok=False, fault=fault)
         if fault:
             self._supply.fault(line, reason_of(error), unreachable=unreachable(error))
         if isinstance(error, LineRefused):
@@ -289,16 +296,15 @@ class Choice:
         if not isinstance(error, ValueError):
             log.exception("%s cannot be put to line %s", self.request.request_id, line.name)
         self.segments[-1].left = "refused"
-        self._end_segment(ok=False)
+        end_attempt(self._supply, self, ok=False)
         self._retry(line, not_asked(line.name, error))
 
     def _retry(self, line: Line, told: ApiError) -> None:
         """A line did not take it; nothing was generated there."""
         self.excluded.add(line.name)
         self._reported = told
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            self._fail(deadline_passed())
-            return
+        if self._deadline.passed:
+            return self._fail(deadline_passed())
         if told.status == 429:
             self.excluded.discard(line.name)
             self._supply.full(line, told.headers.get("retry-after"))
@@ -324,32 +330,27 @@ class Choice:
             # One that gets on is no request that breaks every line: its breaks are counted anew.
             self._moves = 1 if self.segments[-1].tokens >= GETS_ON else self._moves + 1
             if self._moves > self._supply.bounds.moves:
-                self._fail(cannot_continue(f"it broke {self._moves} times, {told.message}") if self.begun else told)
-                return
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            self._fail(deadline_passed())
-            return
+                broke = cannot_continue(f"it broke {self._moves} times, {told.message}")
+                return self._fail(broke if self.begun else told)
+        if self._deadline.passed:
+            return self._fail(deadline_passed())
         if not self.begun:
             self.transcript.cut()  # a part of a character may have come
-            self._supply.place(self)
-            return
+            return self._supply.place(self)
         spoken = self.transcript.spoken
         if spoken is not None:
-            self._go_on_speaking(spoken, told)
-            return
-        if self._ends_here():
-            return
-        self.transcript.cut()
-        journal = self.journal
-        keys = block_keys([*self.request.prompt, *journal])
-        self.ask = resumed(self.ask, len(self.request.prompt), len(journal), keys)
-        self._supply.resume(self)
+            return self._go_on_speaking(spoken, told)
+        if not self._ends_here():
+            self.transcript.cut()
+            journal = self.journal
+            keys = block_keys([*self.request.prompt, *journal])
+            self.ask = resumed(self.ask, len(self.request.prompt), len(journal), keys)
+            self._supply.resume(self)
 
     def _go_on_speaking(self, spoken: Spoken, told: ApiError) -> None:
         """The same for an answer that is text: only where the fleet says how a line goes on after one."""
         if not spoken.resumable or not self._supply.speaks_on(self):
-            self._fail(cannot_continue(f"its line gives text only, {told.message}"))
-            return
+            return self._fail(cannot_continue(f"its line gives text only, {told.message}"))
         spoken.cut()
         self._supply.resume(self)
 
@@ -375,15 +376,12 @@ class Choice:
         self._call_gone()
         if drained:
             self.segments[-1].placement.moved(len(self.journal) - self.segments[-1].tokens_before)
-        self._end_segment(ok=ok)
+        end_attempt(self._supply, self, ok=ok)
 
     def _call_gone(self) -> None:
         if self._call is not None:
             self.segments[-1].line.calls.pop(self._call, None)
             self._call = None
-
-    def _end_segment(self, *, ok: bool, fault: bool = False) -> None:
-        end_attempt(self._supply, self, ok=ok, fault=fault)
 
     def _complete(self) -> None:
         if not self.over:

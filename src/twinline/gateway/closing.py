@@ -5,8 +5,10 @@ Owns the reckoning at the end of an attempt. Must not know how the choice goes o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 import msgspec
 
@@ -20,10 +22,27 @@ if TYPE_CHECKING:
     from twinline.gateway.choice import Choice
     from twinline.gateway.supply import Supply
 
+log = logging.getLogger(__name__)
+
 LARGEST_COUNT = 2**31  # tokens
+P = ParamSpec("P")
 
 
-def end_attempt(supply: Supply, choice: Choice, *, ok: bool, fault: bool) -> None:
+def caught(act: Callable[Concatenate[Choice, P], None]) -> Callable[Concatenate[Choice, P], None]:
+    """What others call of a choice: where it raises, whoever called can tell no client of it. The choice is lost."""
+
+    @functools.wraps(act)
+    def kept(choice: Choice, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            act(choice, *args, **kwargs)
+        except Exception:
+            log.exception("the gateway failed at %s", choice.request.request_id)
+            choice.lost()
+
+    return kept
+
+
+def end_attempt(supply: Supply, choice: Choice, *, ok: bool, fault: bool = False) -> None:
     """Closes the choice's latest segment, and tells routing and the supply."""
     segment = choice.segments[-1]
     if segment.line.text_only:

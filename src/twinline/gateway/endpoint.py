@@ -24,7 +24,7 @@ from twinline.gateway.access import Visit
 from twinline.gateway.answer import Answer
 from twinline.gateway.aside import LONG_BODY_BYTES
 from twinline.gateway.door import Door, Target
-from twinline.gateway.errors import OPENAI, ApiError, Wording, stopping
+from twinline.gateway.errors import OPENAI, ApiError, Wording, internal, stopping
 from twinline.gateway.exchange import CLIENT_LEFT, Exchange, decode, headers_of
 from twinline.gateway.forms import Asked, Form, Forms
 from twinline.gateway.meters import ModelMeter
@@ -180,7 +180,7 @@ class Endpoint(Generic[R]):
 
     def failed(self, exchange: Exchange) -> None:
         log.exception("%s failed: %s", self._name, exchange.request_id)
-        exchange.error(ApiError(500, "The gateway failed; its log says why.", code="internal_error"))
+        exchange.error(internal())
 
     def over(self, exchange: Exchange, began: float) -> None:
         self._running.dec()

@@ -177,6 +177,10 @@ def not_asked(line: str, error: Exception) -> ApiError:
     return ApiError(500, "The gateway failed to ask a line; its log says why.", code="internal_error")
 
 
+def internal() -> ApiError:
+    return ApiError(500, "The gateway failed; its log says why.", code="internal_error")
+
+
 def _retry_after(error: LineRefused) -> str:
     """What the line asks for, if that is a number of seconds: its other words do not become a header of ours."""
     asked = error.retry_after or ""
