@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import re
+import time
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from twinline.engine.grammars.grammar import BadGrammar, Grammar
 from twinline.engine.grammars.library import Library, installed
+from twinline.engine.grammars.pattern import text_pattern
 from twinline.engine.grammars.stand_ins import StandIns
 from twinline.engine.grammars.vocabulary import Vocabulary
 from twinline.gateway.grammar import _quoted
@@ -188,3 +190,13 @@ def test_options_and_repeated_groups_inside_json() -> None:
     anything = {"type": "string", "pattern": "^(a|bc)"}
     for text, good in (("a", True), ("bc\n😀\ufeff\x1f", True), ("b", False)):
         assert fits_schema(anything, json.dumps(text, ensure_ascii=False)) == good
+
+
+@pytest.mark.parametrize(
+    ("pattern", "blamed"), [("(?:[a-z]{1,500} ?){1,10}", "too many ways"), ("(.*a.{15})?", "more than 20000 states")]
+)
+def test_a_pattern_that_grows_too_large_is_refused_in_time(pattern: str, blamed: str) -> None:
+    began = time.process_time()
+    with pytest.raises(BadGrammar, match=blamed):
+        text_pattern(pattern, "it")
+    assert time.process_time() - began < 15

@@ -15,6 +15,7 @@ from twinline.engine.grammars.characters import Ranges
 from twinline.engine.grammars.grammar import BadGrammar
 
 MOST_STATES = 20_000
+MOST_WORK = 500_000  # places in a pattern, over all states: about three seconds
 LAST = 0x10FFFF
 
 S = TypeVar("S")
@@ -92,7 +93,13 @@ class Builder:
         return at
 
     def automaton(self, begin: int) -> Automaton:
+        work = 0
+
         def follow(states: frozenset[int]) -> tuple[list[tuple[int, int, frozenset[int]]], bool]:
+            nonlocal work
+            work += len(states)
+            if work > MOST_WORK:
+                raise BadGrammar("the pattern can be read in too many ways at once: simplify its repeated groups")
             steps = [(low, high, to) for state in states if (by := self._by[state]) is not None
                      for ranges, to in (by,) for low, high in ranges]  # fmt: skip
             cuts = sorted({low for low, _, _ in steps} | {high + 1 for _, high, _ in steps})
