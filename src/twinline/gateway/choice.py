@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from twinline.gateway.closing import caught, cut_short, end_attempt, last_words, sane
-from twinline.gateway.deadline import Deadline
+from twinline.gateway.deadline import NEVER, Deadline
 from twinline.gateway.errors import ApiError, cannot_continue, deadline_passed, from_line, internal, not_asked
 from twinline.gateway.faults import is_fault, of_request, reason_of, unreachable
 from twinline.gateway.listener import Listener
@@ -71,7 +71,7 @@ class Choice:
         self.paused = False  # its client does not read: the line is silent because it is held
         self._moves = self._refusals = 0
         self._reported: ApiError | None = None
-        self._deadline = Deadline(request.timeout_s)
+        self._deadline = NEVER if request.timeout_s is None else Deadline(request.timeout_s)
         self.request = request
         self.transcript = transcript
         self.ask = ask
@@ -115,7 +115,8 @@ class Choice:
         return self.transcript.shown
 
     def start(self) -> None:
-        self._deadline.watch(self._late)
+        if self._deadline is not NEVER:
+            self._deadline.watch(self._late)
         self._supply.place(self)
 
     @caught
@@ -126,7 +127,8 @@ class Choice:
 
     def _close(self) -> None:
         self.over = True
-        self._deadline.forget()
+        if self._deadline is not NEVER:
+            self._deadline.forget()
 
     def lost(self) -> None:
         """The gateway itself failed at it: nobody else would tell who waits."""

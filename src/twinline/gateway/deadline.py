@@ -31,3 +31,6 @@ class Deadline:
     def forget(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+
+NEVER = Deadline(None)  # of all that have no time to keep to

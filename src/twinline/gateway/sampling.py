@@ -27,7 +27,7 @@ _prefix = secrets.token_hex(4)
 _numbers = count(1)
 _PLAIN = TextRules()
 _random = random.Random(secrets.randbits(128))  # seeds need to differ, not to be secret
-# Of a prompt, for each token of the context. Text has 1 to 6, deep indentation some 10; only blanks and rulers, of which
+# Of a prompt, for each token of the context. Text has 1 to 6, deep indentation 10; only blanks and rulers, of which
 # a token holds up to 128, have more. Tokenizing takes 330 bytes a character: what cannot be served must not get them.
 MOST_CHARACTERS = 32
 
