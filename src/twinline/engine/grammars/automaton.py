@@ -16,6 +16,7 @@ from twinline.engine.grammars.grammar import BadGrammar
 
 MOST_STATES = 20_000
 MOST_WORK = 500_000  # places in a pattern, over all states: about three seconds
+MOST_ROUNDS = 200  # in which states are told apart
 LAST = 0x10FFFF
 
 S = TypeVar("S")
@@ -151,7 +152,26 @@ def _explored(begin: S, follow: Callable[[S], tuple[Sequence[tuple[int, int, S]]
     kept = {state: number for number, state in enumerate(sorted(alive))}
     edges = [_joined([(low, high, kept[numbers[to]]) for low, high, to in found[state][0] if numbers[to] in kept])
              for state in kept]  # fmt: skip
-    return Automaton(edges, [found[state][1] for state in kept])
+    return _smallest(edges, [found[state][1] for state in kept])
+
+
+def _smallest(edges: list[Edges], ends: list[bool]) -> Automaton:
+    """With one state for all from which the same texts go on; as it is where that takes too many rounds."""
+    kinds = [int(end) for end in ends]
+    count = 0
+    for _ in range(MOST_ROUNDS):
+        said = [(kinds[state], tuple(_joined([(low, high, kinds[to]) for low, high, to in each])))
+                for state, each in enumerate(edges)]  # fmt: skip
+        numbers: dict[object, int] = {}
+        kinds = [numbers.setdefault(each, len(numbers)) for each in said]
+        if len(numbers) == count:
+            firsts = [kinds.index(kind) for kind in range(count)]
+            return Automaton(
+                [_joined([(low, high, kinds[to]) for low, high, to in edges[state]]) for state in firsts],
+                [ends[state] for state in firsts],
+            )
+        count = len(numbers)
+    return Automaton(edges, ends)
 
 
 def _alive(follows: Sequence[Sequence[int]], ends: Sequence[bool]) -> set[int]:
