@@ -15,6 +15,7 @@ from tests.gateway.harness import MODEL, Gateway
 from tests.gateway.several import Several, run
 from tests.lines.line_double import Script
 
+from twinline.gateway.api_types import ContentPart
 from twinline.gateway.dialects import messages_out
 from twinline.gateway.dialects.body import body_of
 from twinline.gateway.dialects.messages_in import to_chat
@@ -226,6 +227,19 @@ def test_an_answer_is_what_its_type_says(door: Gateway) -> None:
     assert msgspec.to_builtins(msgspec.json.decode(body, type=MessageOut)) == json.loads(body)
 
 
+def test_a_picture_that_a_tool_gave_does_not_end_an_agents_run() -> None:
+    """It stays in the conversation: a refusal would be of every turn to come."""
+    pictures = [{"type": "image", "source": {}}, {"type": "document", "source": {}}]
+    result = {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "a.png"}, *pictures]}
+    asked = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": [result]}]}
+    chat = to_chat(msgspec.convert(asked, MessagesRequest))
+    assert [part.text for part in chat.messages[0].content or () if isinstance(part, ContentPart)] == [
+        "a.png",
+        "[image left out: this model reads text only]",
+        "[document left out: this model reads text only]",
+    ]
+
+
 def test_errors_are_the_clients_own(door: Gateway, client: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.NotFoundError) as missing:
         client.messages.create(model="gpt-9", max_tokens=9, messages=HI)
@@ -248,19 +262,7 @@ def test_errors_are_the_clients_own(door: Gateway, client: anthropic.Anthropic) 
         ({"max_tokens": None}, "max_tokens"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "type image is not"),
-        (
-            {
-                "messages": [
-                    {
-                        "role": "user",
-                        "content": [
-                            {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "document", "source": {}}]}
-                        ],
-                    }
-                ]
-            },
-            "type document is not",
-        ),
+        ({"messages": [{"role": "user", "content": [{"type": "document", "source": {}}]}]}, "type document is not"),
         ({"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}]}, "role user"),
         ({"messages": [{"role": "assistant", "content": [{"type": "tool_result", "tool_use_id": "1"}]}]}, "assistant"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "tool"),

@@ -183,6 +183,17 @@ def test_functions_of_a_namespace_have_one_name_for_the_model_and_two_for_the_cl
     assert [event["name"] for event in events if event["type"].endswith("arguments.done")] == ["f"]
 
 
+def test_a_picture_that_a_tool_gave_does_not_end_an_agents_run() -> None:
+    output = [{"type": "input_image", "image_url": "x"}, {"type": "input_text", "text": "t"}, {"type": "input_file"}]
+    item = {"type": "function_call_output", "call_id": "1", "output": output}
+    chat = json.loads(body_of(to_chat(request(input=[item]))))
+    assert [part["text"] for part in chat["messages"][0]["content"]] == [
+        "[image left out: this model reads text only]",
+        "t",
+        "[file left out: this model reads text only]",
+    ]
+
+
 def test_calls_are_items_whole_and_streamed() -> None:
     pieces = [
         Piece(0, [("content", "Let me see.")], [1]),

@@ -25,6 +25,7 @@ from twinline.gateway.dialects.messages_types import (
     ToolChoice,
     ToolUse,
 )
+from twinline.gateway.dialects.unseen import unseen
 from twinline.gateway.errors import ApiError, bad_request
 from twinline.gateway.sampling import asked_of
 
@@ -79,8 +80,11 @@ def _system(blocks: Sequence[TextIn]) -> list[ContentPart]:
     return [ContentPart("text", block.text) for block in blocks if not block.text.startswith(_BILLING)]
 
 
-def _content(given: str | Sequence[TextIn | ImageIn | DocumentIn], where: str) -> str | list[ContentPart]:
-    return given if isinstance(given, str) else [_part(block, where) for block in given]
+def _result(given: str | Sequence[TextIn | ImageIn | DocumentIn]) -> str | list[ContentPart]:
+    if isinstance(given, str):
+        return given
+    texts = (block.text if isinstance(block, TextIn) else unseen(block.__struct_config__.tag) for block in given)
+    return [ContentPart("text", text) for text in texts]
 
 
 def _part(block: TextIn | ImageIn | DocumentIn, where: str) -> ContentPart:
@@ -115,7 +119,7 @@ def _messages(given: MessageIn, index: int) -> list[Message]:
             function = {"name": block.name, "arguments": arguments}
             calls.append({"id": block.id, "type": "function", "function": function})
         elif not isinstance(block, RedactedThinking):
-            found.append(Message("tool", _content(block.content or "", where), tool_call_id=block.tool_use_id))
+            found.append(Message("tool", _result(block.content or ""), tool_call_id=block.tool_use_id))
     if texts or thinking or calls or not found:
         content = texts or (None if calls else "")
         reasoning = "".join(thinking) or None

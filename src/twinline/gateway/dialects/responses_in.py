@@ -19,11 +19,13 @@ from twinline.gateway.dialects.responses_types import (
     TextFormat,
 )
 from twinline.gateway.dialects.sealed import unsealed
+from twinline.gateway.dialects.unseen import unseen
 from twinline.gateway.errors import ApiError, bad_request
 from twinline.gateway.sampling import asked_of
 
 _OURS = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format",
          "reasoning_effort": "reasoning.effort"}  # fmt: skip
+_PICTURES = frozenset({"input_image", "input_file", "computer_screenshot"})
 _TEXTS = frozenset({"input_text", "output_text", "text"})
 
 
@@ -116,7 +118,8 @@ def _message(item: Item, where: str) -> Message:
         if item.output is None:
             raise bad_request("A function_call_output needs an output.", f"{where}.output")
         call_id = _needed(item.call_id, where, "call_id")
-        return Message("tool", _content(item.output, f"{where}.output"), tool_call_id=call_id)
+        output = item.output if isinstance(item.output, str) else list(map(_seen, item.output))
+        return Message("tool", _content(output, f"{where}.output"), tool_call_id=call_id)
     if item.type != "message":
         told = f"Items of the type {item.type} are not supported."
         if item.type == "item_reference":
@@ -131,6 +134,11 @@ def _needed(value: str | None, where: str, name: str) -> str:
     if not value:
         raise bad_request(f"This item needs a {name}.", f"{where}.{name}")
     return value
+
+
+def _seen(part: Part) -> Part:
+    """Of what a tool gave."""
+    return Part("input_text", text=unseen(part.type)) if part.type in _PICTURES else part
 
 
 def _content(given: str | list[Part], where: str) -> str | list[ContentPart]:
