@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 from tests.gateway.hostile.hostile_line import HostileLine, bytes_of
@@ -49,6 +50,21 @@ def test_what_a_line_tells_of_itself_in_no_known_shape_is_nothing(engine: str, b
         features = line.features
         line.facts = await facts_of(line, 5.0)
         assert line.features == features and line.context is None
+        await hostile.stop()
+
+    asyncio.run(test())
+
+
+def test_of_several_models_that_a_remote_lists_the_lines_own_counts() -> None:
+    async def test() -> None:
+        listed = [{"id": "small", "max_model_len": 4096}, {"id": "big", "max_model_len": 131072}]
+        body = json.dumps({"data": listed}).encode()
+        hostile = HostileLine()
+        hostile.told["/v1/models"] = bytes_of(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        url = await hostile.start()
+        for upstream, context in (("big", 131072), ("small", 4096), ("another", 4096)):
+            line = Line("a", LineSpec(name="a", model="m", engine="openai", url=url, upstream=upstream))
+            assert await facts_of(line, 5.0) == {"max_model_len": context}
         await hostile.stop()
 
     asyncio.run(test())

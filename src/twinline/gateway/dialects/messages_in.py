@@ -83,7 +83,7 @@ def _system(blocks: Sequence[TextIn]) -> list[ContentPart]:
 def _result(given: str | Sequence[TextIn | ImageIn | DocumentIn]) -> str | list[ContentPart]:
     if isinstance(given, str):
         return given
-    texts = (block.text if isinstance(block, TextIn) else unseen(block.__struct_config__.tag) for block in given)
+    texts = (block.text if isinstance(block, TextIn) else unseen(str(block.__struct_config__.tag)) for block in given)
     return [ContentPart("text", text) for text in texts]
 
 

@@ -44,9 +44,15 @@ async def facts_of(line: Line, seconds: float) -> Mapping[str, Any]:
     """What the engine says of itself in `/v1/models`; nothing where it does not answer that, or in no shape known."""
     try:
         status, body = await line.client.ask("GET", "/v1/models", seconds=seconds)
-        return line.driver.facts(msgspec.json.decode(body, type=dict[str, Any])) if status == 200 else {}
+        return line.driver.facts(_own(line, msgspec.json.decode(body, type=dict[str, Any]))) if status == 200 else {}
     except (LineError, msgspec.DecodeError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return {}
+
+
+def _own(line: Line, models: dict[str, Any]) -> Mapping[str, Any]:
+    """Of several that a remote lists, the line's own model; all, where none is called so."""
+    own = [entry for entry in models.get("data") or () if entry.get("id") == line.spec.known_as]
+    return models | {"data": own} if own else models
 
 
 class Watch:
