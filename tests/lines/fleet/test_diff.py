@@ -54,6 +54,13 @@ def test_each_change_is_named_with_its_fields() -> None:
     assert told(other, old)[-1] == ("remove", "model", "n", ())
 
 
+def test_a_chip_is_only_a_name_where_no_engine_is_started() -> None:
+    assert told(fleet(line(url="http://b:1", chip="x")), fleet(line(url="http://b:1", chip="y"))) == [
+        ("update", "line", "a", ("chip",))
+    ]
+    assert told(fleet(line(chip="x")), fleet(line(chip="y"))) == [("restart", "line", "a", ("chip",))]
+
+
 def test_a_list_is_told_as_a_list() -> None:
     """So that `diff`, which has the values, and `apply`, which has them from JSON, say the same."""
     (change,) = diff(fleet(line(cards=())), fleet(line(cards=(0, 1))))

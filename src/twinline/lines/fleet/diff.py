@@ -72,8 +72,9 @@ def _changes(old: Fleet | None, new: Fleet) -> Iterator[Change]:
 
 def _line(old: LineSpec, new: LineSpec) -> Iterator[Change]:
     told = _told(_fields(old), _fields(new))
-    restart = tuple(field for field in told if field[0] not in IN_PLACE | {"replicas"})
-    in_place = tuple(field for field in told if field[0] in IN_PLACE)
+    kept = _in_place(old) & _in_place(new)
+    restart = tuple(field for field in told if field[0] not in kept | {"replicas"})
+    in_place = tuple(field for field in told if field[0] in kept)
     if restart:
         yield Change("restart", "line", new.name, restart)
     if in_place:
@@ -84,7 +85,13 @@ def _line(old: LineSpec, new: LineSpec) -> Iterator[Change]:
 
 def engine_fields(spec: LineSpec) -> dict[str, Any]:
     """The fields that an engine is started from: engines with equal ones are the same."""
-    return {name: _plain(value) for name, value in _fields(spec).items() if name not in IN_PLACE | {"replicas"}}
+    others = _in_place(spec) | {"replicas"}
+    return {name: _plain(value) for name, value in _fields(spec).items() if name not in others}
+
+
+def _in_place(spec: LineSpec) -> frozenset[str]:
+    """What is started elsewhere is only called by its chip."""
+    return IN_PLACE | {"chip"} if spec.url is not None else IN_PLACE
 
 
 def fleet_of(roster: Roster) -> Fleet:
