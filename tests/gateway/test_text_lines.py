@@ -79,6 +79,28 @@ def test_an_answer_in_text(tiny_folder: Path, stream: bool) -> None:
     run(tiny_folder, [remote("far")], test)
 
 
+def test_messages_that_only_a_stand_ins_template_refuses_are_the_remotes_to_render(tiny_folder: Path) -> None:
+    """An agent's second turn at a remote, whose fleet lends the embedded model's tokenizer."""
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "42"}]},
+    ]
+
+    async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
+        response = await made.chat(messages=turns)
+        assert response.status_code == 200 and response.json()["choices"][0]["message"]["content"] == SAID
+        asked = remotes["far"].requests[-1][1]["messages"]
+        assert [message["role"] for message in asked] == ["user", "assistant", "tool"]
+
+    async def beside_tokens(made: Several, remotes: dict[str, TextDouble]) -> None:
+        assert (await made.chat(messages=turns)).status_code == 400
+
+    run(tiny_folder, [remote("far")], test)
+    run(tiny_folder, [remote("far"), plain("near")], beside_tokens)
+
+
 @pytest.mark.parametrize(
     "told",
     [

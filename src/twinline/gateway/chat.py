@@ -30,7 +30,7 @@ from twinline.gateway.exchange import Exchange
 from twinline.gateway.forms import Asked, Form, decoder_of, has_form
 from twinline.gateway.logprobs import chat_logprobs, checked, prompt_logprobs
 from twinline.gateway.order import Order
-from twinline.gateway.rendering import continued_text, going_on, plain, switches
+from twinline.gateway.rendering import continued_text, going_on, plain, stand_in, switches
 from twinline.gateway.reply import DONE, Counting, Envelope, usage_of
 from twinline.gateway.sampling import (
     TIMEOUT_HEADER,
@@ -347,20 +347,29 @@ def _made(
     request: ChatRequest, served: ServedModel, tools: Sequence[Mapping[str, Any]] | None
 ) -> tuple[str, list[int]]:
     """The rendered prompt and its token ids. Raises ValueError for messages that the template refuses, or ApiError."""
+    try:
+        rendered = _rendered(request, served, tools)
+    except ValueError:
+        if not served.is_told_text:
+            raise
+        rendered = stand_in(request)
+    check_text(len(rendered), served, "messages")
+    return rendered, encode_prompt(served.tokenizer, rendered)
+
+
+def _rendered(request: ChatRequest, served: ServedModel, tools: Sequence[Mapping[str, Any]] | None) -> str:
     template = served.template
     if template is None:
         raise bad_request(f"The model {served.name} has no chat template; use /v1/completions.", "model")
     continued = going_on(request)
     opening = not continued if request.add_generation_prompt is None else request.add_generation_prompt
-    rendered = template.render(
+    return template.render(
         [plain(message) for message in request.messages],
         tools,
         add_generation_prompt=opening,
         continue_final_message=continued,
         **(switches(request) | (request.chat_template_kwargs or {})),
     )
-    check_text(len(rendered), served, "messages")
-    return rendered, encode_prompt(served.tokenizer, rendered)
 
 
 def _checked(prompt: list[int], request: ChatRequest, served: ServedModel) -> list[int]:

@@ -48,3 +48,15 @@ def plain(message: Message) -> dict[str, Any]:
     if message.role == "developer":
         plain["role"] = "system"
     return plain
+
+
+def stand_in(request: ChatRequest) -> str:
+    """What is counted as the prompt where no line takes tokens, and the folder that lends the tokenizer has a template
+    of another model: who answers renders the messages by a template of its own."""
+    parts = []
+    for message in map(plain, request.messages):
+        content = message["content"]
+        said = content if isinstance(content, str) else text_of(content or ())
+        calls = [msgspec.json.encode(call).decode() for call in message.get("tool_calls") or ()]
+        parts += [message["role"], said, *calls]
+    return "\n".join(parts)

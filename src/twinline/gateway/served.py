@@ -149,6 +149,12 @@ class ServedModel:
         return any(line.vectors is not None for line in self.supply.lines.values())
 
     @property
+    def is_told_text(self) -> bool:
+        """All of its lines are, which render messages by a template of their own."""
+        lines = self.supply.lines.values()
+        return bool(lines) and all(line.text_only for line in lines)
+
+    @property
     def chats(self) -> bool:
         return self.template is not None and not self.embeds
 
