@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from twinline.engine.build import Built
+from twinline.engine.grammars.compiling import Grammars
 from twinline.engine.loop import Counters
 from twinline.engine.metrics import Metrics
 from twinline.engine.request import Output, Request
@@ -47,6 +48,7 @@ def call(engine: Scripted, body: dict[str, Any] | None, *, leaves: bool = False)
     """Status and body parts of one call: a completion, or the health without a body. `leaves`: the client does."""
     worker = Worker("tiny", Metrics("tiny"))
     worker.built = cast(Built, SimpleNamespace(engine=engine, spec=SimpleNamespace(vocab=10), pooling=None))
+    worker.grammars = cast(Grammars, SimpleNamespace(seconds=0))
     engine.deliver = worker.deliver
     sent: list[dict[str, Any]] = []
 

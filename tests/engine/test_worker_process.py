@@ -58,7 +58,7 @@ def workers(folder: Path) -> Iterator[dict[str, Spawned]]:
 
 def test_a_start_that_fails_says_why_in_one_line_and_exits_with_1(workers: dict[str, Spawned]) -> None:
     failed = workers["nowhere"]
-    assert "has no config.json" in failed.ready["error"]
+    assert "no model folder at" in failed.ready["error"]
     assert failed.process.wait(10) == 1
     assert failed.process.stdout is not None and failed.process.stdout.read() == b""
 

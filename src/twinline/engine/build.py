@@ -137,8 +137,7 @@ def build(
         predictors=int(predictor),
     )
     pages = -(-tokens // page_size)
-    longest = min(context, pages * page_size + (0 if pooling else 1))
-    model = load(directory, spec, ops, device.torch_device, longest, forms, predictor=predictor).eval()
+    model = load(directory, spec, ops, device.torch_device, context, forms, predictor=predictor).eval()
     if exponent := exponent_for(dtype, spec):
         log.info(
             "float16: the residual stream is kept at 1/%d of its size, its weights and norms to match", 2**exponent
@@ -149,7 +148,7 @@ def build(
         max_tokens_per_step=budget,
         max_running=options.max_running,
         max_waiting=options.max_waiting,
-        max_model_len=longest,
+        max_model_len=min(context, pages * page_size + (0 if pooling else 1)),
         ahead=int(predictor),
     )
     runner = Runner(model, device, pages=pages, page_size=page_size, dtype=dtype)

@@ -56,10 +56,14 @@ def test_served_on_the_simulated_chip_and_killed_under_a_stream(
             assert begun.acquire(timeout=30)
         control.write_text("lost")
         until(lambda: chip.client.get("/health").status_code == 503, 10)
+
+        def told_why() -> bool:
+            refused = chip.chat(QUESTIONS[0])
+            assert refused.status_code == 503
+            return "device lost: simchip:clean (simulated)" in refused.json()["error"]["message"]
+
+        until(told_why, 10)  # at first only that nobody is at its address any more
         control.write_text("ok")
-        refused = chip.chat(QUESTIONS[0])
-        message = refused.json()["error"]["message"]
-        assert refused.status_code == 503 and "device lost: simchip:clean (simulated)" in message
         stream.join(60)
         assert found == [whole]
 

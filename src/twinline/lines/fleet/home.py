@@ -50,7 +50,7 @@ def state_file(directory: Path, name: str) -> Path:
 
 
 def state_files(directory: Path) -> list[Path]:
-    return sorted((directory / "engines").glob("*.json"))
+    return sorted((directory / "engines").glob("*.json"), key=lambda path: path.stem)
 
 
 def log_file(directory: Path, name: str) -> Path:
