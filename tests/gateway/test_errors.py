@@ -14,6 +14,8 @@ from tests.gateway.harness import MAX_BODY, MAX_MODEL_LEN, MODEL, Gateway
 from tests.lines.line_double import Script
 
 from twinline.gateway.api_types import NOT_SUPPORTED
+from twinline.gateway.sampling import MOST_CHARACTERS
+from twinline.gateway.text.tokenizer import Tokenizer
 from twinline.lines import client
 from twinline.lines.state import LineState
 
@@ -201,6 +203,24 @@ def test_too_long_in_words_that_clients_read(door: Gateway) -> None:
     found = re.search(r"prompt is too long: (\d+) tokens > (\d+) maximum", told("a " * MAX_MODEL_LEN))
     assert found is not None and int(found[1]) > int(found[2]) == MAX_MODEL_LEN - 1
     assert "prompt is too long" in told("a " * 200_000)
+
+
+def test_a_text_that_cannot_fit_costs_no_tokenizing(door: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = " " * (MOST_CHARACTERS * MAX_MODEL_LEN + 1)
+    monkeypatch.setattr(Tokenizer, "encode", lambda *given, **how: pytest.fail("it was tokenized"))
+    responses = [
+        door.client.post(CHAT, json={"model": MODEL, "messages": [{"role": "user", "content": text}]}),
+        door.client.post("/v1/completions", json={"model": MODEL, "prompt": text}),
+        door.client.post("/tokenize", json={"model": MODEL, "prompt": text}),
+    ]
+    for response in responses:
+        error = error_of(response, 400)
+        assert error["code"] == "context_length_exceeded" and "prompt is too long" in error["message"]
+
+
+def test_more_biases_than_tokens(door: Gateway) -> None:
+    bias = {str(token): 1 for token in range(door.tokenizer.vocab_size + 1)}
+    assert "more than the model has" in error_of(door.chat(logit_bias=bias), 400)["message"]
 
 
 def test_a_bad_timeout_header(door: Gateway) -> None:
