@@ -14,6 +14,7 @@ import pytest
 from tests.cli.scripted_server import Script, serving
 
 from twinline.cli import main
+from twinline.cli.client import NoServer, Server
 
 
 def bench(url: str, *options: str) -> int:
@@ -34,6 +35,25 @@ def test_json_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert (settings["model"], settings["concurrency"], settings["rate"]) == ("m", 2, None)
     assert "api_key" not in settings
     assert len(server.bodies) == 6
+
+
+def test_a_server_that_is_still_starting_is_asked_for_its_model_when_it_is_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = Server.only_model
+    early = iter([NoServer("no server answers yet")] * 2)
+
+    def only_model(server: Server) -> str:
+        for error in early:
+            raise error
+        return asked(server)
+
+    monkeypatch.setattr(Server, "only_model", only_model)
+    with serving(Script()) as server:
+        assert bench(server.url, "--wait", "20") == 0
+        assert "4 of 4" in capsys.readouterr().out
+        early = iter([NoServer("no server answers yet")])
+        assert bench(server.url) == 1  # nobody said that it should wait
 
 
 def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:

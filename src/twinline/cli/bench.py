@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from twinline import __version__
 from twinline.cli import bench_compare
-from twinline.cli.client import Server, base_url
+from twinline.cli.client import NoServer, Server, base_url
 from twinline.cli.parser import DEFAULT_URL, CliError, add_server, integer, positive
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     from twinline.verify.load_report import Limits, cost, summarise
 
     base = base_url(args.url or DEFAULT_URL)
-    model = args.model or Server(base, args.api_key).only_model()
+    model = args.model or _only_model(Server(base, args.api_key), args.wait)
     warm, bodies = _bodies(args, model)
     target = Target(base, args.endpoint, args.api_key)
     _warm_up(target, warm, args)
@@ -152,6 +152,17 @@ def run(args: argparse.Namespace) -> int:
     if any(answer.error == INTERRUPTED for answer in answers):
         return 130
     return 0 if report.completed == report.requests else 1
+
+
+def _only_model(server: Server, wait: float) -> str:
+    end = time.monotonic() + wait
+    while True:
+        try:
+            return server.only_model()
+        except NoServer:
+            if time.monotonic() >= end:
+                raise
+        time.sleep(0.5)
 
 
 def _bodies(args: argparse.Namespace, model: str) -> tuple[list[Body], list[Body]]:
