@@ -338,6 +338,8 @@ def test_a_call_that_must_be_made_and_a_pattern_of_the_answer(family: Family) ->
     assert refused.value.param == "tool_choice"
     with pytest.raises(openai.BadRequestError, match="not JSON"):
         family.ask(response_format={"type": "json_schema", "json_schema": {"name": "sky", "schema": "{"}})
+    with pytest.raises(openai.BadRequestError, match="too deep"):
+        family.ask(extra_body={"guided_json": '{"items":' * 20_000 + "{}" + "}" * 20_000})
 
 
 def test_a_call_that_must_be_made_needs_a_line_that_can(family: Family) -> None:

@@ -46,13 +46,14 @@ class ToolUse:
         JSON schema `form`; None where neither is asked for. Raises ApiError 400."""
         if format_ is None or not self.names:
             return None
-        if self.must:
-            tools = [tool for tool in self.tools if tool["function"]["name"] in self.must]
-            return structural_tag(format_, tools, self.only_one)
-        if form is None:
-            return None
+        tools = [tool for tool in self.tools if not self.must or tool["function"]["name"] in self.must]
         try:
-            return structural_tag(format_, self.tools, self.only_one, json.loads(form))
+            if self.must:
+                return structural_tag(format_, tools, self.only_one)
+            return None if form is None else structural_tag(format_, tools, self.only_one, json.loads(form))
+        except RecursionError:
+            where = "tools" if self.must else "response_format"
+            raise bad_request(f"A schema of {where} is nested too deep.", where) from None
         except ValueError as error:
             raise bad_request(f"The schema of the answer is not JSON: {error}.", "response_format") from None
 
