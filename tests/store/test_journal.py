@@ -174,6 +174,28 @@ def test_a_full_disk_is_an_error_and_nothing_is_lost_when_there_is_room_again(
     assert stored(database) == Counter(["before", "first", "second", "third", "after"])
 
 
+def test_room_that_comes_free_little_by_little_is_enough(
+    database: Database, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the disk has taken is not written to it again."""
+    journal = Journal(directory)
+    real, size = os.write, len(line_of(record("u0")))
+    for number in range(6):
+        journal.add(record(f"u{number}"))
+    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[: size * 3 // 2]))
+    for waiting in (5, 4, 3, 2, 1):
+        with pytest.raises(OSError, match="its disk is full"):
+            journal.commit()
+        assert journal.waiting == waiting
+    journal.commit()
+    assert not journal.waiting and not journal.lost
+    (file,) = directory.iterdir()
+    assert file.stat().st_size < 10 * size
+    journal.close()
+    fold(database, directory)
+    assert stored(database) == Counter(f"u{number}" for number in range(6))
+
+
 def test_what_waits_for_a_full_disk_is_bounded(
     database: Database, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,8 +77,8 @@ class Journal:
         self._added.append(line_of(record))
 
     def commit(self) -> None:
-        """Appends what was added, by one system call. Raises OSError where not all of it fits: then the next one tries
-        all of it again. A record that was whole is there twice then, and is folded once (by its uid)."""
+        """Appends what was added, by one system call. Raises OSError where not all of it fits: the next one tries the
+        rest again. A record that lacks its line end alone is there twice then, and is folded once (by its uid)."""
         if not self._added:
             return
         data = b"\n" * self._torn + b"".join(self._added)  # a line end ends what an earlier failed write left behind
@@ -88,16 +88,22 @@ class Journal:
             self._drop()
             raise
         self._dirty = True
+        self._size += written
         if written != len(data):
-            self._torn = True
+            self._took(written - self._torn)
             self._drop()
             raise OSError(f"the journal took {written} of {len(data)} bytes; its disk is full")
         self._torn = False
         self._added.clear()
-        self._size += written
         if self._size >= self._rotate_bytes and self._spare is not None:
             self._full.append(self._file)
             self._file, self._spare, self._size = self._spare, None, 0
+
+    def _took(self, size: int) -> None:
+        """The disk took the first bytes: writing them again would take the room that comes free, for nothing."""
+        while size >= len(self._added[0]):
+            size -= len(self._added.popleft())
+        self._torn = size != 0
 
     def _drop(self) -> None:
         size = sum(map(len, self._added))
