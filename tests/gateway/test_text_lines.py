@@ -108,11 +108,15 @@ def test_messages_that_only_a_stand_ins_template_refuses_are_the_remotes_to_rend
         "the request exceeds the available context size, try increasing it",  # llama.cpp
     ],
 )
-def test_a_prompt_that_is_too_long_for_a_remote_is_so_at_every_door(tiny_folder: Path, told: str) -> None:
+@pytest.mark.parametrize("in_stream", [False, True])
+def test_a_prompt_that_is_too_long_for_a_remote_is_so_at_every_door(
+    tiny_folder: Path, told: str, in_stream: bool
+) -> None:
     """Clients know the case by OpenAI's code or Anthropic's words, and shorten the conversation."""
 
     async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
-        remotes["far"].words = Words(status=400, error={"message": told, "code": 400})
+        error = {"message": told, "code": 400}
+        remotes["far"].words = Words(told=error) if in_stream else Words(status=400, error=error)
         given = (await made.chat()).json()["error"]
         assert (given["message"], given["code"]) == (told, "context_length_exceeded")
         body = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}

@@ -18,6 +18,7 @@ class Words:
     breaks_after: int | None = None
     status: int = 200  # another one comes with `error`
     error: dict[str, Any] = field(default_factory=lambda: {"message": "the remote is not well", "code": "overloaded"})
+    told: dict[str, Any] | None = None  # an error in the stream, in place of an answer
     finish: str = "stop"
     delay: float = 0.0
     usage: dict[str, int] | None = None
@@ -60,6 +61,9 @@ class TextDouble:
             writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%b" % (words.status, len(body), body))
             return
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        if words.told is not None:
+            self._event(writer, {"error": words.told})
+            return
         said = [("reasoning_content", thought) for thought in words.thoughts]
         said += [("content", piece) for piece in words.pieces]
         for number, (kind, text) in enumerate(said):

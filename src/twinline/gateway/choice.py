@@ -285,7 +285,7 @@ class Choice:
         elif isinstance(error, LineBroken) and error.code == "deadline":
             self._fail(deadline_passed())
         elif of_request(error) and not self.begun:
-            self._fail(ApiError(400, str(error)))
+            self._fail(from_line(error))
         else:
             self._go_on(error)
 

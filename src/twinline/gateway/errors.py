@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from twinline.gateway.faults import CREDENTIALS, is_refusal, reason_of
+from twinline.gateway.faults import CREDENTIALS, is_refusal, of_request, reason_of
 from twinline.lines.protocol import LineBroken, LineError, LineRefused
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -154,8 +154,7 @@ def from_line(error: LineError) -> ApiError:
             headers = {"retry-after": _retry_after(error)}
             return ApiError(429, error.message, code=error.code or "line_full", headers=headers)
         if is_refusal(error.status):
-            code = OVER_CONTEXT if _ABOUT_CONTEXT.search(error.message) else error.code
-            return ApiError(400, error.message, param=error.param, code=code)
+            return _unacceptable(error.message, error.code, error.param)
         if error.status == 403:
             return ApiError(403, "The line refuses this request.", code="line_refuses")
         headers = {"retry-after": _retry_after(error)}
@@ -167,7 +166,14 @@ def from_line(error: LineError) -> ApiError:
         return deadline_passed()
     if isinstance(error, LineBroken) and error.code == "429":  # said in a stream: it is no less full for that
         return ApiError(429, error.reason, code="line_full", headers={"retry-after": RETRY_SECONDS})
+    if isinstance(error, LineBroken) and of_request(error):
+        return _unacceptable(error.reason)
     return ApiError(502, f"The line failed while answering: {reason_of(error)}", code="line_broken")
+
+
+def _unacceptable(told: str, code: str | None = None, param: str | None = None) -> ApiError:
+    """What a line says of the request itself."""
+    return ApiError(400, told, param=param, code=OVER_CONTEXT if _ABOUT_CONTEXT.search(told) else code)
 
 
 def not_asked(line: str, error: Exception) -> ApiError:
