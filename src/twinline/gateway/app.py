@@ -26,6 +26,7 @@ from twinline.gateway.dialects.messages import Messages
 from twinline.gateway.dialects.messages_out import MessagesWording
 from twinline.gateway.dialects.messages_types import MessagesRequest, PromptRequest
 from twinline.gateway.dialects.responses import Responses
+from twinline.gateway.dialects.responses_out import ResponsesWording
 from twinline.gateway.dialects.responses_types import ResponsesRequest
 from twinline.gateway.door import Door
 from twinline.gateway.embeddings import Embeddings, EmbeddingsRequest
@@ -74,7 +75,7 @@ class App:
             "/v1/embeddings": Endpoint("embeddings", door, EmbeddingsRequest, Embeddings(door).answer),
             "/tokenize": Endpoint("tokenize", door, TokenizeRequest, tokens.tokenize),
             "/detokenize": Endpoint("detokenize", door, DetokenizeRequest, tokens.detokenize),
-            "/v1/responses": Endpoint("responses", door, ResponsesRequest, Responses(chat).answer),
+            "/v1/responses": Endpoint("responses", door, ResponsesRequest, Responses(chat).answer, ResponsesWording()),
             "/v1/messages": Endpoint("messages", door, MessagesRequest, messages.answer, MESSAGES),
             "/v1/messages/count_tokens": Endpoint("count_tokens", door, PromptRequest, messages.count, MESSAGES),
         }

@@ -273,6 +273,14 @@ def test_what_cannot_be_done_is_said(door: Gateway, fields: dict[str, Any], para
     assert not door.double.requests
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_line_refuses_is_named_as_the_client_called_it(door: Gateway, stream: bool) -> None:
+    refusal = {"message": "no such schema", "param": "response_format"}
+    door.double.script = lambda request: Script(fault="refuse", status=400, error=refusal)
+    response = post(door, stream=stream)
+    assert response.status_code == 400 and response.json()["error"]["param"] == "text.format"
+
+
 def test_what_has_no_effect_is_told_by_a_header(door: Gateway) -> None:
     door.says("</think>x")
     given = post(

@@ -9,11 +9,10 @@ from twinline.gateway.access import Visit
 from twinline.gateway.answer import Shape
 from twinline.gateway.chat import Chat
 from twinline.gateway.dialects.body import body_of
-from twinline.gateway.dialects.responses_in import named_here, to_chat, without_effect
+from twinline.gateway.dialects.responses_in import to_chat, without_effect
 from twinline.gateway.dialects.responses_out import Streamed, Whole
 from twinline.gateway.dialects.responses_types import ResponsesRequest
 from twinline.gateway.door import Target
-from twinline.gateway.errors import ApiError
 from twinline.gateway.exchange import Exchange
 
 
@@ -38,8 +37,4 @@ class Responses:
             exchange.wording = streamed
             return streamed
 
-        try:
-            await self._chat.serve(exchange, visit, chat, target, body_of(chat), shape)
-        except ApiError as error:
-            error.param = named_here(error.param)
-            raise
+        await self._chat.serve(exchange, visit, chat, target, body_of(chat), shape)

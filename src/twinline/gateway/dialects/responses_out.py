@@ -13,6 +13,7 @@ import msgspec
 
 from twinline.gateway.api_types import ReasoningTokens
 from twinline.gateway.choice import Choice
+from twinline.gateway.dialects.responses_in import named_here
 from twinline.gateway.dialects.responses_tools import spaced_names
 from twinline.gateway.dialects.responses_types import (
     Cached,
@@ -33,7 +34,7 @@ from twinline.gateway.dialects.responses_types import (
 )
 from twinline.gateway.dialects.runs import Run, Runs
 from twinline.gateway.dialects.sealed import ASKED, sealed
-from twinline.gateway.errors import OPENAI, ApiError
+from twinline.gateway.errors import ApiError, OpenAIWording
 from twinline.gateway.reply import usage_of
 from twinline.gateway.transcript import Piece
 
@@ -48,6 +49,14 @@ _DELTAS = {
     "reasoning": "response.reasoning_text",
     "call": "response.function_call_arguments",
 }
+
+
+class ResponsesWording(OpenAIWording):
+    """Names the client's own fields, not those of the chat behind them."""
+
+    def body(self, error: ApiError, request_id: str | None) -> bytes:
+        error.param = named_here(error.param)
+        return super().body(error, request_id)
 
 
 class Whole:
@@ -129,7 +138,7 @@ class Whole:
         return ReasoningItem(id=name, status=status, content=[ReasoningText(run.text)], encrypted_content=kept)
 
 
-class Streamed(Whole):
+class Streamed(Whole, ResponsesWording):
     """Nothing is sent before the first piece, so that a refusal is still an HTTP status. It words its own breaking off,
     for events are numbered."""
 
@@ -154,14 +163,9 @@ class Streamed(Whole):
         response = self.finished(choices)
         return self._start() + self._event(f"response.{response.status}", response=response)
 
-    def head(self, request_id: str) -> bytes:
-        return OPENAI.head(request_id)
-
-    def body(self, error: ApiError, request_id: str | None) -> bytes:
-        return OPENAI.body(error, request_id)
-
     def event(self, error: ApiError, request_id: str) -> bytes:
         """The response as failed, then the error that makes OpenAI's client raise."""
+        error.param = named_here(error.param)
         output = [self.item(run, self.status_of(run)) for run in self.runs.runs]
         failed = self.response("failed", output=output, error=Failure("server_error", error.message))
         inner = msgspec.json.decode(error.body())["error"]
