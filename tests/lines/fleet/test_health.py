@@ -57,12 +57,16 @@ def test_what_a_line_tells_of_itself_in_no_known_shape_is_nothing(engine: str, b
 
 def test_of_several_models_that_a_remote_lists_the_lines_own_counts() -> None:
     async def test() -> None:
-        listed = [{"id": "small", "max_model_len": 4096}, {"id": "big", "max_model_len": 131072}]
+        listed: list[dict[str, object]] = [
+            {"id": "small", "max_model_len": 4096},
+            {"id": "big", "max_model_len": 131072},
+            {"id": "adapter", "parent": "big", "max_model_len": None},  # as vLLM lists one
+        ]
         body = json.dumps({"data": listed}).encode()
         hostile = HostileLine()
         hostile.told["/v1/models"] = bytes_of(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
         url = await hostile.start()
-        for upstream, context in (("big", 131072), ("small", 4096), ("another", 4096)):
+        for upstream, context in (("big", 131072), ("small", 4096), ("another", 4096), ("adapter", 131072)):
             line = Line("a", LineSpec(name="a", model="m", engine="openai", url=url, upstream=upstream))
             assert await facts_of(line, 5.0) == {"max_model_len": context}
         await hostile.stop()

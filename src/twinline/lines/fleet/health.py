@@ -50,9 +50,14 @@ async def facts_of(line: Line, seconds: float) -> Mapping[str, Any]:
 
 
 def _own(line: Line, models: dict[str, Any]) -> Mapping[str, Any]:
-    """Of several that a remote lists, the line's own model; all, where none is called so."""
-    own = [entry for entry in models.get("data") or () if entry.get("id") == line.spec.known_as]
-    return models | {"data": own} if own else models
+    """Of several that a remote lists, the line's own model; all, where none is called so. vLLM and SGLang say of an
+    adapter only whose it is: what it does not tell itself is that model's."""
+    listed = {entry.get("id"): entry for entry in models.get("data") or ()}
+    own = listed.get(line.spec.known_as)
+    if own is None:
+        return models
+    told = {name: value for name, value in own.items() if value is not None}
+    return models | {"data": [listed.get(own.get("parent"), {}) | told]}
 
 
 class Watch:
