@@ -394,6 +394,7 @@ def test_a_full_disk_is_told_with_its_requests_and_costs_no_usage(
             return {sample.name: sample.value for each in Unrecorded(store.access).collect() for sample in each.samples}
 
         made.says("words")
+        monkeypatch.setattr("twinline.gateway.access.RETRY_SECONDS", 0.05)
         monkeypatch.setattr(os, "write", full)
         alice = store.key("alice")
         names = [f"costly-{number}" for number in range(3)]
@@ -405,6 +406,8 @@ def test_a_full_disk_is_told_with_its_requests_and_costs_no_usage(
         told = [record.getMessage() for record in caplog.records if "not recorded" in record.getMessage()]
         assert all("no space left" in text for text in told)
         assert all(sum(name in text for text in told) == 1 for name in names), told
+        await made.until(lambda: told_of() == {waiting: 0, lost: 0}, 10.0)  # also without a further request
+        assert store.used("key")[("alice",)].requests == 3
         assert (await made.complete(alice)).status_code == 200
         assert store.used("key")[("alice",)].requests == 4 and told_of() == {waiting: 0, lost: 0}
 

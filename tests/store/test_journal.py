@@ -214,6 +214,22 @@ def test_what_waits_for_a_full_disk_is_bounded(
     assert stored(database) == Counter(["u2", "u3", "u4"])
 
 
+def test_after_its_end_nothing_is_written(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of its file may be another file's by then."""
+    asked = []
+
+    def full(file: int, data: bytes) -> int:
+        asked.append(data)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    journal = Journal(directory)
+    monkeypatch.setattr(os, "write", full)
+    journal.add(record("late"))
+    journal.close()
+    journal.commit()
+    assert len(asked) == 1
+
+
 def test_what_no_column_holds_does_not_block_the_rest(database: Database, directory: Path) -> None:
     bad = [
         msgspec.structs.replace(record("big"), segments=[Segment("l", None, prompt_tokens=2**63 - 1, cost=1e300)]),

@@ -7,6 +7,7 @@ journal.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import time
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _BEARER = "bearer "
+RETRY_SECONDS = 1.0  # after a disk has taken no record
 
 
 class Visit(msgspec.Struct, eq=False):
@@ -88,6 +90,7 @@ class Access:
         self._admin = sha256(admin.encode()).digest() if admin else None  # an empty key would be everybody's
         self._currency = currency
         self._booked: list[str] = []  # requests whose records this turn of the loop will write
+        self._retry: asyncio.TimerHandle | None = None
         self.observers: list[Observer] = []
         self.on_refusal: Callable[[str, str], None] = lambda key, reason: None
 
@@ -279,7 +282,14 @@ class Access:
         try:
             self._journal.commit()
         except OSError as error:
-            log.error("usage is not recorded yet, of some or all of requests %s: %s", ", ".join(booked), error)
+            if booked:
+                log.error("usage is not recorded yet, of some or all of requests %s: %s", ", ".join(booked), error)
+            if self._retry is None:  # there may be no further request whose record would bring these along
+                self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._commit_again)
+
+    def _commit_again(self) -> None:
+        self._retry = None
+        self._commit()
 
 
 def secret_of(header: Callable[[str], str | None]) -> str | None:

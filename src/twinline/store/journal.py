@@ -121,6 +121,7 @@ class Journal:
             self.commit()
         except OSError as error:
             _log.error("the last usage is not recorded, %d requests': %s", len(self._added), error)
+            self._added.clear()  # no later `commit` may write to a number that is another file's by then
         for file in (*self._full, self._file):
             os.fsync(file)
             os.close(file)
