@@ -202,7 +202,7 @@ def test_what_waits_for_a_full_disk_is_bounded(
     journal = Journal(directory)
     real = os.write
     size = len(line_of(record("u0")))
-    monkeypatch.setattr(journals, "MOST_KEPT", 3 * size + size // 2)  # times are not all of one length
+    monkeypatch.setattr(journals, "MOST_KEPT", 3 * size + size // 2)  # times are longer and shorter texts
     monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:10]))
     for number in range(5):
         with pytest.raises(OSError, match="its disk is full"):
