@@ -14,6 +14,7 @@ from collections.abc import Callable
 from twinline.gateway.errors import forbidden
 
 _OURS = (".localhost", ".local", ".internal")  # of which no site can have one; containers call their host so
+_SITES = re.compile("https?:|null$", re.IGNORECASE)
 _HOST = re.compile(r"\[([^]]*)\]|([^:]*)")  # and then perhaps a port
 
 
@@ -39,8 +40,10 @@ def refuse_names(header: Callable[[str], str | None]) -> None:
 
 
 def refuse_pages(header: Callable[[str], str | None]) -> None:
-    """Raises ApiError 403 for what a page of another site sends, too. For requests that do something."""
+    """Raises ApiError 403 for what a page of another site sends, too. For requests that do something. A desktop
+    application made of a browser is cross-site to everything, but its origin (`app://`, `file://`) is no site's: theirs
+    are http or, where a page is kept apart, null."""
     refuse_names(header)
-    if header("sec-fetch-site") == "cross-site":
+    if header("sec-fetch-site") == "cross-site" and _SITES.match(header("origin") or "null"):
         told = "A gateway without keys takes no requests that pages of other sites make: use keys: required."
         raise forbidden(told, "cross_site")

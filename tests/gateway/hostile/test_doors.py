@@ -189,11 +189,26 @@ def test_without_keys_this_machines_names_are_answered(attacked: Attacked, host:
     assert "models" in json.loads(got[2].body)
 
 
-@pytest.mark.parametrize(("site", "status"), [(b"cross-site", 403), (b"same-site", 200), (b"same-origin", 200)])
-def test_without_keys_pages_of_other_sites_make_no_requests(attacked: Attacked, site: bytes, status: int) -> None:
+CROSS = b"sec-fetch-site: cross-site\r\n"
+
+
+@pytest.mark.parametrize(
+    ("extra", "status"),
+    [
+        (CROSS, 403),
+        (CROSS + b"origin: https://site.example\r\n", 403),
+        (CROSS + b"origin: http://127.0.0.1:3000\r\n", 403),
+        (CROSS + b"origin: null\r\n", 403),
+        (CROSS + b"origin: app://obsidian.md\r\n", 200),  # a desktop application's, which no site can have
+        (CROSS + b"origin: file://\r\n", 200),
+        (b"sec-fetch-site: same-site\r\n", 200),
+        (b"sec-fetch-site: same-origin\r\n", 200),
+    ],
+)
+def test_without_keys_pages_of_other_sites_make_no_requests(attacked: Attacked, extra: bytes, status: int) -> None:
     attacked.good(True)
     for _ in range(2):
-        (answer,), _ = said(attacked.address, framed(extra=b"sec-fetch-site: %s\r\n" % site))
+        (answer,), _ = said(attacked.address, framed(extra=extra))
         assert answer.status == status
 
 
