@@ -214,6 +214,30 @@ def test_what_waits_for_a_full_disk_is_bounded(
     assert stored(database) == Counter(["u2", "u3", "u4"])
 
 
+def test_a_full_disk_costs_no_time_for_all_that_waits(
+    database: Database, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(directory)
+    real, sizes = os.write, list[int]()
+
+    def full(file: int, data: bytes) -> int:
+        sizes.append(len(data))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    for number in range(1000):
+        journal.add(record(f"u{number}"))
+    with pytest.raises(OSError, match="No space left"):
+        journal.commit()
+    assert len(sizes) == 1 and sizes[0] < 100_000
+    monkeypatch.setattr(os, "write", real)
+    journal.commit()
+    assert not journal.waiting
+    journal.close()
+    fold(database, directory)
+    assert stored(database) == Counter(f"u{number}" for number in range(1000))
+
+
 def test_after_its_end_nothing_is_written(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of its file may be another file's by then."""
     asked = []

@@ -24,6 +24,7 @@ SUFFIX = ".jsonl"
 UNNAMED = ".new"
 FSYNC_SECONDS = 0.2
 ROTATE_BYTES = 16 << 20
+AT_ONCE = 1 << 16  # bytes of one write
 MOST_KEPT = 8 << 20  # bytes of records that a full disk did not take; the oldest beyond that are lost
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Journal:
         self._torn = False
         self._dirty = False
         self._added: deque[bytes] = deque()  # not yet on disk, by `write`'s thread alone
+        self._bytes = 0  # of them
         self.lost = 0  # records that will never be
         # Handed over by single assignments and list operations, which the interpreter makes whole.
         self._spare: int | None = None
@@ -74,41 +76,56 @@ class Journal:
 
     def add(self, record: Usage) -> None:
         """Keeps the record for the next `commit`, which must come before the client has its last byte."""
-        self._added.append(line_of(record))
+        line = line_of(record)
+        self._added.append(line)
+        self._bytes += len(line)
 
     def commit(self) -> None:
-        """Appends what was added, by one system call. Raises OSError where not all of it fits: the next one tries the
-        rest again. A record that lacks its line end alone is there twice then, and is folded once (by its uid)."""
-        if not self._added:
-            return
-        data = b"\n" * self._torn + b"".join(self._added)  # a line end ends what an earlier failed write left behind
-        try:
-            written = os.write(self._file, data)
-        except OSError:
-            self._drop()
-            raise
-        self._dirty = True
-        self._size += written
-        if written != len(data):
+        """Appends what was added, by one system call where it is little. Raises OSError where not all of it fits: the
+        next one tries the rest again. A record that lacks its line end alone is there twice then, and is folded once
+        (by its uid)."""
+        while self._added:
+            some = self._added if self._bytes <= AT_ONCE else self._first()
+            data = b"\n" * self._torn + b"".join(some)  # a line end ends what an earlier failed write left behind
+            try:
+                written = os.write(self._file, data)
+            except OSError:
+                self._drop()
+                raise
+            self._dirty = True
+            self._size += written
             self._took(written - self._torn)
-            self._drop()
-            raise OSError(f"the journal took {written} of {len(data)} bytes; its disk is full")
-        self._torn = False
-        self._added.clear()
-        if self._size >= self._rotate_bytes and self._spare is not None:
-            self._full.append(self._file)
-            self._file, self._spare, self._size = self._spare, None, 0
+            if written != len(data):
+                self._drop()
+                raise OSError(f"the journal took {written} of {len(data)} bytes; its disk is full")
+            if self._size >= self._rotate_bytes and self._spare is not None:
+                self._full.append(self._file)
+                self._file, self._spare, self._size = self._spare, None, 0
+
+    def _first(self) -> list[bytes]:
+        """Of a backlog: a disk that takes none of it must not cost the time to put all of it together."""
+        some, size = list[bytes](), 0
+        for line in self._added:
+            some.append(line)
+            size += len(line)
+            if size >= AT_ONCE:
+                break
+        return some
 
     def _took(self, size: int) -> None:
         """The disk took the first bytes: writing them again would take the room that comes free, for nothing."""
-        while size >= len(self._added[0]):
-            size -= len(self._added.popleft())
+        while self._added and size >= len(self._added[0]):
+            size -= self._pop()
         self._torn = size != 0
 
+    def _pop(self) -> int:
+        size = len(self._added.popleft())
+        self._bytes -= size
+        return size
+
     def _drop(self) -> None:
-        size = sum(map(len, self._added))
-        while size > MOST_KEPT:
-            size -= len(self._added.popleft())
+        while self._bytes > MOST_KEPT:
+            self._pop()
             self.lost += 1
 
     def close(self) -> None:
