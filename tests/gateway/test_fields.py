@@ -111,6 +111,14 @@ def test_a_prompt_is_cut_from_the_left(door: Gateway) -> None:
         assert answer["choices"][0]["text"].startswith(door.tokenizer.decode(ids[-3:]))
         door.complete(prompt=prompt, truncate_prompt_tokens=300)
         assert door.asked()["prompt"] == ids
+    long = "one two three four " * 5000
+    assert door.complete(prompt=long).status_code == 400
+    for asked in (door.complete, door.chat):
+        given = {"prompt": long} if asked == door.complete else {"messages": [{"role": "user", "content": long}]}
+        asked(**given, truncate_prompt_tokens=100)
+        assert len(door.asked()["prompt"]) == 100
+    door.complete(prompt=long, truncate_prompt_tokens=100)
+    assert door.asked()["prompt"] == door.tokenizer.encode(long, special=False)[-100:]
     door.complete(prompt=[5] * 1000, truncate_prompt_tokens=-1, max_tokens=6)
     assert len(door.asked()["prompt"]) == MAX_MODEL_LEN - 6
     door.chat(truncate_prompt_tokens=4)

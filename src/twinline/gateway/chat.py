@@ -36,9 +36,9 @@ from twinline.gateway.sampling import (
     TIMEOUT_HEADER,
     Plan,
     check_some,
-    check_text,
     ignored,
     plan,
+    readable,
     refuse_unsupported,
     room,
     truncated,
@@ -353,8 +353,8 @@ def _made(
         if not served.is_told_text:
             raise
         rendered = stand_in(request)
-    check_text(len(rendered), served, "messages")
-    return rendered, encode_prompt(served.tokenizer, rendered)
+    text = readable(rendered, served, "messages", request.truncate_prompt_tokens)
+    return rendered, encode_prompt(served.tokenizer, text)
 
 
 def _rendered(request: ChatRequest, served: ServedModel, tools: Sequence[Mapping[str, Any]] | None) -> str:

@@ -31,6 +31,7 @@ from twinline.gateway.sampling import (
     check_text,
     ignored,
     plan,
+    readable,
     refuse_unsupported,
     room,
     truncated,
@@ -235,11 +236,10 @@ def _given(request: CompletionRequest, served: ServedModel) -> list[str | list[i
     if choices > MAX_CHOICES:
         raise bad_request(f"prompts times n make {choices} choices, at most {MAX_CHOICES} are allowed.", "prompt")
     for item in given:
-        if isinstance(item, str):
-            check_text(len(item), served, "prompt")
-        else:
+        if not isinstance(item, str):
             check_given(item, served, "prompt")  # before they are decoded
-    return given
+    cut = request.truncate_prompt_tokens
+    return [readable(item, served, "prompt", cut) if isinstance(item, str) else item for item in given]
 
 
 def _encode(given: Iterable[str | list[int]], served: ServedModel, request: CompletionRequest) -> list[Prompt]:

@@ -182,6 +182,15 @@ def check_text(characters: int, served: ServedModel, param: str) -> None:
         raise over_context(served.max_model_len, told, param)
 
 
+def readable(text: str, served: ServedModel, param: str, cut: int | None) -> str:
+    """What of a text is tokenized: all of it or, where its prompt will be `cut`, an end that has all that can be left.
+    Raises ApiError 400."""
+    if cut is not None:
+        return text[-MOST_CHARACTERS * served.max_model_len :]
+    check_text(len(text), served, param)
+    return text
+
+
 def check_given(ids: list[int], served: ServedModel, param: str) -> None:
     """Of a client's own token ids. Raises ApiError 400 if there are none, or one that the model does not have."""
     check_some(ids, param)
