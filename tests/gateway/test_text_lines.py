@@ -126,6 +126,19 @@ def test_a_prompt_that_is_too_long_for_a_remote_is_so_at_every_door(
     run(tiny_folder, [remote("far")], test)
 
 
+def test_a_request_waits_for_a_remote_that_says_in_its_stream_that_it_is_full(tiny_folder: Path) -> None:
+    async def test(made: Several, remotes: dict[str, TextDouble]) -> None:
+        remotes["far"].words = Words(told={"message": "rate limited", "code": 429})
+        asked = asyncio.create_task(made.chat())
+        await made.until(lambda: remotes["far"].requests)
+        await asyncio.sleep(0.2)
+        assert len(remotes["far"].requests) == 1
+        remotes["far"].words = Words()
+        assert (await asked).status_code == 200
+
+    run(tiny_folder, [remote("far")], test)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_a_remotes_filter_cuts_is_not_a_whole_one(tiny_folder: Path, stream: bool) -> None:
     async def test(made: Several, remotes: dict[str, TextDouble]) -> None:

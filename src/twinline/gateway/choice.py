@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from twinline.gateway.closing import caught, cut_short, end_attempt, last_words, sane
 from twinline.gateway.deadline import NEVER, Deadline
 from twinline.gateway.errors import ApiError, cannot_continue, deadline_passed, from_line, internal, not_asked
-from twinline.gateway.faults import is_fault, of_request, reason_of, unreachable
+from twinline.gateway.faults import is_fault, is_full, of_request, reason_of, unreachable
 from twinline.gateway.listener import Listener
 from twinline.gateway.reasons import why_left, why_refused
 from twinline.gateway.routing import Ask, Placement, Ticket, block_keys
@@ -276,7 +276,7 @@ class Choice:
         end_attempt(self._supply, self, ok=False, fault=fault)
         if fault:
             self._supply.fault(line, reason_of(error), unreachable=unreachable(error))
-        if isinstance(error, LineRefused):
+        if isinstance(error, LineRefused) or (is_full(error) and not segment.deltas):
             told = from_line(error)
             if told.status == 400 and not self.begun:  # else one line took it: what another says is that one's affair
                 self._fail(told)

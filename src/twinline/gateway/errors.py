@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from twinline.gateway.faults import CREDENTIALS, is_refusal, of_request, reason_of
+from twinline.gateway.faults import CREDENTIALS, is_full, is_refusal, of_request, reason_of
 from twinline.lines.protocol import LineBroken, LineError, LineRefused
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -164,7 +164,7 @@ def from_line(error: LineError) -> ApiError:
         return ApiError(503, error.message, code=error.code or "line_unavailable", headers=headers)
     if isinstance(error, LineBroken) and error.code == "deadline":
         return deadline_passed()
-    if isinstance(error, LineBroken) and error.code == "429":  # said in a stream: it is no less full for that
+    if isinstance(error, LineBroken) and is_full(error):  # said in a stream: it is no less full for that
         return ApiError(429, error.reason, code="line_full", headers={"retry-after": RETRY_SECONDS})
     if isinstance(error, LineBroken) and of_request(error):
         return _unacceptable(error.reason)

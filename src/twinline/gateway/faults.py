@@ -34,6 +34,11 @@ def of_request(error: LineError) -> bool:
     return isinstance(error, LineBroken) and is_refusal(_status(error))
 
 
+def is_full(error: LineError) -> bool:
+    """The line has no room, whichever way it says so."""
+    return _status(error) == 429
+
+
 def is_refusal(status: int) -> bool:
     """Whether the status is about the request itself, which then fares no better elsewhere."""
     return 400 <= status < 500 and status not in OURS | ELSEWHERE

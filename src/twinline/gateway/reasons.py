@@ -6,6 +6,7 @@ Owns a closed vocabulary, because a label must not take what an engine says. Mus
 from __future__ import annotations
 
 from twinline.gateway.errors import ApiError
+from twinline.gateway.faults import is_full
 from twinline.lines.protocol import LineError, LineRefused
 
 # Of a line's failure: `full` it had no room, `unreachable` nobody listened, `refused` it did not take the request,
@@ -36,9 +37,9 @@ OF_MODELS = (  # why a request for a model got no answer, as far as `refusals_to
 
 def why_left(error: LineError) -> str:
     """Why an attempt ended at a line before the answer was whole."""
+    if is_full(error):
+        return "full"
     if isinstance(error, LineRefused):
-        if error.status == 429:
-            return "full"
         return "unreachable" if error.code in _UNREACHABLE else "refused"
     return _BROKEN.get(getattr(error, "code", None) or "", "broken")
 
