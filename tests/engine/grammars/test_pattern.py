@@ -192,6 +192,12 @@ def test_options_and_repeated_groups_inside_json() -> None:
         assert fits_schema(anything, json.dumps(text, ensure_ascii=False)) == good
 
 
+@pytest.mark.parametrize("pattern", ["(x|y)a{3,2}", "(?:ab){2,1}", "a{3,2}"])
+def test_a_count_whose_numbers_are_out_of_order_is_refused(pattern: str) -> None:
+    with pytest.raises(BadGrammar):
+        fits("regex", pattern, "")
+
+
 @pytest.mark.parametrize(
     ("pattern", "blamed"), [("(?:[a-z]{1,500} ?){1,10}", "too many ways"), ("(.*a.{15})?", "more than 20000 states")]
 )

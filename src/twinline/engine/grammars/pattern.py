@@ -102,7 +102,7 @@ def _automaton(parts: list[str], what: str) -> Automaton:
                 continue  # as few as possible: the same texts
             if not row:
                 raise BadGrammar(f"{what}: there is nothing to repeat before {part}")
-            row.append(partial(builder.repeated, row.pop(), *_counts(part)))
+            row.append(partial(builder.repeated, row.pop(), *_counts(part, what)))
         else:
             row.append(partial(builder.character, characters(part)))
     if len(open_groups) > 1:
@@ -119,10 +119,12 @@ def _either(builder: Builder, options: list[list[Node]]) -> Node:
     return lambda then: builder.either([in_row(row, then) for row in options])
 
 
-def _counts(part: str) -> tuple[int, int | None]:
+def _counts(part: str, what: str) -> tuple[int, int | None]:
     if part in _REPEATS:
         return _REPEATS[part]
     least, comma, most = part[1:-1].partition(",")
+    if most and int(most) < int(least):
+        raise BadGrammar(f"{what}: {part} has its numbers out of order")
     return int(least), int(most) if most else None if comma else int(least)
 
 
