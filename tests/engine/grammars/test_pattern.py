@@ -98,6 +98,21 @@ def test_a_pattern_anchored_at_one_end_is_open_at_the_other() -> None:
     assert fits_schema(names, '{"x-a": 1}') and not fits_schema(names, '{"y": 1}')
 
 
+def test_an_anchor_that_all_options_have_is_that_of_the_whole() -> None:
+    for pattern in ("^$|^[a-z]+x$", "^(?:a|bx)$|^$|^ax$"):
+        for text in ("", "a", "ax", "bx", "axb", "1ax"):
+            meant = re.search(pattern, text) is not None
+            assert fits("regex", pattern, text) == meant, (pattern, text)
+            assert fits_schema({"type": "string", "pattern": pattern}, json.dumps(text)) == meant, (pattern, text)
+    for pattern in ("^a|^b", "a$|(b|c)$"):
+        for text in ("a", "b", "xa", "bx", "xc", "x", "axb", "xbx"):
+            meant = re.search(pattern, text) is not None
+            assert fits_schema({"type": "string", "pattern": pattern}, json.dumps(text)) == meant, (pattern, text)
+    for pattern in ("^a$|^b", "^a|b$|^c", "(^a|b)", "^a^|^b"):
+        with pytest.raises(BadGrammar, match="at the ends"):
+            fits("regex", pattern, "a")
+
+
 def test_characters_have_one_form_in_utf8() -> None:
     for data in (b"\xe0\x9f\xbf", b"\xf0\x8f\xbf\xbf", b"\xed\xa0\x80", b"\xc1\xbf"):
         assert not fits("regex", ".", data) and not fits("regex", ".|a{200}", data)

@@ -59,7 +59,7 @@ def json_pattern(pattern: Any, what: str, least: int = 0, most: int | None = Non
     """
     parts = _parts(pattern, what)
     begins, ends = parts[:1] == ["^"], parts[-1:] == ["$"]
-    if begins is not ends and not _has_top_bar(parts):
+    if begins is not ends and len(_options(parts)) == 1:
         parts = [*parts, *_ANYTHING] if begins else [*_ANYTHING, *parts]
     made = "".join(_written(parts, in_json, what))
     if _plain(parts) and not least and most is None:
@@ -138,7 +138,7 @@ def _parts(pattern: Any, what: str) -> list[str]:
         raise BadGrammar(f"{what}: a pattern is a string")
     if len(pattern) > LONGEST:
         raise BadGrammar(f"{what}: the pattern has {len(pattern)} characters, at most {LONGEST} are allowed")
-    parts = _PARTS.findall(pattern)
+    parts = _anchored_as_one(_PARTS.findall(pattern))
     inner = parts[parts[:1] == ["^"] : len(parts) - (parts[-1:] == ["$"])]
     _check_repeats(inner, what)
     for part in inner:
@@ -168,13 +168,27 @@ def _written(parts: list[str], write: Callable[[Ranges], str], what: str) -> Ite
                 raise BadGrammar(f"{what}: {error}") from None
 
 
-def _has_top_bar(parts: list[str]) -> bool:
+def _options(parts: list[str]) -> list[list[str]]:
+    """What stands between the bars that are in no group."""
+    options: list[list[str]] = [[]]
     depth = 0
     for part in parts:
         depth += (part[0] == "(") - (part == ")")
         if part == "|" and not depth:
-            return True
-    return False
+            options.append([])
+        else:
+            options[-1].append(part)
+    return options
+
+
+def _anchored_as_one(parts: list[str]) -> list[str]:
+    """`^a$|^b$` is `^(?:a|b)$`: an anchor that all options have is that of the whole."""
+    options = _options(parts)
+    begins, ends = all(row[:1] == ["^"] for row in options), all(row[-1:] == ["$"] for row in options)
+    if len(options) == 1 or not (begins or ends):
+        return parts
+    inner = [part for row in options for part in ("|", *row[begins : len(row) - ends])]
+    return ["^"] * begins + ["(?:", *inner[1:], ")"] + ["$"] * ends
 
 
 def _check_repeats(parts: list[str], what: str) -> None:
