@@ -17,6 +17,12 @@ def test_columns_are_left_out_in_the_order_that_is_told_until_it_fits() -> None:
     assert fitted(ROWS, 3, ("url", "pid"))[0] == [["line", "state"], ["ascend", "serving"]]  # what is needed stays
 
 
+def test_wide_characters_take_two_columns_and_joined_accents_none() -> None:
+    rows = [["chip", "n", "url"], ["昇腾910B", "1", "a"], ["e\u0301", "22", "b"]]
+    assert aligned(rows) == "chip       n  url\n昇腾910B   1    a\ne\u0301         22    b"
+    assert fitted(rows, 17, ("url",))[1] == [] and fitted(rows, 16, ("url",))[1] == ["url"]
+
+
 def test_a_price_by_the_hour_by_tokens_or_both() -> None:
     def price(*values: float) -> str:
         return _price(dict(zip(("price_per_hour", "price_per_million_input", "price_per_million_output"), values)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twinline.cli.terminal import harmless
+from twinline.cli.terminal import harmless, taken
 
 
 def aligned(rows: Sequence[Sequence[str]], indent: str = "") -> str:
@@ -13,8 +13,8 @@ def aligned(rows: Sequence[Sequence[str]], indent: str = "") -> str:
     widths = _widths(rows)
     lines = []
     for row in rows:
-        first, *others = row
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        gaps = [" " * (width - taken(cell)) for cell, width in zip(row, widths, strict=True)]
+        cells = [row[0] + gaps[0], *(gap + cell for gap, cell in zip(gaps[1:], row[1:], strict=True))]
         lines.append(indent + "  ".join(cells).rstrip())
     return "\n".join(lines)
 
@@ -36,4 +36,4 @@ def fitted(
 
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
-    return [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [max(map(taken, column)) for column in zip(*rows, strict=True)]

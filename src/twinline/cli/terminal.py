@@ -9,6 +9,7 @@ import io
 import os
 import re
 import sys
+import unicodedata
 from pathlib import Path
 
 _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all control characters but tab and line feed
@@ -27,6 +28,13 @@ def width() -> int:
     """Columns of the terminal, within limits; WIDEST where output goes to a file or a pipe."""
     there = columns()
     return WIDEST if there is None else min(max(there, NARROWEST), WIDEST)
+
+
+def taken(text: str) -> int:
+    """How many columns the text takes: a Chinese character two, an accent that joins its letter none."""
+    return sum(
+        0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text
+    )
 
 
 def harmless(text: str) -> str:
