@@ -221,3 +221,10 @@ def test_a_pattern_that_grows_too_large_is_refused_in_time(pattern: str, blamed:
     with pytest.raises(BadGrammar, match=blamed):
         text_pattern(pattern, "it")
     assert time.process_time() - began < 15
+
+
+def test_a_class_of_many_ranges_costs_little() -> None:
+    apart = "".join(chr(0x4E00 + 2 * number) for number in range(400))
+    began = time.process_time()
+    text_pattern(f"(?:[{apart}]{{1,20}} ?){{1,5}}", "it")
+    assert time.process_time() - began < 10

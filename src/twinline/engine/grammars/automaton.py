@@ -6,6 +6,7 @@ Owns what is matched, exactly, which xgrammar does not for parts with repeats in
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -95,23 +96,36 @@ class Builder:
 
     def automaton(self, begin: int) -> Automaton:
         work = 0
+        letters = self._letters()
+        within = {ranges: [letter for letter, has in enumerate(letters) if _has(ranges, has[0][0])]
+                  for ranges, _ in filter(None, self._by)}  # fmt: skip
 
         def follow(states: frozenset[int]) -> tuple[list[tuple[int, int, frozenset[int]]], bool]:
             nonlocal work
             work += len(states)
             if work > MOST_WORK:
                 raise BadGrammar("the pattern can be read in too many ways at once: simplify its repeated groups")
-            steps = [(low, high, to) for state in states if (by := self._by[state]) is not None
-                     for ranges, to in (by,) for low, high in ranges]  # fmt: skip
-            cuts = sorted({low for low, _, _ in steps} | {high + 1 for _, high, _ in steps})
-            found: list[tuple[int, int, frozenset[int]]] = []
-            for low, above in pairwise(cuts):
-                places = frozenset(to for first, last, to in steps if first <= low <= last)
-                if places:
-                    found.append((low, above - 1, self._reached(places)))
-            return found, self.end in states
+            places: dict[int, set[int]] = {}
+            for ranges, to in filter(None, (self._by[state] for state in states)):
+                for letter in within[ranges]:
+                    places.setdefault(letter, set()).add(to)
+            return [(letter, letter, self._reached(to)) for letter, to in places.items()], self.end in states
 
-        return _explored(self._reached((begin,)), follow)
+        made = _explored(self._reached((begin,)), follow)
+        edges = [[(low, high, to) for first, last, to in each for letter in letters[first : last + 1]
+                  for low, high in letter] for each in made.edges]  # fmt: skip
+        return Automaton([_joined(each) for each in edges], made.ends)
+
+    def _letters(self) -> list[Ranges]:
+        """Sets of characters that each class of the pattern has all or none of: in them there is nothing to tell
+        apart."""
+        classes = {ranges for ranges, _ in filter(None, self._by)}
+        cuts = sorted({cut for ranges in classes for low, high in ranges for cut in (low, high + 1)})
+        letters: dict[frozenset[Ranges], list[tuple[int, int]]] = {}
+        for low, above in pairwise(cuts):
+            if having := frozenset(ranges for ranges in classes if _has(ranges, low)):
+                letters.setdefault(having, []).append((low, above - 1))
+        return [tuple(letter) for letter in letters.values()]
 
     def _reached(self, states: Iterable[int]) -> frozenset[int]:
         """Those that matter among the states reached from these by no character."""
@@ -122,6 +136,11 @@ class Builder:
                     seen.add(state)
                     waiting.append(state)
         return frozenset(state for state in seen if state == self.end or self._by[state] is not None)
+
+
+def _has(ranges: Ranges, point: int) -> bool:
+    at = bisect_right(ranges, (point, LAST)) - 1
+    return at >= 0 and point <= ranges[at][1]
 
 
 def of_length(least: int, most: int | None) -> Automaton:
