@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -84,6 +85,21 @@ def test_no_control_character_comes_in_the_arguments_of_a_forced_call() -> None:
     tag = {"type": "structural_tag", "format": {"type": "json_schema", "json_schema": schema}}
     assert fits("structural_tag", json.dumps(tag), '{"a": "b"}')
     assert not fits("structural_tag", json.dumps(tag), '{"a": "\x01"}')
+
+
+def test_a_clients_own_rules_beside_schemas_are_left_as_they_are() -> None:
+    rules = {"type": "grammar", "grammar": r'root ::= [^"\\\r\n]+'}
+    tag = {"type": "structural_tag", "format": rules}
+    assert fits("structural_tag", json.dumps(tag), "a\tb") and not fits("structural_tag", json.dumps(tag), 'a"b')
+
+
+def test_a_length_that_would_take_too_long_to_compile_is_refused_at_once() -> None:
+    began = time.monotonic()
+    for text in ({"format": "email", "maxLength": 254}, {"pattern": r"^\S(.*\S)?$", "maxLength": 255}):
+        with pytest.raises(BadGrammar, match="takes too long to mask with the length beside it"):
+            fits_schema({"type": "string"} | text, '"a"')
+    assert time.monotonic() - began < 10
+    assert fits_schema({"type": "string", "pattern": "^[A-Za-z ]+$", "maxLength": 100}, '"a b"')
 
 
 @pytest.mark.parametrize("value", [0.1, -0.1, 6.791683, 1e-7, 0.30000000000000004, 1.0, 1e300, 2**53, 12])

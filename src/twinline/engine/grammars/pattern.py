@@ -24,6 +24,7 @@ LONGEST = 4096
 MOST_REPEATS = 1000
 MOST_NESTED_REPEATS = 10_000  # of a part in a repeated part
 _SYNTAX = frozenset(")|*+?")
+MOST_WITH_LENGTH = 200  # states: each takes some 50 ms to compile where a vocabulary has 128k tokens
 MOST_UNROLLED = 127  # repeats in an automaton: from 128 on xgrammar counts them, and masks are slow
 
 _PARTS = re.compile(
@@ -68,9 +69,12 @@ def json_pattern(pattern: Any, what: str, least: int = 0, most: int | None = Non
     if not least and most is None:
         return automaton
     try:
-        return automaton.both(of_length(least, most))
+        limited = automaton.both(of_length(least, most))
     except BadGrammar as error:
         raise BadGrammar(f"{what}: {error}, with the length beside it") from None
+    if len(limited.ends) > MOST_WITH_LENGTH:
+        raise BadGrammar(f"{what} takes too long to mask with the length beside it: leave one of them out")
+    return limited
 
 
 def _plain(parts: list[str]) -> bool:

@@ -41,6 +41,7 @@ class StandIns:
         """`schema`: as the client wrote it, so that no text of its own is taken for a stand-in."""
         self._patterns: list[str | Automaton] = []
         self._numbers: list[str] = []
+        self.shared = False  # whether rules of a client's own stand beside those of schemas, which must not be mended
         self._number = "twinline-number-"
         while self._number in schema:
             self._number += "-"
@@ -64,7 +65,7 @@ class StandIns:
         """The grammar that xgrammar made of the schema, with what stands for others replaced by that."""
         # It writes `é` as `\xe9`, and would read all hexadecimal digits behind that as its own.
         made = _ESCAPED.sub(lambda found: f"\\u00{found[1]}" if found[1] else found[0], ebnf)
-        for written, meant in _STRINGS:
+        for written, meant in () if self.shared else _STRINGS:
             made = made.replace(written, meant)
         made = re.sub(rf'\\"{self._number}([0-9]+)\\"', lambda found: self._numbers[int(found[1])], made)
         made = _PLACE.sub(lambda found: self._begun(int(found[1])), made)

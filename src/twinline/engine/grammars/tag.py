@@ -33,6 +33,8 @@ def _tags(node: Any, stand_ins: StandIns) -> Any:
         return [_tags(part, stand_ins) for part in node]
     if not isinstance(node, dict):
         return node
+    if node.get("type") == "grammar":
+        stand_ins.shared = True
     # Of the other styles a string may be no JSON. A tag of the older form has its schema beside `begin`.
     held = "json_schema" if node.get("type") == "json_schema" and node.get("style", "json") == "json" else "schema"
     if held in node and (held == "json_schema" or "begin" in node) and isinstance(node[held], dict):
