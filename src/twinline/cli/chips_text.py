@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Collection, Iterator, Sequence
 
+from twinline.cli.table import aligned
 from twinline.cli.terminal import width
 from twinline.facts.chips import Chip, Precision
 from twinline.facts.evidence import Figure, How
@@ -49,15 +50,7 @@ def computing(chip: Chip, precision: Precision) -> str:
 
 def columns(rows: Sequence[Sequence[str]], left: Collection[int] = (0,), indent: str = "  ") -> list[str]:
     """Rows of equal length, aligned; columns in `left` to the left, the others to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = (
-            cell.ljust(width) if at in left else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append((indent + "  ".join(cells)).rstrip())
-    return lines
+    return aligned(rows, indent, left).split("\n")
 
 
 def wrapped(label: str, text: str, indent: int) -> Iterator[str]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from twinline.cli.terminal import harmless, taken
 
 
-def aligned(rows: Sequence[Sequence[str]], indent: str = "") -> str:
-    """Rows of equal length as columns: the first to the left, the others to the right."""
+def aligned(rows: Sequence[Sequence[str]], indent: str = "", left: Collection[int] = (0,)) -> str:
+    """Rows of equal length as columns: those in `left` to the left, the others to the right."""
     rows = [[harmless(cell) for cell in row] for row in rows]
     widths = _widths(rows)
     lines = []
     for row in rows:
         gaps = [" " * (width - taken(cell)) for cell, width in zip(row, widths, strict=True)]
-        cells = [row[0] + gaps[0], *(gap + cell for gap, cell in zip(gaps[1:], row[1:], strict=True))]
+        cells = [cell + gap if at in left else gap + cell for at, (cell, gap) in enumerate(zip(row, gaps, strict=True))]
         lines.append(indent + "  ".join(cells).rstrip())
     return "\n".join(lines)
 

@@ -115,8 +115,7 @@ class Choice:
         return self.transcript.shown
 
     def start(self) -> None:
-        if self._deadline is not NEVER:
-            self._deadline.watch(self._late)
+        self._deadline.watch(self._late)
         self._supply.place(self)
 
     @caught
@@ -127,8 +126,7 @@ class Choice:
 
     def _close(self) -> None:
         self.over = True
-        if self._deadline is not NEVER:
-            self._deadline.forget()
+        self._deadline.forget()
 
     def lost(self) -> None:
         """The gateway itself failed at it: nobody else would tell who waits."""
